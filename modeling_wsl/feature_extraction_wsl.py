@@ -1,0 +1,192 @@
+"""WSLFeatureExtractor: the weights of a model to tokens and back, without loss (paper, section 3.3)."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from os import PathLike
+from typing import Any
+
+import torch
+from torch import nn
+from transformers.feature_extraction_utils import BatchFeature, FeatureExtractionMixin
+
+from .checkpoints import Checkpoint, open_checkpoint
+from .manifest import TensorSpec, WeightManifest
+from .remote_code import copy_code_files
+from .tokenization import read_tokens, write_tokens
+
+
+Source = Mapping[str, torch.Tensor] | nn.Module | Checkpoint | str | PathLike
+
+
+class WSLFeatureExtractor(FeatureExtractionMixin):
+    """Turns models into token sequences and token sequences into models.
+
+    Every floating-point tensor is tokenised, whatever its name. Integers and batch-norm running statistics are carried
+    beside the tokens (in `manifest.carried_values`), tied tensors are stored once, and `decode` gives back the same
+    names, shapes, dtypes and bits.
+
+    Args:
+        tokenization: "dense" flattens each layer and cuts it into tokens, the last one zero-padded; "sparse" cuts each
+            output row (with its bias where shapes allow) on its own, as SANE does (paper, appendix B.2.1).
+        token_size: d_t, entries per token: 230 dense, 288 sparse in the paper (Table 4).
+        position_unit: the third position k counts "token"s within the layer, or, for sparse tokens, output "row"s:
+            the reading that fits the 550 learned positions of the paper's SANE baseline.
+        batch_norm_statistics: "carry" leaves running means and variances out of the tokens (paper, appendix B.2.2);
+            "tokenize" takes them in.
+    """
+
+    model_input_names = ["tokens", "token_mask", "positions"]
+
+    def __init__(
+        self,
+        tokenization: str = "dense",
+        token_size: int = 230,
+        position_unit: str = "token",
+        batch_norm_statistics: str = "carry",
+        **kwargs: Any,
+    ):
+        self.tokenization = tokenization
+        self.token_size = token_size
+        self.position_unit = position_unit
+        self.batch_norm_statistics = batch_norm_statistics
+        super().__init__(**kwargs)
+        self.layout({})  # an unknown option is refused here, not at the first model
+
+    def layout(
+        self,
+        tensors: Mapping[str, TensorSpec],
+        tied: Mapping[str, str] | None = None,
+        tensor_order: Sequence[str] | None = None,
+    ) -> WeightManifest:
+        """The manifest of tensors known by name, shape and dtype only (see `WeightManifest.from_tensors`)."""
+        return WeightManifest.from_tensors(
+            tensors,
+            tied,
+            tensor_order=tensor_order,
+            tokenization=self.tokenization,
+            token_size=self.token_size,
+            position_unit=self.position_unit,
+            batch_norm_statistics=self.batch_norm_statistics,
+        )
+
+    def manifest(self, source: Source, **options: Any) -> WeightManifest:
+        """The manifest of a model; reads its header, none of its weights. Options as in `open_checkpoint`."""
+        with open_checkpoint(source, **options) as checkpoint:
+            return self.layout(checkpoint.tensors, checkpoint.tied, checkpoint.tensor_order)
+
+    def __call__(self, source: Source, **options: Any) -> BatchFeature:
+        """Tokenises a whole model.
+
+        Args:
+            source: state dict, module, checkpoint file or folder, Hub id (see `open_checkpoint`).
+            options: passed to `open_checkpoint` (`revision`, `token`, `allow_nonfinite`, `key`, ...).
+
+        Returns:
+            tokens `[T, d_t]` float32 (float64 if the model holds any), token_mask `[T, d_t]` bool (true: a weight),
+            positions `[T, 3]` int64 and the `WeightManifest`, with the carried tensors in `manifest.carried_values`.
+
+        Raises:
+            CheckpointError: the source cannot be read safely or holds no weights.
+            NonFiniteWeightsError: a NaN or an infinity among the weights, unless `allow_nonfinite=True`.
+        """
+        with open_checkpoint(source, **options) as checkpoint:
+            manifest = self._manifest_with_values(checkpoint)
+            return self._window(checkpoint, manifest, 0, manifest.num_tokens)
+
+    def stream(self, source: Source, window_size: int = 4096, **options: Any) -> Iterator[BatchFeature]:
+        """Tokenises a model window by window, in the memory of one window.
+
+        Args:
+            source, options: as in `__call__`.
+            window_size: tokens per window; the last one holds what is left.
+
+        Yields:
+            What `__call__` returns, for tokens `[token_start, token_start + window_size)`, and `token_start` too.
+            `manifest` is that of the whole model, the same object each time.
+        """
+        if window_size < 1:
+            raise ValueError(f"window_size is {window_size}; a window holds at least one token.")
+        with open_checkpoint(source, **options) as checkpoint:
+            manifest = self._manifest_with_values(checkpoint)
+            for start in range(0, manifest.num_tokens, window_size):
+                window = self._window(checkpoint, manifest, start, min(start + window_size, manifest.num_tokens))
+                window["token_start"] = start
+                yield window
+
+    def decode(
+        self,
+        tokens: torch.Tensor,
+        manifest: WeightManifest,
+        carried: Mapping[str, torch.Tensor] | None = None,
+    ) -> dict[str, torch.Tensor]:
+        """Turns tokens back into the tensors that they came from: the exact inverse of `__call__`.
+
+        Args:
+            tokens: `[T, d_t]`, any floating-point dtype; what lies in the padding is ignored.
+            manifest: what the tokens are made of.
+            carried: the tensors that were not tokenised; by default those that the manifest still holds in memory.
+                Pass `{}` to leave them out.
+
+        Returns:
+            name -> tensor, in state-dict order, on the device of the tokens; tied names share one tensor.
+
+        Raises:
+            ValueError: the shape is not the manifest's, or carried tensors are neither given nor held.
+        """
+        expected = (manifest.num_tokens, manifest.token_size)
+        if tuple(tokens.shape) != expected:
+            raise ValueError(
+                f"tokens have shape {tuple(tokens.shape)}, the manifest describes {expected}. "
+                "Decode all tokens of a model at once, with the manifest that came with them."
+            )
+        if carried is None:
+            carried = manifest.carried_values
+        if carried is None and manifest.carried:
+            names = ", ".join(spec.name for spec in manifest.carried[:3])
+            raise ValueError(
+                f"{len(manifest.carried)} tensors were carried beside the tokens ({names}, ...) and this manifest, "
+                "read from JSON, does not hold them. Pass carried={name: tensor}, or carried={} to leave them out."
+            )
+        state = dict(carried or {})
+        for block in manifest.blocks:
+            state |= write_tokens(tokens[block.first_token : block.end_token], block)
+        state |= {alias: state[name] for alias, name in manifest.tied.items()}
+        return {name: state[name] for name in manifest.tensor_order if name in state}
+
+    def _manifest_with_values(self, checkpoint: Checkpoint) -> WeightManifest:
+        manifest = self.layout(checkpoint.tensors, checkpoint.tied, checkpoint.tensor_order)
+        # Clones: the values outlive the memory map they are read from.
+        values = {spec.name: checkpoint.read(spec.name).clone() for spec in manifest.carried}
+        return replace(manifest, carried_values=values)
+
+    def _window(self, checkpoint: Checkpoint, manifest: WeightManifest, start: int, stop: int) -> BatchFeature:
+        tokens = torch.empty(stop - start, self.token_size, dtype=manifest.dtype)
+        for block in manifest.blocks_between(start, stop):
+            first, last = max(start, block.first_token), min(stop, block.end_token)
+            read_tokens(
+                tokens[first - start : last - start],
+                block,
+                first - block.first_token,
+                last - block.first_token,
+                read=lambda spec: checkpoint.read(spec.name),
+                check=checkpoint.check_finite,
+            )
+        return BatchFeature(
+            {
+                "tokens": tokens,
+                "token_mask": manifest.token_mask(start, stop),
+                "positions": manifest.positions(start, stop),
+                "manifest": manifest,
+            }
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        return {
+            **super().to_dict(),
+            "auto_map": {"AutoFeatureExtractor": f"{__name__.rsplit('.', 1)[-1]}.{type(self).__name__}"},
+        }
+
+    def save_pretrained(self, save_directory: str | PathLike, push_to_hub: bool = False, **kwargs: Any) -> list[str]:
+        """Writes `preprocessor_config.json`, and the code files that let it load without the library installed."""
+        copy_code_files(save_directory)
+        return super().save_pretrained(save_directory, push_to_hub=push_to_hub, **kwargs)
