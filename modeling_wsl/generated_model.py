@@ -1,0 +1,99 @@
+"""GeneratedModel: weights that a backbone drew, where each tensor came from, and a model of the target's library."""
+
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .targets import Target
+
+
+PROVENANCE_FILE = "provenance.json"
+REPORTED_PACKAGES = ("hf-wsl", "torch", "transformers", "timm", "safetensors")
+
+
+@dataclass(frozen=True)
+class GeneratedModel:
+    """A generated model.
+
+    Attributes:
+        state_dict: every name of the target, in its order, on the CPU, in the target's dtypes; tied names share one
+            tensor.
+        provenance: `tensors` says of every name of the state dict "sampled", "inherited: <anchor>", "re-estimated" or
+            "initialised"; beside it everything that is needed to make the same weights again. JSON-serialisable.
+        target: what was generated.
+    """
+
+    state_dict: dict[str, Tensor] = field(repr=False)
+    provenance: dict[str, Any] = field(repr=False)
+    target: Target = field(repr=False)
+
+    def instantiate(self) -> nn.Module:
+        """A new module of the target's library with these weights, on the CPU, in eval mode.
+
+        Raises:
+            ValueError: the target was given as tensors only (a manifest, a state dict, a file).
+        """
+        with torch.random.fork_rng(devices=[]):  # its initialisation is overwritten: leave the caller's seed alone
+            module = self.target.build()
+        module.load_state_dict(self.state_dict)
+        return module.eval()
+
+    def save_pretrained(self, save_directory: str | os.PathLike) -> Path:
+        """Writes a folder that the target's own library loads, and `provenance.json`.
+
+        timm targets: `timm.create_model("local-dir:<folder>", pretrained=True)`. transformers targets:
+        `AutoModel*.from_pretrained(folder)`. Others: `model.safetensors`. The files are written beside the folder
+        first and then moved, weights before provenance, so that none is ever seen half written.
+
+        Returns:
+            The folder.
+
+        Raises:
+            FileExistsError: the path is a file.
+        """
+        folder = Path(save_directory)
+        if folder.exists() and not folder.is_dir():
+            raise FileExistsError(f"{folder} is a file; give a folder to save the generated model in.")
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        temporary = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}."))
+        try:
+            self.target.save(self.state_dict, temporary)
+            (temporary / PROVENANCE_FILE).write_text(json.dumps(self.provenance, indent=2) + "\n")
+            folder.mkdir(exist_ok=True)
+            for path in sorted(temporary.iterdir(), key=lambda path: path.name == PROVENANCE_FILE):
+                path.chmod(0o644)  # transformers leaves weight files readable by their owner only
+                os.replace(path, folder / path.name)
+        finally:
+            shutil.rmtree(temporary)
+        return folder
+
+
+def package_versions() -> dict[str, str | None]:
+    """The versions that a generated model depends on; None for what is not installed (hf-wsl as remote code)."""
+    versions: dict[str, str | None] = {}
+    for package in REPORTED_PACKAGES:
+        try:
+            versions[package] = version(package)
+        except PackageNotFoundError:
+            versions[package] = None
+    return versions
+
+
+def entries_by_origin(origins: Mapping[str, str], state_dict: Mapping[str, Tensor]) -> dict[str, int]:
+    """How many numbers of the state dict come from each origin; tied tensors count once."""
+    counts: dict[str, int] = {}
+    seen: set[int] = set()
+    for name, origin in origins.items():
+        if id(state_dict[name]) not in seen:
+            seen.add(id(state_dict[name]))
+            counts[origin] = counts.get(origin, 0) + state_dict[name].numel()
+    return counts

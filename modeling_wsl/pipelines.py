@@ -1,0 +1,181 @@
+"""The two pipeline tasks: "weight-embedding" and "weight-generation" (transformers' `pipeline`)."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import chain
+from typing import Any
+
+import numpy as np
+import torch
+from transformers import Pipeline, PreTrainedModel
+
+from .anchors import AnchorSource
+from .feature_extraction_wsl import Source
+from .generated_model import GeneratedModel
+from .generation import STREAM_WINDOW, GenerationSettings, generate, plan_generation
+from .sampling import encode_stream
+
+
+class WeightPipeline(Pipeline):
+    """What both tasks share: the backbone without its training head, and the feature extractor that belongs to it."""
+
+    _load_tokenizer = False
+    _load_image_processor = False
+    _load_video_processor = False
+    _load_processor = False
+    _load_feature_extractor = None  # optional for transformers; a missing one is refused below, with a better message
+
+    def __init__(self, model: PreTrainedModel, **kwargs: Any):
+        super().__init__(model=model.base_model, **kwargs)
+        self.model.eval()
+        if self.feature_extractor is None:
+            raise ValueError(
+                "No feature extractor was found beside the backbone. Pass feature_extractor=WSLFeatureExtractor(...) "
+                "as the backbone was trained with, or a model folder that holds preprocessor_config.json."
+            )
+        for name in ("tokenization", "token_size"):
+            cuts, expects = getattr(self.feature_extractor, name), getattr(self.model.config, name)
+            if cuts != expects:
+                raise ValueError(
+                    f"The feature extractor has {name}={cuts!r}, the backbone expects {expects!r}. Use the "
+                    "preprocessor_config.json that was saved with the backbone."
+                )
+
+    def __call__(self, inputs: Any, *, batch_size: int | None = None, **kwargs: Any) -> Any:
+        # transformers would collate whole models into a batch; here it means windows of one model.
+        if batch_size is None:
+            batch_size = self._batch_size
+        if batch_size is not None:
+            kwargs["windows_per_batch"] = batch_size
+        if isinstance(inputs, list) and not inputs:
+            return []
+        return super().__call__(inputs, batch_size=1, **kwargs)
+
+
+@dataclass(frozen=True)
+class Passed:
+    """Carries a value past transformers' device placement, which would copy the tensors of a plain dict."""
+
+    value: Any
+
+
+class WeightEmbeddingPipeline(WeightPipeline):
+    """Embeds models by their weights: the mean latent over all tokens (paper, section 3.4).
+
+    ```python
+    embedder = pipeline("weight-embedding", model="org/hf-wsl-large")
+    embedder("org/some-model")  # {"embedding": ..., "per_layer": ..., "manifest": ...}
+    ```
+
+    Called with a source that `open_checkpoint` reads (state dict, module, file, folder, Hub id) it returns a dict:
+    `embedding` float32 numpy `[latent_size]`, `per_layer` {layer name: float32 `[latent_size]`} and the model's
+    `WeightManifest`. A list gives a list, a dataset or generator an iterator. A model is read and encoded in haloed
+    windows, one batch after the other: memory does not grow with its size.
+
+    Args (of the call, or of `pipeline` as defaults):
+        window_size: tokens per window; default: the window that the backbone was trained on.
+        halo: tokens of context on both sides of a window; default 64.
+        batch_size: windows per forward pass; default 8.
+        autocast_dtype: run the backbone under autocast to this type ("bfloat16").
+        progress: show a progress bar; default true.
+        revision, token, subfolder, key, order, allow_nonfinite, min_parameters: see `open_checkpoint`.
+
+    Raises:
+        CheckpointError: a source cannot be read safely.
+    """
+
+    def _sanitize_parameters(
+        self,
+        window_size: int | None = None,
+        halo: int | None = None,
+        windows_per_batch: int | None = None,
+        autocast_dtype: torch.dtype | str | None = None,
+        progress: bool | None = None,
+        **open_options: Any,
+    ) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
+        forward = {
+            "window_size": window_size,
+            "halo": halo,
+            "batch_size": windows_per_batch,
+            "autocast_dtype": autocast_dtype,
+            "progress": progress,
+        }
+        return open_options, {name: value for name, value in forward.items() if value is not None}, {}
+
+    def preprocess(self, source: Source, **open_options: Any) -> dict[str, Any]:
+        windows = self.feature_extractor.stream(source, window_size=STREAM_WINDOW, **open_options)
+        first = next(windows)
+        return {"manifest": first["manifest"], "windows": Passed(chain([first], windows))}
+
+    def _forward(
+        self, model_inputs: Mapping[str, Any], window_size: int | None = None, **options: Any
+    ) -> dict[str, Any]:
+        manifest = model_inputs["manifest"]
+        sums = torch.zeros(len(manifest.layers), self.model.config.latent_size, dtype=torch.float64)
+        for start, latents in encode_stream(
+            self.model,
+            model_inputs["windows"].value,
+            manifest.num_tokens,
+            window_size=window_size or self.model.config.window_size,
+            **{"progress": True, **options},
+        ):
+            layer = manifest.positions(start, start + len(latents))[:, 1]  # [tokens]
+            sums.index_add_(0, layer, latents.cpu().double())
+        return {"sums": sums, "manifest": manifest}
+
+    def postprocess(self, model_outputs: Mapping[str, Any]) -> dict[str, Any]:
+        sums, manifest = model_outputs["sums"], model_outputs["manifest"]
+        counts = torch.tensor([layer.num_tokens for layer in manifest.layers])
+        means = (sums / counts[:, None]).float().numpy()  # [layers, latent_size]
+        embedding: np.ndarray = (sums.sum(0) / manifest.num_tokens).float().numpy()
+        return {
+            "embedding": embedding,
+            "per_layer": {layer.name: mean for layer, mean in zip(manifest.layers, means, strict=True)},
+            "manifest": replace(manifest, carried_values=None),
+        }
+
+
+class WeightGenerationPipeline(WeightPipeline):
+    """Generates models: a draw from a density on the anchors' latents, decoded into weights (paper, section 3.4).
+
+    ```python
+    generator = pipeline("weight-generation", model="org/hf-wsl-large")
+    models = generator("resnet18", anchors=["timm/resnet18.a1_in1k"], num_samples=5, seed=0)
+    models[0].instantiate()
+    ```
+
+    Called with a target (see `resolve_target`) it returns a list of `GeneratedModel`; a list of targets gives a list
+    of lists. Target and anchors are checked against each other before any work is done.
+
+    Args (of the call, or of `pipeline` as defaults):
+        anchors: one or more trained models of the target's architecture; required.
+        num_classes, target_kwargs: see `resolve_target`.
+        initialise: modules or tensors of the target to initialise anew instead of sampling them.
+        num_samples, num_candidates, seed, bandwidth, noise, window_size, halo, batch_size, autocast_dtype,
+            batch_norm_images, rank, progress: see `GenerationSettings`.
+        revision, token, subfolder, key, order, allow_nonfinite, min_parameters: of the anchors, see `open_checkpoint`.
+
+    Raises:
+        ValueError: the target is unknown, or an anchor does not match it; the message names the tensors.
+        CheckpointError: an anchor cannot be read safely.
+    """
+
+    def _sanitize_parameters(
+        self, windows_per_batch: int | None = None, **options: Any
+    ) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
+        if windows_per_batch is not None:
+            options["batch_size"] = windows_per_batch
+        return options, {}, {}
+
+    def preprocess(
+        self, target: Any, anchors: AnchorSource | Sequence[AnchorSource] = (), **options: Any
+    ) -> dict[str, Any]:
+        settings = {name: options.pop(name) for name in GenerationSettings.__dataclass_fields__ if name in options}
+        plan = plan_generation(self.feature_extractor, target, anchors, GenerationSettings(**settings), **options)
+        return {"plan": plan}
+
+    def _forward(self, model_inputs: Mapping[str, Any]) -> list[GeneratedModel]:
+        return generate(self.model, self.feature_extractor, model_inputs["plan"])
+
+    def postprocess(self, model_outputs: Iterable[GeneratedModel]) -> list[GeneratedModel]:
+        return list(model_outputs)

@@ -1,0 +1,296 @@
+"""From anchors' weights to new latents: haloed windows and the kernel density estimate (paper, appendix B.2.2, C.2).
+
+A model has far more tokens than a backbone sees at once. It is cut into core windows; each is processed together with
+`halo` tokens of context on both sides, which are dropped from the result. Rows are shifted inwards at both ends of the
+sequence, so that all rows of a sequence have the same length, every token in them is real, and no attention mask is
+needed. Which row a token's result comes from is computed from the token's index alone, for any length.
+"""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from tqdm.auto import tqdm
+from transformers import PreTrainedModel
+from transformers.utils.logging import is_progress_bar_enabled
+
+from .manifest import check_choice
+
+
+@dataclass(frozen=True)
+class HaloedWindows:
+    """Which rows a sequence of `num_tokens` tokens is processed in, and which tokens of each row are kept.
+
+    Core window i is tokens `[i * window_size, (i + 1) * window_size)`; its row holds `halo` more on both sides. A row
+    that would begin before the sequence or end after it is shifted inwards. A last core window of at most `halo`
+    tokens would get the same row as the one before it; the two are one window here.
+
+    Raises:
+        ValueError: a window without tokens or a negative halo.
+    """
+
+    num_tokens: int
+    window_size: int = 512
+    halo: int = 64
+
+    def __post_init__(self):
+        if self.window_size < 1:
+            raise ValueError(f"window_size is {self.window_size}; a window holds at least one token.")
+        if self.halo < 0:
+            raise ValueError(f"halo is {self.halo}; give 0 for windows without context, or a positive number.")
+
+    @property
+    def row_length(self) -> int:
+        """Tokens in every row, halo included."""
+        return min(self.num_tokens, self.window_size + 2 * self.halo)
+
+    def __len__(self) -> int:
+        if self.num_tokens <= self.window_size + 2 * self.halo:
+            return min(self.num_tokens, 1)
+        return -(-(self.num_tokens - self.halo) // self.window_size)
+
+    def row_start(self, index: int) -> int:
+        """The first token of a row."""
+        return min(max(index * self.window_size - self.halo, 0), self.num_tokens - self.row_length)
+
+    def core(self, index: int) -> tuple[int, int]:
+        """The tokens `[start, stop)` whose results are taken from this row."""
+        last = index == len(self) - 1
+        return index * self.window_size, self.num_tokens if last else (index + 1) * self.window_size
+
+
+def encode_stream(
+    model: PreTrainedModel,
+    chunks: Iterable[Mapping[str, Tensor]],
+    num_tokens: int,
+    *,
+    window_size: int = 512,
+    halo: int = 64,
+    batch_size: int = 8,
+    autocast_dtype: torch.dtype | str | None = None,
+    progress: bool = False,
+) -> Iterator[tuple[int, Tensor]]:
+    """Encodes a sequence that arrives in pieces, in the memory of one piece and one batch.
+
+    Args:
+        model: a backbone with `encode`.
+        chunks: consecutive pieces with `tokens` `[n, d_t]`, `token_mask` `[n, d_t]` and `positions` `[n, 3]`, such as
+            `WSLFeatureExtractor.stream` yields.
+        num_tokens: of all pieces together.
+        window_size, halo: see `HaloedWindows`.
+        batch_size: rows per forward pass.
+        autocast_dtype: run the backbone under autocast to this type ("bfloat16").
+        progress: show a progress bar, unless transformers' switch turns them off.
+
+    Yields:
+        (index of the first token, latents `[n, latent_size]` float32 on the model's device), in order, without gaps.
+
+    Raises:
+        ValueError: the pieces hold more or fewer than `num_tokens` tokens.
+    """
+    windows = HaloedWindows(num_tokens, window_size, halo)
+    held: dict[str, Tensor] = {}
+    held_start = held_stop = index = 0
+    with _progress_bar(len(windows), "Encoding", progress) as bar:
+        for chunk in chunks:
+            fields = {
+                name: chunk[name] for name in ("tokens", "token_mask", "positions") if chunk.get(name) is not None
+            }
+            held_stop += len(fields["tokens"])
+            if held_stop > num_tokens:
+                break
+            held = {name: torch.cat([held[name], value]) if held else value for name, value in fields.items()}
+            while index < len(windows):
+                rows = range(index, min(index + batch_size, len(windows)))
+                if windows.row_start(rows[-1]) + windows.row_length > held_stop:
+                    break
+                batch = {name: _rows(value, windows, rows, held_start) for name, value in held.items()}
+                yield windows.core(index)[0], _run(model, model.encode, batch, windows, rows, autocast_dtype)
+                bar.update(len(rows))
+                index = rows.stop
+            if index < len(windows):  # what lies before the next row is not needed again
+                drop = windows.row_start(index) - held_start
+                held = {name: value[drop:] for name, value in held.items()}
+                held_start += drop
+    if held_stop != num_tokens:
+        raise ValueError(
+            f"The pieces hold {'at least ' if held_stop > num_tokens else ''}{held_stop} tokens, num_tokens says "
+            f"{num_tokens}. Pass the number of tokens of the whole sequence (manifest.num_tokens)."
+        )
+
+
+def encode_haloed(
+    model: PreTrainedModel,
+    tokens: Tensor,
+    token_mask: Tensor | None,
+    positions: Tensor,
+    window_size: int = 512,
+    halo: int = 64,
+    batch_size: int = 8,
+    autocast_dtype: torch.dtype | str | None = None,
+    progress: bool = False,
+) -> Tensor:
+    """Encodes a whole model of any length, window by window (paper, appendix B.2.2).
+
+    Args:
+        model: a backbone with `encode`.
+        tokens: `[T, d_t]`, any T, 0 included.
+        token_mask: `[T, d_t]` bool, true where a token holds a weight; None: everywhere.
+        positions: `[T, 3]` int64.
+        window_size, halo, batch_size, autocast_dtype, progress: see `encode_stream`.
+
+    Returns:
+        latents `[T, latent_size]` float32, on the device of the tokens.
+    """
+    _check_positions(positions, len(tokens))
+    latents = torch.empty(len(tokens), model.config.latent_size, dtype=torch.float32, device=tokens.device)
+    chunk = {"tokens": tokens, "token_mask": token_mask, "positions": positions}
+    for start, part in encode_stream(
+        model,
+        [chunk],
+        len(tokens),
+        window_size=window_size,
+        halo=halo,
+        batch_size=batch_size,
+        autocast_dtype=autocast_dtype,
+        progress=progress,
+    ):
+        latents[start : start + len(part)] = part
+    return latents
+
+
+def decode_haloed(
+    model: PreTrainedModel,
+    latents: Tensor,
+    positions: Tensor,
+    window_size: int = 512,
+    halo: int = 64,
+    batch_size: int = 8,
+    autocast_dtype: torch.dtype | str | None = None,
+    progress: bool = False,
+) -> Tensor:
+    """Decodes the latents of a whole model of any length, window by window (paper, appendix B.2.2).
+
+    Args:
+        model: a backbone with `decode`.
+        latents: `[T, latent_size]`.
+        positions: `[T, 3]` int64.
+        window_size, halo, batch_size, autocast_dtype, progress: see `encode_stream`.
+
+    Returns:
+        tokens `[T, d_t]` float32, on the device of the latents.
+    """
+    _check_positions(positions, len(latents))
+    windows = HaloedWindows(len(latents), window_size, halo)
+    tokens = torch.empty(len(latents), model.config.token_size, dtype=torch.float32, device=latents.device)
+    with _progress_bar(len(windows), "Decoding", progress) as bar:
+        for index in range(0, len(windows), batch_size):
+            rows = range(index, min(index + batch_size, len(windows)))
+            batch = {
+                "latents": _rows(latents, windows, rows, 0),
+                "positions": _rows(positions, windows, rows, 0),
+            }
+            part = _run(model, model.decode, batch, windows, rows, autocast_dtype)
+            start = windows.core(index)[0]
+            tokens[start : start + len(part)] = part
+            bar.update(len(rows))
+    return tokens
+
+
+def sample_latents(
+    anchors: Tensor,
+    bandwidth: float = 0.2,
+    noise: str = "shared",
+    generator: torch.Generator | None = None,
+    noise_scale: Callable[[Tensor], Tensor] | None = None,
+) -> Tensor:
+    """One draw from the Gaussian kernel density estimate on the anchors' latents (paper, appendix B.2.2).
+
+    A draw from such an estimate is a randomly chosen anchor plus `bandwidth` times a standard normal vector. The
+    random numbers are made on the CPU, so that a seed means the same draw on every device.
+
+    Args:
+        anchors: `[anchors, T, latent_size]`.
+        bandwidth: standard deviation of the kernel; 0 returns an anchor.
+        noise: "shared": one anchor and one noise vector for all tokens of the draw, which is what the published code
+            does through a fixed seed; "independent": an anchor and a noise vector of its own for each token.
+        generator: source of randomness; None: torch's global one.
+        noise_scale: gives, for latents `[T, latent_size]`, what one unit of noise is worth in each number
+            (`WSLModel.noise_scale`); None: 1 everywhere.
+
+    Returns:
+        `[T, latent_size]`, dtype and device of the anchors.
+
+    Raises:
+        ValueError: anchors of another rank, none of them, a negative bandwidth or an unknown kind of noise.
+    """
+    if anchors.dim() != 3 or len(anchors) == 0:
+        raise ValueError(
+            f"anchors have shape {tuple(anchors.shape)}; give [anchors, tokens, latent_size], one or more."
+        )
+    if not 0 <= bandwidth < float("inf"):
+        raise ValueError(f"bandwidth is {bandwidth}; it is a standard deviation: give 0 (no noise) or more.")
+    check_choice("noise", noise, ("shared", "independent"))
+    num_anchors, num_tokens, latent_size = anchors.shape
+    if noise == "shared":
+        index = torch.randint(num_anchors, (1,), generator=generator)
+        epsilon = torch.randn(latent_size, generator=generator)  # [latent_size], the same for every token
+        draw = anchors[int(index)]
+    else:
+        index = torch.randint(num_anchors, (num_tokens,), generator=generator).to(anchors.device)
+        epsilon = torch.randn(num_tokens, latent_size, generator=generator)
+        draw = anchors[index, torch.arange(num_tokens, device=anchors.device)]  # [T, latent_size]
+    step = bandwidth * epsilon.to(draw)
+    return draw + (step if noise_scale is None else step * noise_scale(draw))
+
+
+def draw_seeds(seed: int, num_draws: int) -> list[int]:
+    """A seed for each draw, so that any one can be made again without the others.
+
+    The first seeds do not depend on how many are asked for.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    return [int(torch.randint(2**63 - 1, (), generator=generator)) for _ in range(num_draws)]
+
+
+def _rows(sequence: Tensor, windows: HaloedWindows, rows: range, offset: int) -> Tensor:
+    """The rows of a sequence whose first token has index `offset`: `[rows, row_length, ...]`."""
+    starts = [windows.row_start(row) - offset for row in rows]
+    return torch.stack([sequence[start : start + windows.row_length] for start in starts])
+
+
+def _run(
+    model: PreTrainedModel,
+    method,
+    batch: dict[str, Tensor],
+    windows: HaloedWindows,
+    rows: range,
+    autocast_dtype: torch.dtype | str | None,
+) -> Tensor:
+    """Runs encode or decode on a batch of rows and keeps the core of each: `[tokens, width]` float32."""
+    inputs = {name: value.to(model.device) for name, value in batch.items()}
+    if isinstance(autocast_dtype, str):
+        check_choice("autocast_dtype", autocast_dtype, ("bfloat16", "float16"))
+        autocast_dtype = getattr(torch, autocast_dtype)
+    enabled = autocast_dtype is not None
+    with torch.no_grad(), torch.autocast(model.device.type, dtype=autocast_dtype, enabled=enabled):
+        outputs = method(**inputs)  # [rows, row_length, width]
+    cores = []
+    for output, row in zip(outputs, rows, strict=True):
+        start, stop = windows.core(row)
+        offset = windows.row_start(row)
+        cores.append(output[start - offset : stop - offset])
+    return torch.cat(cores).float()
+
+
+def _check_positions(positions: Tensor, num_tokens: int) -> None:
+    if tuple(positions.shape) != (num_tokens, 3):
+        raise ValueError(
+            f"positions have shape {tuple(positions.shape)}, expected {(num_tokens, 3)}: [n, l, k] of every token."
+        )
+
+
+def _progress_bar(total: int, description: str, progress: bool) -> tqdm:
+    hidden = not progress or not is_progress_bar_enabled()
+    return tqdm(total=total, desc=description, unit="window", leave=False, disable=hidden)

@@ -1,0 +1,26 @@
+"""Haloed windows one at a time, by the definition: slow, obvious, and all that the fast path is compared with."""
+
+import torch
+
+
+def haloed_row(start: int, num_tokens: int, window_size: int, halo: int) -> list[int]:
+    """The tokens that the core window starting at `start` is processed with, shifted inwards at the ends."""
+    row = list(range(start - halo, start + window_size + halo))
+    while row[0] < 0:
+        row = [token + 1 for token in row]
+    while row[-1] >= num_tokens:
+        row = [token - 1 for token in row]
+    return [token for token in row if token >= 0]
+
+
+def naive_haloed(method, sequences: dict[str, torch.Tensor], window_size: int, halo: int) -> torch.Tensor:
+    """Applies `method` (encode or decode) to one window after the other; keeps each window's core, token by token."""
+    num_tokens = len(sequences["positions"])
+    results = []
+    for start in range(0, num_tokens, window_size):
+        row = haloed_row(start, num_tokens, window_size, halo)
+        with torch.no_grad():
+            output = method(**{name: value[row][None] for name, value in sequences.items()})[0]
+        for token in range(start, min(start + window_size, num_tokens)):
+            results.append(output[row.index(token)])
+    return torch.stack(results)
