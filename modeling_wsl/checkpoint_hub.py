@@ -1,0 +1,98 @@
+"""Weights from the Hugging Face Hub: only the weight files and the configs are fetched, into the usual cache."""
+
+import re
+from pathlib import Path, PurePosixPath
+
+from huggingface_hub import HfApi, hf_hub_download, snapshot_download
+from huggingface_hub.errors import (
+    GatedRepoError,
+    LocalEntryNotFoundError,
+    OfflineModeIsEnabled,
+    RepositoryNotFoundError,
+    RevisionNotFoundError,
+)
+
+from .checkpoint_errors import CheckpointError, read_json, shorten
+from .checkpoint_folders import INDEX_SUFFIX, choose_weights, parse_index
+from .checkpoint_formats import SAFETENSORS_SUFFIXES, SUFFIXES, TORCH_SUFFIXES
+
+
+CONFIG_NAMES = ("config.json", "adapter_config.json")
+HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+", re.ASCII)
+
+
+def is_hub_id(source: str) -> bool:
+    """True for "org/name"; a weight file's suffix makes it a path, so mistyped files are not looked for online."""
+    suffix = PurePosixPath(source).suffix.lower()
+    return bool(HUB_ID.fullmatch(source)) and suffix not in (*SAFETENSORS_SUFFIXES, *TORCH_SUFFIXES, *SUFFIXES)
+
+
+def download(repo_id: str, *, revision: str | None, token: str | bool | None, subfolder: str) -> tuple[Path, str]:
+    """Downloads the weight files and configs of a Hub model, at one commit.
+
+    Returns:
+        the local folder that holds them (with `subfolder`), and the commit.
+
+    Raises:
+        CheckpointError: the repository, revision or weights are missing, access is gated, or the Hub is out of reach.
+    """
+    source = f"{repo_id}/{subfolder}" if subfolder else repo_id
+    try:
+        info = HfApi().model_info(repo_id, revision=revision, token=token)
+    except Exception as error:  # HTTP errors of two httpx generations, OSError, RuntimeError (Xet)
+        if isinstance(error, (GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError)):
+            raise hub_error(source, revision, error) from error
+        return cached(source, repo_id, revision, subfolder, error)
+    prefix = f"{subfolder.strip('/')}/" if subfolder.strip("/") else ""
+    inside = [s.rfilename.removeprefix(prefix) for s in info.siblings or () if s.rfilename.startswith(prefix)]
+    names = sorted({name.split("/")[0] + "/" * ("/" in name) for name in inside})
+
+    def fetch(name: str, at: str | None) -> Path:
+        return Path(hf_hub_download(repo_id, prefix + name, revision=at, token=token))
+
+    weights = choose_weights(source, names)
+    try:
+        path = fetch(weights, revision)  # by its branch, which the cache then knows; the rest at the commit it gave
+        commit = path.parents[(prefix + weights).count("/")].name
+        if weights.endswith(INDEX_SUFFIX):
+            for shard in parse_index(path, read_json(path, "the index")).shards:
+                if shard not in inside:
+                    raise CheckpointError(
+                        source, f"lacks the shard {shard} of {weights}", "Ask its owner to upload it"
+                    )
+                fetch(shard, commit)
+        for name in set(CONFIG_NAMES) & set(names):
+            fetch(name, commit)
+    except CheckpointError:
+        raise
+    except Exception as error:
+        raise hub_error(source, revision, error) from error
+    return path.parent, commit
+
+
+def cached(source: str, repo_id: str, revision: str | None, subfolder: str, error: Exception) -> tuple[Path, str]:
+    """The snapshot in the local cache, where the Hub cannot be asked."""
+    try:
+        folder = Path(snapshot_download(repo_id, revision=revision, local_files_only=True))
+    except LocalEntryNotFoundError:
+        raise hub_error(source, revision, error) from error
+    return folder / subfolder, folder.name
+
+
+def hub_error(source: str, revision: str | None, error: Exception) -> CheckpointError:
+    """Words an error of the Hub's client."""
+    if isinstance(error, GatedRepoError):  # a RepositoryNotFoundError too, so it comes first
+        advice = "Accept its terms on the Hub, then pass token= or run `hf auth login`"
+        return CheckpointError(source, "is a gated repository on the Hub", advice)
+    if isinstance(error, RepositoryNotFoundError):
+        advice = "Check the name; a private repository needs token= or `hf auth login`"
+        return CheckpointError(source, "is neither a local path nor a model on the Hub", advice)
+    if isinstance(error, RevisionNotFoundError):
+        return CheckpointError(
+            source, f"has no revision {shorten(revision)} on the Hub", "Pass a branch, tag or commit"
+        )
+    if isinstance(error, OfflineModeIsEnabled):
+        return CheckpointError(source, "is not in the local cache, and HF_HUB_OFFLINE is set", "Unset it to download")
+    first = (str(error).strip().splitlines() or [""])[0]
+    reason = f"cannot be downloaded ({type(error).__name__}: {shorten(first)})"
+    return CheckpointError(source, reason, "Check the connection and try again")

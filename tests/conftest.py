@@ -1,0 +1,42 @@
+"""Makes every test hermetic: the Hub is a server on loopback, caches are temporary, nothing phones home.
+
+huggingface_hub, datasets and transformers read these variables when they are imported, hence before any import here.
+Commands that tests start inherit them.
+"""
+
+import os
+import shutil
+import tempfile
+
+import pytest
+from hub_server import HubServer
+
+
+_HOME = tempfile.mkdtemp(prefix="hf-wsl-tests-")
+_HUB = HubServer().start()
+for name in ("HF_TOKEN", "HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE", "HF_HUB_CACHE", "HF_DATASETS_CACHE"):
+    os.environ.pop(name, None)
+os.environ |= {
+    "HF_ENDPOINT": _HUB.url,
+    "HF_HOME": _HOME,
+    "HF_HUB_DISABLE_TELEMETRY": "1",
+    "HF_UPDATE_DOWNLOAD_COUNTS": "0",
+    "DISABLE_SAFETENSORS_CONVERSION": "1",
+    "HF_HUB_DISABLE_XET": "1",
+    "NO_PROXY": "127.0.0.1,localhost",
+    "OMP_NUM_THREADS": "1",  # one test process a core: threads of several would wait for each other, spinning
+}
+
+
+@pytest.fixture
+def hub():
+    """The Hub that this process and its commands talk to; empty at the start of every test."""
+    _HUB.repositories.clear()
+    _HUB.requests.clear()
+    _HUB.failures.clear()
+    return _HUB
+
+
+def pytest_sessionfinish():
+    _HUB.stop()
+    shutil.rmtree(_HOME, ignore_errors=True)
