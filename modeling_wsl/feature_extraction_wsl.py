@@ -155,8 +155,10 @@ class WSLFeatureExtractor(FeatureExtractionMixin):
 
     def _manifest_with_values(self, checkpoint: Checkpoint) -> WeightManifest:
         manifest = self.layout(checkpoint.tensors, checkpoint.tied, checkpoint.tensor_order)
-        # Clones: the values outlive the memory map they are read from.
-        values = {spec.name: checkpoint.read(spec.name).clone() for spec in manifest.carried}
+        values = {}
+        for spec in manifest.carried:
+            values[spec.name] = checkpoint.read(spec.name).clone()  # it outlives the memory map that it is read from
+            checkpoint.check_finite(spec.name, values[spec.name])
         return replace(manifest, carried_values=values)
 
     def _window(self, checkpoint: Checkpoint, manifest: WeightManifest, start: int, stop: int) -> BatchFeature:

@@ -14,7 +14,7 @@ from .manifest import Block, TensorSpec
 
 # Reads a stored tensor: the whole of it, possibly as a view on a memory-mapped file.
 TensorReader = Callable[[TensorSpec], torch.Tensor]
-# Told of every piece of a tensor that was read, while it is still in the cache.
+# Told of every piece of a tensor that was read.
 PieceCheck = Callable[[str, torch.Tensor], None]
 
 
@@ -37,9 +37,9 @@ def read_tokens(out: torch.Tensor, block: Block, start: int, stop: int, read: Te
         for name, matrix in matrices:
             a, b = max(columns, left), min(end, left + matrix.shape[1])
             if a < b:
-                values = matrix[row : row + rows, a - left : b - left]
-                piece[:, a - columns : b - columns].copy_(values)
-                check(name, values)
+                values = piece[:, a - columns : b - columns]
+                values.copy_(matrix[row : row + rows, a - left : b - left])
+                check(name, values)  # the copy: in the cache by now, and widened from dtypes that are slow to sum
             left += matrix.shape[1]
 
 

@@ -221,6 +221,14 @@ def test_decoded_tensors_do_not_share_memory_with_the_tokens():
     assert back["conv.weight"].abs().sum() > 0
 
 
+@pytest.mark.parametrize("name", ["bn.running_var", "logit_scale"])
+def test_nan_is_refused_in_carried_and_in_single_values_too(name):
+    state = awkward_state()
+    state[name] = torch.full_like(state[name], torch.inf)
+    with pytest.raises(ValueError, match=name):
+        WSLFeatureExtractor(token_size=8)(state)
+
+
 def test_nan_is_refused_by_the_name_of_its_tensor_unless_admitted():
     state = awkward_state()
     state["conv.weight"][2, 1, 0, 0] = torch.nan

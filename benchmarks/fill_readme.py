@@ -1,0 +1,86 @@
+"""Writes the table of measured figures into README.md from the committed JSON under results/.
+
+python benchmarks/fill_readme.py          # rewrite the README's section
+python benchmarks/fill_readme.py --check  # exit with 1 if the README differs from what the JSON says
+"""
+
+import argparse
+import json
+import os
+import sys
+from pathlib import Path
+
+
+ROOT = Path(__file__).resolve().parent.parent
+BEGIN = "<!-- measured: written by benchmarks/fill_readme.py from results/*.json -->"
+END = "<!-- /measured -->"
+
+
+def read(name: str) -> dict:
+    return json.loads((ROOT / "results" / name).read_text())
+
+
+def tokenize_rows() -> list[str]:
+    report = read("tokenization_speed.json")
+    columns = (
+        "model, tokens | padding | with mask, positions, NaN check | tokens alone | streamed | decoded | plain loop"
+    )
+    rows = []
+    for result in report["results"]:
+        cells = [
+            f"{result['model']}, {result['tokens']:,} {result['tokenization']}",
+            f"{result['padding']:.3%}",
+            *(f"{share:.2f}" if share >= 0.1 else f"{share:.3f}" for share in result["share_of_memcpy"].values()),
+        ]
+        rows.append("| " + " | ".join(cells) + " |")
+    intro = f"Speed as a share of memcpy of the same weights in the same run ({report['threads']} CPU threads):"
+    return [intro, "", f"| {columns} |", "|---|---|---|---|---|---|---|", *rows]
+
+
+def memory_row() -> list[str]:
+    report = read("stream_memory.json")
+    size = f"{report['parameters'] / 1e9:.2f} billion parameters ({report['file_gb']:.1f} GB)"
+    memory = f"{report['anonymous_mb_above']:.0f} MB of anonymous memory"
+    return [f"Streaming a model of {size} takes {memory} above the interpreter's own."]
+
+
+def representation_rows() -> list[str]:
+    facts = read("tiny_public_models.json")
+    backbone = f"`{facts['size']}` backbone ({facts['parameters'] / 1e6:.1f} M parameters)"
+    training = f"{facts['train_models']} public models ({facts['train_tokens']:,} tokens)"
+    validation = f"{facts['validation_models']} models of {facts['validation_owners']} owners that it has not seen"
+    budget = f"{facts['latent_size']} of {facts['token_size']} numbers a token"
+    lines = ["random_projection", "pca", "r2_first", "r2_best", "r2_last"]
+    return [
+        f"{backbone} trained on {training} for {facts['minutes']:.0f} minutes on {facts['device']};",
+        f"R2 per standardised token on {validation} ({facts['validation_tokens']:,} tokens), all at {budget}:",
+        "",
+        "| random projection | PCA of the training models | backbone at step 0 | backbone, best | backbone, last |",
+        "|---|---|---|---|---|",
+        "| " + " | ".join(f"{facts[line]:.3f}" for line in lines) + " |",
+    ]
+
+
+def section() -> str:
+    parts = [representation_rows(), tokenize_rows(), memory_row()]
+    return "\n".join([BEGIN, "\n\n".join("\n".join(part) for part in parts), END])
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--check", action="store_true")
+    check = parser.parse_args().check
+    readme = ROOT / "README.md"
+    text = readme.read_text()
+    before, _, rest = text.partition(BEGIN)
+    _, _, after = rest.partition(END)
+    filled = before + section() + after
+    if check:
+        sys.exit(filled != text)
+    temporary = readme.with_suffix(".tmp")
+    temporary.write_text(filled)
+    os.replace(temporary, readme)
+
+
+if __name__ == "__main__":
+    main()

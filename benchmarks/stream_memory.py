@@ -1,0 +1,81 @@
+"""The anonymous memory that streaming a 1.3-billion-parameter model takes: that of a window, not that of the model.
+
+    python benchmarks/stream_memory.py --output results/stream_memory.json
+
+Writes a safetensors file of that size into a temporary folder first (2.6 GB in bfloat16). Linux only: reads /proc.
+"""
+
+import argparse
+import json
+import os
+import tempfile
+import time
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+
+from modeling_wsl import WSLFeatureExtractor
+
+
+def anonymous_mb() -> float:
+    """Anonymous resident memory of this process in MB; pages of mapped files do not count."""
+    status = Path("/proc/self/status").read_text()
+    return int(status.split("RssAnon:")[1].split()[0]) / 1024
+
+
+def large_model(layers: int, width: int, dtype: torch.dtype) -> dict[str, torch.Tensor]:
+    """A GPT-like stack: an embedding of 50,257 rows, then `layers` blocks of 12 width^2 weights."""
+    block = torch.randn(4 * width, width).to(dtype)
+    shapes = {"attn.qkv": (3 * width, width), "attn.proj": (width, width), "fc1": (4 * width, width)}
+    state = {"wte.weight": torch.randn(50_257, width).to(dtype)}
+    for layer in range(layers):
+        for name, (rows, columns) in shapes.items():
+            state[f"blocks.{layer}.{name}.weight"] = block[:rows, :columns].clone()
+        state[f"blocks.{layer}.fc2.weight"] = block.t().contiguous()
+        state[f"blocks.{layer}.fc2.bias"] = torch.zeros(width, dtype=dtype)
+    return state
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--layers", type=int, default=24)
+    parser.add_argument("--width", type=int, default=2048)
+    parser.add_argument("--dtype", default="bfloat16", choices=["bfloat16", "float16", "float32"])
+    parser.add_argument("--output", type=Path)
+    arguments = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "model.safetensors"
+        child = os.fork()  # the model is made in another process: its memory must not be mistaken for the reader's
+        if child == 0:
+            save_file(large_model(arguments.layers, arguments.width, getattr(torch, arguments.dtype)), path)
+            os._exit(0)
+        os.waitpid(child, 0)
+
+        fx = WSLFeatureExtractor()
+        fx({"warm.up": torch.randn(10_000)})  # what the libraries allocate once is the interpreter's own
+        before = peak = anonymous_mb()
+        start, weights, tokens = time.perf_counter(), 0, 0
+        for window in fx.stream(path):
+            peak = max(peak, anonymous_mb())
+            tokens += len(window["tokens"])
+            weights = window["manifest"].num_parameters
+        elapsed = time.perf_counter() - start
+        report = {
+            "parameters": weights,
+            "tokens": tokens,
+            "file_gb": round(path.stat().st_size / 1e9, 2),
+            "anonymous_mb_before": round(before, 1),
+            "anonymous_mb_above": round(peak - before, 1),
+            "seconds": round(elapsed, 1),
+        }
+    print(json.dumps(report, indent=1))
+    if arguments.output:
+        arguments.output.parent.mkdir(parents=True, exist_ok=True)
+        temporary = arguments.output.with_suffix(".tmp")
+        temporary.write_text(json.dumps(report, indent=1) + "\n")
+        os.replace(temporary, arguments.output)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,109 @@
+"""Tokenizing and detokenizing against memcpy, and against a plain loop over tokens, in the same run.
+
+The claim: weights become tokens, and tokens weights, at a large share of the speed at which memory can be copied.
+
+    python benchmarks/tokenization_speed.py --output results/tokenization_speed.json
+"""
+
+import argparse
+import json
+import os
+import statistics
+import tempfile
+import time
+from pathlib import Path
+
+import timm
+import torch
+from safetensors.torch import save_file
+
+from modeling_wsl import WSLFeatureExtractor, open_checkpoint
+from modeling_wsl.tokenization import read_tokens
+
+
+def seconds(function, repeats: int) -> float:
+    """The median wall time of a call, after one that is not counted."""
+    function()
+    times = []
+    for _ in range(repeats):
+        start = time.perf_counter()
+        function()
+        times.append(time.perf_counter() - start)
+    return statistics.median(times)
+
+
+def loop_over_tokens(state: dict[str, torch.Tensor], token_size: int) -> torch.Tensor:
+    """What one writes first: flatten each tensor, take it apart token by token, pad, stack."""
+    tokens = []
+    for tensor in state.values():
+        if tensor.is_floating_point():
+            flat = tensor.reshape(-1)
+            for start in range(0, len(flat), token_size):
+                piece = flat[start : start + token_size]
+                tokens.append(torch.nn.functional.pad(piece, (0, token_size - len(piece))))
+    return torch.stack(tokens)
+
+
+def tokens_alone(fx: WSLFeatureExtractor, state: dict[str, torch.Tensor]) -> torch.Tensor:
+    """The tokens without mask, positions and check for NaN."""
+    checkpoint = open_checkpoint(state)
+    manifest = fx.layout(checkpoint.tensors, checkpoint.tied, checkpoint.tensor_order)
+    tokens = torch.empty(manifest.num_tokens, manifest.token_size)
+    for block in manifest.blocks:
+        out = tokens[block.first_token : block.end_token]
+        read_tokens(out, block, 0, block.num_tokens, lambda spec: state[spec.name], lambda name, values: None)
+    return tokens
+
+
+def measure(name: str, tokenization: str, repeats: int, folder: Path) -> dict:
+    state = {k: v.contiguous() for k, v in timm.create_model(name).state_dict().items()}
+    path = folder / f"{name}.safetensors"
+    save_file(state, path)
+    fx = WSLFeatureExtractor(tokenization=tokenization, token_size=230 if tokenization == "dense" else 288)
+    features = fx(state)
+    tokens, manifest = features["tokens"], features["manifest"]
+    flat = torch.randn(manifest.num_parameters)
+
+    copy = seconds(lambda: torch.empty_like(flat).copy_(flat), repeats)
+    rows = {
+        "tokens, mask, positions, finite check": lambda: fx(state),
+        "tokens alone": lambda: tokens_alone(fx, state),
+        "streamed from safetensors": lambda: [None for _ in fx.stream(path)],
+        "decoded": lambda: fx.decode(tokens, manifest),
+        "plain loop over tokens (tokens alone)": lambda: loop_over_tokens(state, fx.token_size),
+    }
+    shares = {row: round(copy / seconds(function, repeats), 3) for row, function in rows.items()}
+    return {
+        "model": name,
+        "tokenization": tokenization,
+        "parameters": manifest.num_parameters,
+        "tokens": manifest.num_tokens,
+        "padding": round(manifest.padding, 6),
+        "memcpy_gb_per_s": round(flat.nbytes / copy / 1e9, 2),
+        "share_of_memcpy": shares,
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--models", nargs="+", default=["resnet50", "vit_base_patch16_224"])
+    parser.add_argument("--repeats", type=int, default=15)
+    parser.add_argument("--output", type=Path)
+    arguments = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        results = [
+            measure(name, tokenization, arguments.repeats, Path(folder))
+            for name in arguments.models
+            for tokenization in ("dense", "sparse")
+        ]
+    report = {"torch": torch.__version__, "threads": torch.get_num_threads(), "results": results}
+    print(json.dumps(report, indent=1))
+    if arguments.output:
+        arguments.output.parent.mkdir(parents=True, exist_ok=True)
+        temporary = arguments.output.with_suffix(".tmp")
+        temporary.write_text(json.dumps(report, indent=1) + "\n")
+        os.replace(temporary, arguments.output)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,80 @@
+"""`hf-wsl embed`: models to a Parquet table of their embeddings."""
+
+import logging
+import os
+from collections.abc import Iterable
+from os import PathLike
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from datasets.utils import tqdm
+from transformers import pipeline
+
+from modeling_wsl import CheckpointError
+
+from .sources import expand_sources
+
+
+logger = logging.getLogger(__name__)
+
+
+def embed(
+    backbone: str | PathLike, sources: Iterable[str | PathLike], output: str | PathLike, batch_size: int = 8
+) -> tuple[int, dict[str, str]]:
+    """Embeds models and writes one row each: `model_id`, `embedding` (float32 `[latent_size]`), `x`, `y`.
+
+    x and y are the first two principal components of the embeddings in this table: a map to look at, no more.
+
+    Args:
+        backbone: folder or Hub id of a WSL model.
+        sources: what `expand_sources` takes: models, folders of models, Hub ids, lists of these.
+        output: the Parquet file; written under a temporary name first.
+        batch_size: windows per forward pass.
+
+    Returns:
+        The number of rows, and the models that could not be read with the reason of each.
+
+    Raises:
+        ValueError: none of the models could be read.
+    """
+    models = expand_sources(sources)
+    embedder = pipeline("weight-embedding", model=str(backbone), batch_size=batch_size, progress=False)
+    names, rows, refused = [], [], {}
+    for model in tqdm(models, desc="Embedding", unit="model"):
+        try:
+            rows.append(embedder(model.location)["embedding"])
+            names.append(model.model_id)
+        except CheckpointError as error:
+            refused[model.model_id] = str(error)
+            logger.warning("left out: %s", error)
+    if not rows:
+        raise ValueError(
+            f"None of the {len(models)} models could be read, the first because: {next(iter(refused.values()))}"
+        )
+    embeddings = np.stack(rows)  # [models, latent_size]
+    flat = pa.FixedSizeListArray.from_arrays(pa.array(embeddings.reshape(-1)), embeddings.shape[1])
+    x, y = principal_map(embeddings).T
+    table = pa.table({"model_id": names, "embedding": flat, "x": x, "y": y})
+    output = Path(output)
+    output.parent.mkdir(parents=True, exist_ok=True)
+    temporary = output.with_name(f".{output.name}.tmp")
+    pq.write_table(table, temporary)
+    os.replace(temporary, output)
+    return len(rows), refused
+
+
+def principal_map(embeddings: np.ndarray) -> np.ndarray:
+    """The first two principal components of `[models, latent_size]`: float32 `[models, 2]`, 0 where nothing spreads.
+
+    The sign of each component is that of its largest loading, so that the same table gives the same map.
+    """
+    centred = embeddings.astype(np.float64) - embeddings.mean(0, dtype=np.float64)
+    _, _, directions = np.linalg.svd(centred, full_matrices=False)
+    directions = directions[:2]
+    largest = np.abs(directions).argmax(1)
+    directions = directions * np.sign(directions[np.arange(len(directions)), largest])[:, None]
+    points = np.zeros((len(embeddings), 2), dtype=np.float32)
+    points[:, : len(directions)] = centred @ directions.T
+    return points

@@ -1,0 +1,107 @@
+"""The tokenized dataset on disk: its folders, files and columns, and nothing that reads or writes them.
+
+    README.md                                    card; its front matter lists the configs `windows` and `models`
+    windows/train-00000-of-00003.parquet         one row a window of consecutive tokens of one model
+    models/train-00000-of-00001.parquet          one row a model; models/refused-* holds those that were refused
+    preprocessor_config.json                     the feature extractor's settings
+    tokenize.json                                settings, sources and counts of the run that made the dataset
+
+A token's mask is one number (`valid_entries`: the first so many entries hold weights) and positions follow from the
+`segment_*` columns (`modeling_wsl.manifest.positions_from_segments`), so neither is stored as an array.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from datasets import Features, List, Value
+
+
+FORMAT_VERSION = 1
+WINDOWS, MODELS = "windows", "models"
+TRAIN, VALIDATION, REFUSED = "train", "validation", "refused"
+ACCEPTED = "accepted"  # of the column `status`, beside REFUSED
+MAX_WINDOW_SIZE = 4096
+PAYLOAD_DTYPES = ("float16", "float32")  # bfloat16 exists in neither Arrow nor Parquet
+
+CARD_FILE = "README.md"
+REPORT_FILE = "tokenize.json"
+REFUSED_FILE = "refused.json"
+WORK_FOLDER = ".tokenize"
+
+
+def window_features(token_size: int, dtype: str = "float16") -> Features:
+    """Columns of the config `windows`.
+
+    Args:
+        token_size: d_t, entries per token.
+        dtype: of the payload, "float16" or "float32".
+
+    Returns:
+        model_id; window_index within the model; token_start, n of the first token; num_tokens; tokens
+        `[num_tokens, d_t]`; valid_entries `[num_tokens]`; and four lists
+        of one entry a `modeling_wsl.manifest.Segment`.
+    """
+    return Features(
+        {
+            "model_id": Value("string"),
+            "window_index": Value("int32"),
+            "token_start": Value("int64"),
+            "num_tokens": Value("int32"),
+            "tokens": List(List(Value(dtype), length=token_size)),
+            "valid_entries": List(Value("uint16")),
+            "segment_layer": List(Value("int32")),
+            "segment_position": List(Value("int64")),
+            "segment_stride": List(Value("int32")),
+            "segment_length": List(Value("int32")),
+        }
+    )
+
+
+def model_features() -> Features:
+    """Columns of the config `models`. A refused model has a reason, and zero tokens and windows."""
+    return Features(
+        {
+            "model_id": Value("string"),
+            "source": Value("string"),
+            "revision": Value("string"),
+            "owner": Value("string"),
+            "licence": Value("string"),
+            "library": Value("string"),
+            "family": Value("string"),
+            "task": Value("string"),
+            "num_parameters": Value("int64"),
+            "num_tokens": Value("int64"),
+            "num_windows": Value("int32"),
+            "padding": Value("float64"),
+            "manifest": Value("string"),
+            "weights_sha256": Value("string"),
+            "duplicate_group": Value("string"),
+            "split": Value("string"),
+            "status": Value("string"),
+            "reason": Value("string"),
+        }
+    )
+
+
+def shard_path(config: str, split: str, index: int, count: int) -> str:
+    """Path of a Parquet file relative to the dataset's folder: `windows/train-00000-of-00003.parquet`."""
+    return f"{config}/{split}-{index:05d}-of-{count:05d}.parquet"
+
+
+def card_configs(splits: Mapping[str, Sequence[str]], content: str) -> list[dict[str, Any]]:
+    """The `configs:` of the card's front matter, by which `load_dataset` finds the files.
+
+    Args:
+        splits: config -> the splits that have at least one row, e.g. `{"windows": ["train", "validation"]}`.
+        content: a hash of what the dataset holds. `datasets` tells local folders apart by their last name and their
+            front matter alone: without it, another dataset in a folder of the same name comes out of its cache.
+    """
+    return [
+        {
+            "config_name": config,
+            "description": f"content {content}",
+            **({"default": True} if config == WINDOWS else {}),
+            "data_files": [{"split": split, "path": f"{config}/{split}-*.parquet"} for split in names],
+        }
+        for config, names in splits.items()
+    ]

@@ -1,0 +1,179 @@
+"""From the paths and Hub ids that a user names to a list of models, in an order that does not change between runs."""
+
+import hashlib
+import json
+import os
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+from modeling_wsl.checkpoint_errors import CheckpointError, read_json
+from modeling_wsl.checkpoint_formats import SAFETENSORS_SUFFIXES, SUFFIXES, TORCH_SUFFIXES
+from modeling_wsl.checkpoint_hub import is_hub_id
+
+from .tokenize_config import TokenizeError
+
+
+LIST_SUFFIXES = (".txt", ".json", ".jsonl")
+CARD_SUFFIXES = (".md", ".txt", ".yaml", ".json")  # of SUFFIXES: beside models everywhere, never meant as one
+# A file of one of these kinds stands for a model. Some are refused when opened: then they are rows with a reason.
+MODEL_SUFFIXES = (*SAFETENSORS_SUFFIXES, *TORCH_SUFFIXES, *(s for s in SUFFIXES if s not in CARD_SUFFIXES), ".jit")
+# A folder with one of these is one model, whatever else lies in it.
+MODEL_FOLDER_MARKS = ("config.json", "adapter_config.json", "model.json", "model_index.json")
+SHARD = re.compile(r".*-\d{5}-of-\d{5}\.(safetensors|bin)$")
+
+
+@dataclass(frozen=True)
+class ModelSource:
+    """One model to tokenize.
+
+    Attributes:
+        model_id: unique in the dataset.
+        location: what `open_checkpoint` takes: an absolute path, or a Hub id.
+        label: how the user would name it again; no folder outside of what was named shows in it.
+        revision: of a Hub id; None is the newest.
+        facts: columns of the config `models` that a list of models gave (`licence`, `family`, ...).
+    """
+
+    model_id: str
+    location: str
+    label: str
+    revision: str | None = None
+    facts: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def path(self) -> Path | None:
+        """The file or folder; None for a model on the Hub."""
+        path = Path(self.location)
+        return path if path.is_absolute() else None
+
+    def fingerprint(self) -> str:
+        """A hash of what tells that a source changed: revision and facts, and each file's name, size and time."""
+        state: list[Any] = [self.location if self.path is None else self.label, self.revision, dict(self.facts)]
+        if self.path is not None:
+            files = [self.path] if self.path.is_file() else sorted(p for p in self.path.iterdir() if p.is_file())
+            state += [[p.name, p.stat().st_size, p.stat().st_mtime_ns] for p in files]
+        return hashlib.sha256(json.dumps(state, sort_keys=True).encode()).hexdigest()[:32]
+
+
+def expand_sources(sources: Iterable[str | PathLike]) -> list[ModelSource]:
+    """Expands what a user names into models.
+
+    Args:
+        sources: any of: a model's folder (`config.json`, `adapter_config.json`, `model.json`, an index of shards, or a
+            single weight file in it); a folder of such folders or of checkpoint files, searched to any depth in order
+            of names, hidden files left out; a checkpoint file; a Hub id, `org/name` or `org/name@revision`; a list of
+            these, `.txt` (one a line, # comments) or `.json`/`.jsonl` of strings or of objects with `source` and any
+            of `model_id`, `revision`, `owner`, `licence`, `family`, `task`; paths in a list are relative to its file.
+
+    Returns:
+        Each model once, in the order named.
+
+    Raises:
+        TokenizeError: a name that is neither a path nor a Hub id, a folder without models, a list that cannot be read,
+            two models with one id.
+    """
+    found: dict[tuple[str, str | None], ModelSource] = {}
+    for source in sources:
+        for model in _expand(str(source), Path.cwd(), {}):
+            found.setdefault((model.location, model.revision), model)
+    models = list(found.values())
+    by_id: dict[str, list[ModelSource]] = {}
+    for model in models:
+        by_id.setdefault(model.model_id, []).append(model)
+    for model_id, same in by_id.items():
+        if len(same) > 1:
+            raise TokenizeError(
+                f"{len(same)} models have the id {model_id!r}: {', '.join(m.location for m in same[:3])}. "
+                "Give them ids in a JSON list of objects with source and model_id."
+            )
+    if not models:
+        raise TokenizeError("No sources were given. Name folders, checkpoint files, Hub ids or lists of them.")
+    return models
+
+
+def _expand(source: str, base: Path, facts: dict[str, Any]) -> list[ModelSource]:
+    # Not resolved: in the Hub's cache the link has the name, the file behind it is called by its hash.
+    path = Path(os.path.abspath(base / Path(source).expanduser()))
+    if path.is_dir():
+        models = [_local_model(p, path, facts) for p in _models_below(path)]
+        if not models:
+            raise TokenizeError(f"{source}: this folder holds no model: no weight file at any depth, no config.json.")
+        return models
+    if path.is_file():
+        if path.suffix in LIST_SUFFIXES:
+            return [m for entry, more in _read_list(path) for m in _expand(entry, path.parent, {**facts, **more})]
+        return [_local_model(path, path.parent, facts)]
+    repository, _, revision = source.partition("@")
+    if is_hub_id(repository):
+        model_id, revision = facts.pop("model_id", repository), facts.pop("revision", revision or None)
+        return [ModelSource(model_id, repository, repository, revision, facts)]
+    raise TokenizeError(f"{source}: there is no such file or folder, and it is not a Hub id (org/name[@revision]).")
+
+
+def _models_below(folder: Path) -> list[Path]:
+    """Files and folders that are models, in order of names."""
+    entries = sorted(p for p in folder.iterdir() if not p.name.startswith("."))
+    files = [p for p in entries if p.is_file()]
+    weights = [p for p in files if p.suffix.lower() in MODEL_SUFFIXES]
+    marked = any(p.name in MODEL_FOLDER_MARKS or p.name.endswith(".index.json") for p in files)
+    folders = [p for p in entries if p.is_dir()]
+    sharded = any(SHARD.match(p.name) for p in files)
+    # A config.json above folders of models, without weights of its own, describes the collection.
+    readable = any(p.suffix.lower() in (*SAFETENSORS_SUFFIXES, *TORCH_SUFFIXES) for p in files)
+    if sharded or (marked and (readable or not folders)) or (len(weights) == 1 and not folders):
+        return [folder]
+    return [model for p in entries for model in (_models_below(p) if p.is_dir() else [p] if p in weights else [])]
+
+
+def _local_model(path: Path, root: Path, facts: dict[str, Any]) -> ModelSource:
+    inside = path.relative_to(root).as_posix()
+    label = root.name if inside == "." else f"{root.name}/{inside}"
+    facts = dict(facts)
+    model_id = facts.pop("model_id", None) or _own_id(path) or (path.name if inside == "." else inside)
+    return ModelSource(model_id, str(path), label, facts.pop("revision", None), facts)
+
+
+def _own_id(path: Path) -> str | None:
+    """The id in a folder's model.json. A file that cannot be read is reported when the model is opened."""
+    record = path / "model.json"
+    if not record.is_file():
+        return None
+    try:
+        content = read_json(record, "model.json")
+    except CheckpointError:
+        return None
+    identity = content.get("id") if isinstance(content, dict) else None
+    return identity if isinstance(identity, str) and identity else None
+
+
+def _read_list(path: Path) -> list[tuple[str, dict[str, Any]]]:
+    """The entries of a list of models, each with the facts given beside it."""
+    text = path.read_text(encoding="utf-8")
+    if path.suffix == ".txt":
+        lines = (line.partition("#")[0].strip() for line in text.splitlines())
+        return [(line, {}) for line in lines if line]
+    try:
+        entries = [json.loads(line) for line in text.splitlines() if line.strip()] if path.suffix == ".jsonl" else None
+        entries = json.loads(text) if entries is None else entries
+    except ValueError as error:
+        raise TokenizeError(f"{path}: this list of models is not valid JSON ({error}).") from error
+    if not isinstance(entries, list):
+        raise TokenizeError(f"{path}: a list of models is a JSON list of ids or of objects with `source`.")
+    return [_list_entry(path, number, entry) for number, entry in enumerate(entries, start=1)]
+
+
+def _list_entry(path: Path, number: int, entry: Any) -> tuple[str, dict[str, Any]]:
+    known = ("model_id", "revision", "owner", "licence", "family", "task")
+    if isinstance(entry, str):
+        return entry, {}
+    if not isinstance(entry, dict) or not isinstance(entry.get("source"), str):
+        raise TokenizeError(f"{path}: entry {number} is neither an id nor an object with `source`.")
+    facts = {key: value for key, value in entry.items() if key != "source" and value is not None}
+    for key, value in facts.items():
+        if key not in known or not isinstance(value, str):
+            raise TokenizeError(f"{path}: entry {number}: {key}={value!r}; known are, as text, {', '.join(known)}.")
+    return entry["source"], facts

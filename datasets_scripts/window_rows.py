@@ -1,0 +1,108 @@
+"""One window of tokens to one Arrow row: no copy but the conversion of the weights to the stored dtype."""
+
+from collections.abc import Sequence
+from functools import cache
+from typing import Any
+
+import pyarrow as pa
+import torch
+from transformers.feature_extraction_utils import BatchFeature
+
+from modeling_wsl.checkpoint_errors import CheckpointError
+from modeling_wsl.manifest import Segment, WeightManifest
+
+from .schema import window_features
+
+
+# From here on rounding to the nearest gives infinity: half a step above the largest number.
+OVERFLOW = {"float16": 65520.0, "float32": 3.4028235677973366e38}
+
+
+class PayloadOverflowError(CheckpointError):
+    """A weight is larger than the stored dtype holds."""
+
+
+def window_row(
+    window: BatchFeature, *, source: object, model_id: str, index: int, schema: pa.Schema, dtype: str
+) -> pa.RecordBatch:
+    """Makes the row of the config `windows` for a window of `WSLFeatureExtractor.stream`.
+
+    Args:
+        window: tokens `[T, d_t]`, `token_start`, and the manifest of the whole model.
+        source: what the tokens are from, for messages.
+        model_id, index: of the row.
+        schema: `window_features(...).arrow_schema`.
+        dtype: of the payload, "float16" or "float32".
+
+    Returns:
+        a batch of one row.
+
+    Raises:
+        PayloadOverflowError: a weight that is infinite in the payload's dtype; tensor and value are named.
+    """
+    tokens, start, manifest = window["tokens"], window["token_start"], window["manifest"]
+    stop = start + len(tokens)
+    if dtype == "float16":
+        tokens = tokens.float()  # from float64, torch rounds by way of float32: the limit is checked where it counts
+    low, high = torch.aminmax(tokens)
+    limit = OVERFLOW[dtype]
+    if max(-low.item(), high.item()) >= limit:
+        at = int((tokens.abs() >= limit).flatten().nonzero()[0])
+        token, entry = divmod(at, manifest.token_size)
+        name = tensor_at(manifest, start + token, entry)
+        value = tokens[token, entry].item()
+        advice = "Tokenize with dtype float32" if dtype == "float16" else "No stored dtype is wider"
+        raise PayloadOverflowError(
+            source, f"tensor {name!r} holds {value:.9g}, more than {dtype} does ({limit:.6g})", advice
+        )
+    payload = tokens.to(getattr(torch, dtype))  # [T, d_t]
+    valid = manifest.valid_entries(start, stop).to(torch.uint16)  # [T]
+    segments = manifest.segments(start, stop)
+    columns = [
+        pa.array([model_id]),
+        pa.array([index], pa.int32()),
+        pa.array([start], pa.int64()),
+        pa.array([len(tokens)], pa.int32()),
+        _row(pa.FixedSizeListArray.from_arrays(_flat(payload), manifest.token_size)),
+        _row(_flat(valid)),
+        *_segment_columns(segments, schema),
+    ]
+    return pa.RecordBatch.from_arrays(columns, schema=schema)
+
+
+def tensor_at(manifest: WeightManifest, token: int, entry: int) -> str:
+    """The name of the tensor that entry `entry` of token `token` belongs to; the entry holds a weight."""
+    block = manifest.blocks_between(token, token + 1)[0]
+    column = (token - block.first_token) % block.row_tokens * manifest.token_size + entry
+    for spec in block.tensors:
+        width = spec.numel // block.rows
+        if column < width:
+            return spec.name
+        column -= width
+    raise IndexError(f"Entry {entry} of token {token} is padding.")
+
+
+@cache
+def window_schema(token_size: int, dtype: str) -> pa.Schema:
+    """The Arrow schema of the config `windows`, with the features in its metadata, where `datasets` looks for them."""
+    return window_features(token_size, dtype).arrow_schema
+
+
+def _flat(tensor: torch.Tensor) -> pa.Array:
+    """A contiguous tensor as an Arrow array of the same memory."""
+    values = tensor.numpy().reshape(-1)
+    return pa.Array.from_buffers(pa.from_numpy_dtype(values.dtype), len(values), [None, pa.py_buffer(values)])
+
+
+def _row(values: pa.Array) -> pa.ListArray:
+    return pa.ListArray.from_arrays(pa.array([0, len(values)], pa.int32()), values)
+
+
+def _segment_columns(segments: Sequence[Segment], schema: pa.Schema) -> list[pa.Array]:
+    fields: dict[str, list[Any]] = {
+        "segment_layer": [s.layer for s in segments],
+        "segment_position": [s.position for s in segments],
+        "segment_stride": [s.stride for s in segments],
+        "segment_length": [s.length for s in segments],
+    }
+    return [_row(pa.array(values, schema.field(name).type.value_type)) for name, values in fields.items()]

@@ -1,0 +1,295 @@
+"""The pretraining command, run for real on datasets of kilobytes."""
+
+import importlib.util
+import json
+import logging
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from accelerate.state import AcceleratorState
+from safetensors.torch import load_file
+from transformers import AutoFeatureExtractor, AutoModel, AutoModelForPreTraining
+from window_fixtures import same_tensors, small_model_arguments, write_dataset
+
+from modeling_wsl.losses import R2Accumulator
+from trainers.checkpointing import CheckpointStateError, last_checkpoint
+from trainers.config_sources import ConfigError
+from trainers.crops import tiles
+from trainers.pretrain import main
+from trainers.pretrain_trainer import NonFiniteLossError
+from trainers.validation import to_device
+from trainers.window_data import DatasetError, WindowDataset, load_windows
+
+
+PLAIN = {"noise_std": 0, "contrastive_weight": 0, "mask_ratio": 0}
+
+
+@pytest.fixture(scope="session")
+def data(tmp_path_factory):
+    lengths = {"train": [40, 7, 33, 16, 3, 90, 25, 64, 12, 20, 31], "validation": [30, 5, 44]}
+    return write_dataset(tmp_path_factory.mktemp("pretrain") / "data", lengths)
+
+
+@pytest.fixture(autouse=True)
+def one_thread_and_a_fresh_accelerator():
+    threads, deterministic = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
+    torch.set_num_threads(1)
+    yield
+    AcceleratorState._reset_state(reset_partial_state=True)
+    torch.set_num_threads(threads)
+    torch.use_deterministic_algorithms(deterministic)
+
+
+def arguments(data, output_dir, *more, model=None, **options):
+    defaults = {"config": "nano", "dataset": data, "output_dir": output_dir, "batch_size": 4, "use_cpu": "true"}
+    defaults |= {"max_steps": 6, "logging_steps": 2, "eval_steps": 3}
+    words = [word for key, value in {**defaults, **options}.items() for word in (f"--{key}", str(value))]
+    return [*words, *small_model_arguments(**(model or {})), *more]
+
+
+def command(words, launcher=("-m", "trainers.pretrain")):
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "ACCELERATE_USE_CPU": "yes"}
+    return subprocess.Popen(
+        [sys.executable, *launcher, *words],
+        cwd=Path(__file__).parent.parent,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+def finish(process):
+    output, _ = process.communicate(timeout=120)
+    assert process.returncode == 0, output
+    return output
+
+
+def lines_of(output_dir):
+    return [json.loads(line) for line in (Path(output_dir) / "metrics.jsonl").read_text().splitlines()]
+
+
+def weights(folder):
+    return load_file(Path(folder) / "model.safetensors")
+
+
+def test_a_run_that_sigterm_stopped_and_latest_resumed_equals_an_uninterrupted_one(data, tmp_path):
+    options = {"max_steps": 150, "eval_steps": 0, "logging_steps": 1, "gradient_accumulation_steps": 2}
+    broken = command(arguments(data, tmp_path / "broken", **options))
+    metrics = tmp_path / "broken" / "metrics.jsonl"
+    while broken.poll() is None and not (metrics.is_file() and '"loss"' in metrics.read_text()):
+        time.sleep(0.005)
+    broken.send_signal(signal.SIGTERM)
+    output = finish(broken)
+    stopped = last_checkpoint(tmp_path / "broken")
+    step = int(stopped.name.removeprefix("checkpoint-"))
+    assert 0 < step < 150
+    assert "SIGTERM; saving, then stopping. Go on with --resume_from_checkpoint latest" in output
+    assert json.loads((tmp_path / "broken" / "training_facts.json").read_text())["status"] == "interrupted"
+    assert not (tmp_path / "broken" / "model.safetensors").exists()
+
+    finish(command(arguments(data, tmp_path / "broken", "--resume_from_checkpoint", "latest", **options)))
+    finished = main(arguments(data, tmp_path / "whole", **options))
+    for name in ("model.safetensors", "optimizer.safetensors"):
+        first, second = (tmp_path / run / "checkpoint-150" / name for run in ("whole", "broken"))
+        assert first.read_bytes() == second.read_bytes()
+    losses = [
+        {line["step"]: line["loss"] for line in lines_of(tmp_path / run) if "loss" in line}
+        for run in ("whole", "broken")
+    ]
+    assert losses[0] == losses[1] and len(losses[0]) == 150
+    resumed = json.loads((tmp_path / "broken" / "training_facts.json").read_text())
+    assert all(finished[name] == resumed[name] for name in ("status", "val_r2", "tokens_seen", "baselines"))
+
+
+def test_what_a_killed_process_left_behind_does_not_show_in_the_resumed_run(data, tmp_path):
+    main(arguments(data, tmp_path / "whole", logging_steps=1))
+    main(arguments(data, tmp_path / "killed", logging_steps=1, stop_at_step=3))
+    (tmp_path / "killed" / ".partial-checkpoint-5").mkdir()
+    with (tmp_path / "killed" / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 4, "loss": 1.0}\n{"step": 5, "lo')
+    main(arguments(data, tmp_path / "killed", "--resume_from_checkpoint", "latest", logging_steps=1))
+    runs = [
+        [(line["step"], line.get("loss"), line.get("val_r2")) for line in lines_of(tmp_path / name)]
+        for name in ("whole", "killed")
+    ]
+    assert runs[0] == runs[1]
+    assert not list((tmp_path / "killed").glob(".partial*"))
+    assert same_tensors(weights(tmp_path / "whole"), weights(tmp_path / "killed"))
+
+
+@pytest.mark.parametrize("normalization", ["token", "none", "window", "layer"])
+def test_eight_windows_at_once_equal_eight_accumulated(data, tmp_path, normalization):
+    model = {**PLAIN, "loss_normalization": normalization}
+    options = {"mixed_precision": "no", "adam_epsilon": 1e-3, "eval_steps": 0, "max_grad_norm": 0, "model": model}
+    main(arguments(data, tmp_path / "8x1", **{**options, "batch_size": 8}))
+    main(arguments(data, tmp_path / "1x8", **{**options, "batch_size": 1, "gradient_accumulation_steps": 8}))
+    start = weights(tmp_path / "8x1")
+    for name, tensor in weights(tmp_path / "1x8").items():
+        torch.testing.assert_close(
+            tensor, start[name], atol=2e-6, rtol=1e-4, msg=lambda text, name=name: f"{name}: {text}"
+        )
+    first, second = lines_of(tmp_path / "8x1"), lines_of(tmp_path / "1x8")
+    assert [line["loss"] for line in first if "loss" in line] == pytest.approx(
+        [line["loss"] for line in second if "loss" in line], rel=1e-5
+    )
+    # The mean of the micro-batches' means, the common mistake, is another number on windows of unequal length.
+    assert len({line["loss"] for line in first if "loss" in line}) == 3
+
+
+def test_two_processes_equal_one(data, tmp_path):
+    options = {"mixed_precision": "no", "adam_epsilon": 1e-3, "model": {**PLAIN, "loss_normalization": "token"}}
+    launcher = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "-m", "trainers.pretrain")
+    two = command(arguments(data, tmp_path / "two", batch_size=2, gradient_accumulation_steps=2, **options), launcher)
+    main(arguments(data, tmp_path / "one", batch_size=8, **options))
+    finish(two)
+    expected = weights(tmp_path / "one")
+    for name, tensor in weights(tmp_path / "two").items():
+        torch.testing.assert_close(tensor, expected[name], atol=2e-6, rtol=1e-4)
+    one, two = lines_of(tmp_path / "one"), lines_of(tmp_path / "two")
+    assert [line["step"] for line in one] == [line["step"] for line in two]
+    for first, second in zip(one, two, strict=True):
+        for key in {"loss", "val_r2", "pca_r2", "random_projection_r2"} & first.keys():
+            assert first[key] == pytest.approx(second[key], rel=1e-5)
+
+
+def test_the_output_folder_loads_and_scores_what_the_log_says(data, tmp_path, caplog):
+    caplog.set_level(logging.INFO)
+    facts = main(arguments(data, tmp_path / "run", mixed_precision="no", save_steps=4))
+    assert facts["status"] == "completed" and facts["steps"] == 6
+    assert sorted(p.name for p in (tmp_path / "run").glob("checkpoint-*")) == ["checkpoint-4", "checkpoint-6"]
+    for folder in (tmp_path / "run", last_checkpoint(tmp_path / "run")):
+        model = AutoModel.from_pretrained(folder)
+        AutoModelForPreTraining.from_pretrained(folder)
+        assert AutoFeatureExtractor.from_pretrained(folder).token_size == 24
+        held_out = WindowDataset(load_windows(str(data))["validation"])
+        score = R2Accumulator()
+        for crop in tiles(held_out.num_tokens, 16):
+            tokens, token_mask, positions = to_device(held_out.__getitems__([crop]), torch.device("cpu"))
+            with torch.no_grad():
+                output = model(tokens, token_mask=token_mask, positions=positions)
+            score.update(output.reconstruction, tokens, token_mask)
+        assert score.compute() == pytest.approx(facts["val_r2"], abs=1e-6)
+    evaluated = [line for line in lines_of(tmp_path / "run") if "val_r2" in line]
+    assert [line["step"] for line in evaluated] == [0, 3, 6]
+    assert all({"random_projection_r2", "pca_r2"} <= line.keys() for line in evaluated)
+    trained = [line for line in lines_of(tmp_path / "run") if "loss" in line]
+    assert all(
+        {"loss_reconstruction", "loss_contrastive", "r2", "lr", "tokens_per_s"} <= line.keys() for line in trained
+    )
+    assert any(
+        "val R2 0." in text and "| random projection 0." in text and "| PCA 0." in text for text in caplog.messages
+    )
+
+
+def test_the_linear_path_starts_where_pca_stands(data, tmp_path):
+    model = {"token_standardization": True, "linear_path": True}
+    facts = main(arguments(data, tmp_path / "run", mixed_precision="no", max_steps=1, model=model))
+    start = facts["val_r2_history"][0]["val_r2"]
+    assert facts["baselines"]["random projection"] < start < facts["baselines"]["PCA"]
+    assert start > 0.9  # PCA with two directions fewer: they hold mean and standard deviation
+
+
+def test_the_same_seed_gives_the_same_bytes_and_another_seed_does_not(data, tmp_path):
+    for name, seed in (("first", 0), ("again", 0), ("other", 1)):
+        main(arguments(data, tmp_path / name, seed=seed, save_dtype="bfloat16"))
+    first, again, other = (
+        (tmp_path / name / "model.safetensors").read_bytes() for name in ("first", "again", "other")
+    )
+    assert first == again != other
+    assert all(tensor.dtype == torch.bfloat16 for tensor in weights(tmp_path / "first").values())
+
+
+def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_good_checkpoint(data, tmp_path):
+    options = {"max_steps": 30, "logging_steps": 7, "save_steps": 1, "eval_steps": 0, "max_grad_norm": 0}
+    main(arguments(data, tmp_path / "run", stop_at_step=3, **options))
+    good = weights(tmp_path / "run" / "checkpoint-3")
+    broken = {**options, "save_steps": 5, "learning_rate": 1e30}
+    with pytest.raises(NonFiniteLossError) as error:
+        main(arguments(data, tmp_path / "run", "--resume_from_checkpoint", "latest", **broken))
+    message = str(error.value)
+    assert "not finite" in message and "step 5" in message and str(tmp_path / "run" / "checkpoint-3") in message
+    assert "--learning_rate" in message
+    assert last_checkpoint(tmp_path / "run").name == "checkpoint-3"
+    assert same_tensors(good, weights(tmp_path / "run" / "checkpoint-3"))
+    assert all(tensor.isfinite().all() for tensor in good.values())
+
+
+def test_wall_time_ends_a_run_with_a_finished_model(data, tmp_path):
+    facts = main(arguments(data, tmp_path / "run", max_steps=10**6, max_minutes=0.02, eval_steps=0))
+    assert facts["status"] == "out of time" and 0 < facts["steps"] < 10**6
+    assert facts["val_r2_history"][-1]["step"] == facts["steps"]
+    AutoModel.from_pretrained(tmp_path / "run")
+
+
+def test_recomputed_activations_and_reading_workers_change_nothing(data, tmp_path):
+    main(arguments(data, tmp_path / "plain", num_workers=0))
+    main(arguments(data, tmp_path / "other", "--activation_checkpointing", num_workers=2))
+    assert same_tensors(weights(tmp_path / "plain"), weights(tmp_path / "other"))
+
+
+def test_trackers_receive_the_metrics(data, tmp_path):
+    main(arguments(data, tmp_path / "run", report_to="tensorboard"))
+    assert list((tmp_path / "run").rglob("events.out.tfevents*"))
+
+
+@pytest.mark.skipif(importlib.util.find_spec("wandb") is not None, reason="wandb is installed")
+def test_a_tracker_that_is_not_installed_is_refused(data, tmp_path):
+    with pytest.raises(ConfigError, match="wandb is not installed"):
+        main(arguments(data, tmp_path / "run", report_to="wandb"))
+
+
+def test_an_earlier_run_is_neither_mixed_in_nor_deleted_unasked(data, tmp_path):
+    main(arguments(data, tmp_path / "run", max_steps=2))
+    with pytest.raises(ConfigError, match="holds checkpoint-2. Go on with --resume_from_checkpoint latest"):
+        main(arguments(data, tmp_path / "run", max_steps=2))
+    main(arguments(data, tmp_path / "run", "--overwrite_output_dir", max_steps=1))
+    assert last_checkpoint(tmp_path / "run").name == "checkpoint-1"
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"model": {"token_size": 30}}, DatasetError, "the dataset's token_size is 24, the model's 30"),
+        ({"model": {"tokenization": "sparse"}}, DatasetError, "the dataset's tokenization is dense"),
+        ({"model": {"noise_sd": 0.1}}, ConfigError, "no field 'noise_sd'. Did you mean 'noise_std'?"),
+        ({"model": {"noise_std": -1}}, ConfigError, "noise_std must not be negative"),
+        ({"model": {"position_encoding": "learned", "max_positions": "[99,9,9]"}}, DatasetError, "up to k ="),
+        ({"model": {"latent_size": 64}}, ConfigError, "PCA, which has 24 directions"),
+        ({"size": "huge"}, ConfigError, "Unknown size 'huge'"),
+        ({"dataset": "nowhere/at-all"}, DatasetError, "neither a folder nor a dataset"),
+        ({"dataset": ""}, ConfigError, "'dataset' is missing"),
+        ({"resume_from_checkpoint": "nowhere"}, CheckpointStateError, "no trainer_state.json"),
+    ],
+)
+def test_what_cannot_work_is_refused_before_training(data, tmp_path, options, error, message):
+    with pytest.raises(error) as raised:
+        main(arguments(data, tmp_path / "run", **options))
+    assert message in str(raised.value)
+
+
+def test_a_model_option_that_contradicts_the_checkpoint_is_refused(data, tmp_path):
+    main(arguments(data, tmp_path / "run", max_steps=1))
+    with pytest.raises(ConfigError, match="'model.noise_std' is 0.3, but .*checkpoint-1 was trained with 0.1"):
+        main(arguments(data, tmp_path / "run", "--resume_from_checkpoint", "latest", model={"noise_std": 0.3}))
+
+
+def test_without_validation_windows_a_run_that_asks_for_r2_is_refused(tmp_path):
+    data = write_dataset(tmp_path / "data", {"train": [20, 30], "validation": []})
+    with pytest.raises(DatasetError, match="no validation windows, and eval_steps is 3"):
+        main(arguments(data, tmp_path / "run"))
+    facts = main(arguments(data, tmp_path / "blind", eval_steps=0, max_steps=1))
+    assert facts["val_r2"] is None and facts["baselines"] == {}
+
+
+def test_tokens_without_their_tokenizer_are_refused(tmp_path):
+    data = write_dataset(tmp_path / "data", {"train": [20, 30], "validation": [5]})
+    (data / "preprocessor_config.json").unlink()
+    with pytest.raises(DatasetError, match="could not tokenize"):
+        main(arguments(data, tmp_path / "run"))

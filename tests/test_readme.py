@@ -1,0 +1,29 @@
+"""The README's example runs as it stands, with an untrained backbone where the quickstart would put a trained one."""
+
+import re
+from pathlib import Path
+
+from modeling_wsl import WSLConfig, WSLFeatureExtractor, WSLModel
+
+
+README = Path(__file__).parent.parent / "README.md"
+
+
+def test_the_example_of_the_readme_runs(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    WSLModel(WSLConfig.from_size("nano")).save_pretrained("quickstart/backbone")
+    WSLFeatureExtractor().save_pretrained("quickstart/backbone")
+    example = re.search(r"```python\n(.*?)```", README.read_text(), re.DOTALL).group(1)
+    names = {}
+    exec(compile(example, str(README), "exec"), names)
+    assert names["state"].keys() == names["anchor"].state_dict().keys()
+    assert names["embedding"].shape == (128,)
+    assert len(names["models"]) == 2
+    assert (tmp_path / "generated" / "provenance.json").is_file()
+
+
+def test_every_local_link_of_the_readme_leads_somewhere():
+    links = re.findall(r"\]\(([^)#]+)\)", README.read_text())
+    local = [link for link in links if "://" not in link]
+    assert local
+    assert not [link for link in local if not (README.parent / link).exists()]

@@ -1,0 +1,107 @@
+"""Tokenized datasets of a few kilobytes, in the schema that `hf-wsl tokenize` writes."""
+
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+
+from datasets_scripts.schema import window_features
+from modeling_wsl.feature_extraction_wsl import WSLFeatureExtractor
+from modeling_wsl.manifest import Segment
+
+
+CARD = """---
+configs:
+- config_name: windows
+  default: true
+  data_files:
+{files}
+---
+"""
+
+
+def make_row(
+    generator: np.random.Generator, basis: np.ndarray, num_tokens: int, model_id: str, index: int, token_start: int
+) -> dict:
+    """A window whose tokens lie near a low-dimensional subspace: PCA has something to find."""
+    rank, token_size = basis.shape
+    tokens = generator.normal(size=(num_tokens, rank)) @ basis + 0.3 * generator.normal(size=(num_tokens, token_size))
+    tokens = tokens * 10 ** generator.uniform(-2, 0, size=(num_tokens, 1))
+    valid = np.full(num_tokens, token_size)
+    valid[-1] = generator.integers(2, token_size + 1)
+    tokens[-1, valid[-1] :] = 0
+    first = num_tokens // 2
+    segments = [Segment(layer=2 * index, position=5, stride=1, length=first)] if first else []
+    segments.append(Segment(layer=2 * index + 1, position=0, stride=3, length=num_tokens - first))
+    return {
+        "model_id": model_id,
+        "window_index": index,
+        "token_start": token_start,
+        "num_tokens": num_tokens,
+        "tokens": tokens.astype(np.float16).tolist(),
+        "valid_entries": valid.tolist(),
+        "segment_layer": [s.layer for s in segments],
+        "segment_position": [s.position for s in segments],
+        "segment_stride": [s.stride for s in segments],
+        "segment_length": [s.length for s in segments],
+    }
+
+
+def write_dataset(
+    folder: Path,
+    lengths: dict[str, list[int]],
+    token_size: int = 24,
+    rank: int = 6,
+    seed: int = 0,
+    rows_per_file: int = 7,
+    edit=None,
+) -> Path:
+    """Writes windows of the given lengths per split, in several Parquet files, and the tokenizer's settings.
+
+    Args:
+        edit: called with each row's dict before it is written; to damage one.
+    """
+    generator = np.random.default_rng(seed)
+    basis = generator.normal(size=(rank, token_size))
+    schema = window_features(token_size).arrow_schema
+    (folder / "windows").mkdir(parents=True)
+    for split, split_lengths in lengths.items():
+        rows = [
+            make_row(generator, basis, length, f"{split}/model-{i // 2}", i % 2, (i % 2) * split_lengths[i - 1])
+            for i, length in enumerate(split_lengths)
+        ]
+        for row in rows:
+            if edit is not None:
+                edit(row)
+        parts = [rows[i : i + rows_per_file] for i in range(0, len(rows), rows_per_file)]
+        for i, part in enumerate(parts):
+            name = f"{split}-{i:05d}-of-{len(parts):05d}.parquet"
+            pq.write_table(pa.Table.from_pylist(part, schema=schema), folder / "windows" / name)
+    files = "".join(
+        f"  - split: {split}\n    path: windows/{split}-*.parquet\n" for split in lengths if lengths[split]
+    )
+    (folder / "README.md").write_text(CARD.format(files=files.rstrip("\n")))
+    WSLFeatureExtractor(token_size=token_size).save_pretrained(folder)
+    return folder
+
+
+SMALL_MODEL = {
+    "token_size": 24,
+    "window_size": 16,
+    "hidden_size": 32,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+    "latent_size": 8,
+}
+
+
+def small_model_arguments(**overrides: object) -> list[str]:
+    """The command line's `--model.x y` for a backbone of some thousand parameters."""
+    return [word for key, value in {**SMALL_MODEL, **overrides}.items() for word in (f"--model.{key}", str(value))]
+
+
+def same_tensors(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]) -> bool:
+    """Whether two state dicts hold the same bits."""
+    return first.keys() == second.keys() and all(torch.equal(first[key], second[key]) for key in first)

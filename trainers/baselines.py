@@ -1,0 +1,148 @@
+"""What a latent of the same size reaches without learning: a random orthogonal projection, and PCA over tokens.
+
+Both see tokens standardised one by one over their weights (zero where padded), and are scored like the backbone. They
+are given each token's mean and standard deviation for free, the backbone must spend latent numbers on them. A backbone
+whose R2 does not pass these two lines has learned nothing that helps.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from modeling_wsl.losses import R2Accumulator
+from modeling_wsl.manifest import mask_from_valid_entries
+
+from .crops import tiles
+from .window_data import WindowDataset
+
+
+_CHUNK = 8192  # tokens in memory at once
+_MIN_STD = 1e-8  # a token of equal entries has no direction; R2 leaves it out as well
+
+
+@dataclass(frozen=True)
+class LinearBaseline:
+    """The reconstruction `(x - mean) C^T C + mean` of standardised tokens x.
+
+    Attributes:
+        components: C, float32 `[r, d_t]` with orthonormal rows.
+        mean: float32 `[d_t]`.
+    """
+
+    components: torch.Tensor
+    mean: torch.Tensor
+
+    def reconstruct(self, standardized: torch.Tensor) -> torch.Tensor:
+        """Maps `[tokens, d_t]` to its projection, same shape."""
+        return (standardized - self.mean) @ self.components.T @ self.components + self.mean
+
+
+def standardize(tokens: torch.Tensor, mask: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Standardises each token over its valid entries.
+
+    Args:
+        tokens: float32 `[tokens, d_t]`.
+        mask: bool `[tokens, d_t]`.
+
+    Returns:
+        The standardised tokens (zero where masked), mean `[tokens, 1]` and population std `[tokens, 1]`.
+    """
+    count = mask.sum(-1, keepdim=True).clamp(min=1)
+    mean = (tokens * mask).sum(-1, keepdim=True) / count
+    centred = (tokens - mean) * mask
+    std = (centred.square().sum(-1, keepdim=True) / count).sqrt()
+    return centred / std.clamp(min=_MIN_STD), mean, std
+
+
+class Covariance:
+    """Streaming mean and second moment of vectors, float64; products run in float32 over chunks.
+
+    Args:
+        size: d, entries of a vector.
+    """
+
+    def __init__(self, size: int) -> None:
+        self.count = 0
+        self.sum = torch.zeros(size, dtype=torch.float64)
+        self.second = torch.zeros(size, size, dtype=torch.float64)
+
+    def update(self, vectors: torch.Tensor) -> None:
+        """Adds `[n, d]` vectors."""
+        self.count += len(vectors)
+        self.sum += vectors.sum(0, dtype=torch.float64)
+        self.second += (vectors.T @ vectors).double()
+
+    def principal_components(self, rank: int, center: bool = True) -> LinearBaseline:
+        """The leading `rank` directions, about the origin where `center` is false. ValueError without vectors."""
+        if self.count == 0:
+            raise ValueError(
+                "PCA needs at least one token whose weights are not all equal; the training split has none"
+            )
+        mean = self.sum / self.count if center else torch.zeros_like(self.sum)
+        covariance = self.second / self.count - torch.outer(mean, mean)
+        vectors = torch.linalg.eigh(covariance).eigenvectors  # ascending
+        components = vectors[:, -rank:].flip(1).T
+        # An eigenvector's sign is the library's choice; fix it so that machines agree.
+        components = components * components.gather(1, components.abs().argmax(1, keepdim=True)).sign()
+        return LinearBaseline(components.float().contiguous(), mean.float())
+
+
+def fit_pca(dataset: WindowDataset, rank: int, max_tokens: int, *, affine: bool = True) -> LinearBaseline:
+    """PCA over the training tokens, each standardised.
+
+    Args:
+        rank: latent size r; at most d_t directions exist.
+        max_tokens: tokens to fit on, evenly spaced over the split.
+        affine: false divides tokens by their std without centring them and fits about the origin. Such a map commutes
+            with the scale of a token, so it also holds for tokens that are not standardised (`linear_path` without
+            `token_standardization`).
+    """
+    covariance = Covariance(dataset.token_size)
+    for tokens, mask in _evenly_spaced(dataset, max_tokens):
+        standardized, _, std = standardize(tokens, mask)
+        vectors = standardized if affine else tokens * mask / std.clamp(min=_MIN_STD)
+        covariance.update(vectors[(std > _MIN_STD).squeeze(-1)])
+    return covariance.principal_components(min(rank, dataset.token_size), center=affine)
+
+
+def random_projection(rank: int, token_size: int, seed: int) -> LinearBaseline:
+    """A random orthonormal basis of `rank` directions, uniform over subspaces."""
+    generator = torch.Generator().manual_seed(seed)
+    gaussian = torch.randn(token_size, min(rank, token_size), generator=generator, dtype=torch.float64)
+    return LinearBaseline(torch.linalg.qr(gaussian).Q.T.float().contiguous(), torch.zeros(token_size))
+
+
+def evaluate(baselines: dict[str, LinearBaseline], dataset: WindowDataset, max_windows: int = 0) -> dict[str, float]:
+    """R2 of each baseline over the same tokens that the backbone is evaluated on."""
+    scores = {name: R2Accumulator() for name in baselines}
+    for crop in tiles(dataset.num_tokens, _CHUNK, max_windows):
+        tokens, valid = (part[crop.start : crop.start + crop.length] for part in dataset.window(crop.window))
+        tokens, mask = _as_tensors(tokens, valid)
+        standardized, mean, std = standardize(tokens, mask)
+        for name, baseline in baselines.items():
+            scores[name].update(baseline.reconstruct(standardized) * std + mean, tokens, mask)
+    return {name: float(score.compute()) for name, score in scores.items()}
+
+
+def _evenly_spaced(dataset: WindowDataset, max_tokens: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    """Every stride-th token of the split as (tokens, mask) chunks, the count running on from window to window."""
+    stride = max(1, -(-int(dataset.num_tokens.sum()) // max_tokens))
+    parts: list[tuple[np.ndarray, np.ndarray]] = []
+    held = first = 0
+    for row in range(len(dataset)):
+        tokens, valid = dataset.window(row)
+        parts.append((tokens[first::stride], valid[first::stride]))
+        held += len(parts[-1][0])
+        first = (first - len(tokens)) % stride
+        if held >= _CHUNK or row == len(dataset) - 1:
+            yield _as_tensors(*(np.concatenate(column) for column in zip(*parts, strict=True)))
+            parts, held = [], 0
+
+
+def _as_tensors(tokens: np.ndarray, valid: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
+    mask = mask_from_valid_entries(torch.from_numpy(valid.astype(np.int64)), tokens.shape[1])
+    return torch.from_numpy(tokens.astype(np.float32)), mask

@@ -1,0 +1,179 @@
+"""Checkpoints of a run: written whole or not at all, loadable by `from_pretrained`, enough to resume bit for bit.
+
+`checkpoint-<step>/` holds config.json and model.safetensors (float32), preprocessor_config.json, optimizer.safetensors
+and trainer_state.json. No pickles. Randomness needs no state: every draw is seeded by the step.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from transformers import FeatureExtractionMixin, PreTrainedModel
+from transformers.utils import logging as hf_logging
+
+
+OPTIMIZER_FILE, STATE_FILE = "optimizer.safetensors", "trainer_state.json"
+_MOMENTS = ("step", "exp_avg", "exp_avg_sq")  # AdamW's state of a parameter
+_PARTIAL, _OUTDATED = ".partial-", ".outdated-"
+_FOLDER = re.compile(r"checkpoint-(\d+)")
+
+
+class CheckpointStateError(ValueError):
+    """A checkpoint that cannot be resumed from; the message names the folder and the remedy."""
+
+
+def list_checkpoints(output_dir: str | Path) -> list[Path]:
+    """The complete checkpoints of a run, oldest step first."""
+    folder = Path(output_dir)
+    found = (
+        [p for p in folder.iterdir() if _FOLDER.fullmatch(p.name) and (p / STATE_FILE).is_file()]
+        if folder.is_dir()
+        else []
+    )
+    return sorted(found, key=checkpoint_step)
+
+
+def last_checkpoint(output_dir: str | Path) -> Path | None:
+    """The newest complete checkpoint of a run, or None."""
+    return next(reversed(list_checkpoints(output_dir)), None)
+
+
+def checkpoint_step(folder: Path) -> int:
+    return int(_FOLDER.fullmatch(folder.name)[1])
+
+
+def save_checkpoint(
+    output_dir: str | Path,
+    model: PreTrainedModel,
+    optimizer: torch.optim.Optimizer,
+    feature_extractor: FeatureExtractionMixin,
+    state: dict[str, Any],
+    keep: int,
+) -> Path:
+    """Writes `checkpoint-<state["step"]>` through a temporary folder, then deletes all but the `keep` newest.
+
+    Args:
+        state: JSON content of trainer_state.json; must hold "step".
+        keep: complete checkpoints that stay, the one just written among them in any case.
+
+    Returns:
+        The folder.
+    """
+    output_dir = Path(output_dir)
+    final = output_dir / f"checkpoint-{state['step']}"
+    partial = output_dir / f"{_PARTIAL}{final.name}"
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    save_model(partial, model, feature_extractor)
+    save_file(_optimizer_tensors(model, optimizer), partial / OPTIMIZER_FILE)
+    write_json(partial / STATE_FILE, state)
+    publish_folder(partial, final)
+    for old in list_checkpoints(output_dir)[:-keep]:
+        if old != final:
+            shutil.rmtree(old)
+    return final
+
+
+def save_model(folder: Path, model: PreTrainedModel, feature_extractor: FeatureExtractionMixin) -> None:
+    """Writes what `from_pretrained` reads, quietly (a bar per file would cut through the run's own)."""
+    shown = hf_logging.is_progress_bar_enabled()
+    hf_logging.disable_progress_bar()
+    try:
+        model.save_pretrained(folder)
+    finally:
+        if shown:
+            hf_logging.enable_progress_bar()
+    feature_extractor.save_pretrained(folder)
+    for weights in folder.glob("*.safetensors"):
+        shutil.copymode(folder / "config.json", weights)  # safetensors writes files that nobody else may read
+
+
+def publish_folder(partial: Path, final: Path) -> None:
+    """Renames a finished folder into place; one of that name is moved aside first and deleted after."""
+    for file in partial.iterdir():
+        with file.open("rb") as opened:
+            os.fsync(opened.fileno())  # a rename must not survive a power cut that its content does not
+    outdated = final.with_name(f"{_OUTDATED}{final.name}")
+    shutil.rmtree(outdated, ignore_errors=True)
+    if final.exists():
+        final.rename(outdated)
+    partial.rename(final)
+    shutil.rmtree(outdated, ignore_errors=True)
+
+
+def remove_leftovers(output_dir: Path) -> None:
+    """Deletes what a process that was killed while saving left behind."""
+    for pattern in (f"{_PARTIAL}*", f"{_OUTDATED}*"):
+        for folder in output_dir.glob(pattern):
+            shutil.rmtree(folder)
+
+
+def publish_files(partial: Path, final: Path) -> None:
+    """Moves every file of a finished folder into an existing one, config.json last, and deletes the emptied folder."""
+    for file in sorted(partial.iterdir(), key=lambda file: file.name == "config.json"):
+        os.replace(file, final / file.name)
+    partial.rmdir()
+
+
+def read_state(checkpoint: Path) -> dict[str, Any]:
+    """trainer_state.json of a checkpoint. Raises CheckpointStateError where it is missing or no JSON."""
+    path = checkpoint / STATE_FILE
+    if not path.is_file():
+        raise CheckpointStateError(
+            f"{checkpoint}: no {STATE_FILE}, so there is nothing to resume from. Give a folder checkpoint-<step>; to "
+            "start from a model's weights alone use --model_name_or_path"
+        )
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except json.JSONDecodeError as error:
+        raise CheckpointStateError(f"{path}: damaged ({error}). Resume from an earlier checkpoint") from error
+
+
+def load_optimizer(checkpoint: Path, model: PreTrainedModel, optimizer: torch.optim.Optimizer) -> None:
+    """Restores AdamW's moments by parameter name. Raises CheckpointStateError where one is missing or misshapen."""
+    path = checkpoint / OPTIMIZER_FILE
+    names = _parameter_names(model, optimizer)
+    state: dict[int, dict[str, torch.Tensor]] = {}
+    with safe_open(path, framework="pt") as file:
+        stored = set(file.keys())
+        for index, (name, parameter) in enumerate(names):
+            if f"{name}.step" not in stored:
+                raise CheckpointStateError(
+                    f"{path}: no state for parameter '{name}'. The model has changed since it was saved"
+                )
+            state[index] = {moment: file.get_tensor(f"{name}.{moment}") for moment in _MOMENTS}
+            if state[index]["exp_avg"].shape != parameter.shape:
+                raise CheckpointStateError(
+                    f"{path}: '{name}' is {list(state[index]['exp_avg'].shape)}, the model has {list(parameter.shape)}"
+                )
+    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+
+
+def _optimizer_tensors(model: PreTrainedModel, optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
+    return {
+        f"{name}.{moment}": optimizer.state[parameter][moment].detach().cpu().contiguous()
+        for name, parameter in _parameter_names(model, optimizer)
+        if parameter in optimizer.state
+        for moment in _MOMENTS
+    }
+
+
+def _parameter_names(model: PreTrainedModel, optimizer: torch.optim.Optimizer) -> list[tuple[str, torch.nn.Parameter]]:
+    """The optimiser's parameters with their names in the model, in the optimiser's order."""
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    return [(names[id(p)], p) for group in optimizer.param_groups for p in group["params"]]
+
+
+def write_json(path: Path, content: dict[str, Any]) -> None:
+    """Writes JSON through a temporary name."""
+    temporary = path.with_name(f".{path.name}.partial")
+    temporary.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    os.replace(temporary, path)

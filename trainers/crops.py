@@ -1,0 +1,140 @@
+"""Which tokens a step sees: every crop is a pure function of (seed, epoch, window).
+
+Neither the number of workers and processes nor an interruption changes what a run sees.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+from torch.utils.data import Sampler
+
+
+_GOLDEN = np.uint64(0x9E3779B97F4A7C15)  # 2**64 / golden ratio
+
+
+@dataclass(frozen=True)
+class Crop:
+    """`length` consecutive tokens of row `window` from its token `start`."""
+
+    window: int
+    start: int
+    length: int
+
+
+class TrainingOrder(Sampler[list[Crop]]):
+    """The batches of one process: an endless row of epochs, each a fresh permutation that visits every window once.
+
+    A step's windows are consecutive in that row and the last step of the run may reach into one more epoch, so every
+    batch is full. The split of a step into processes and accumulated batches does not change which windows it holds.
+
+    Args:
+        num_tokens: int64 `[windows]`.
+        window_size: tokens of a crop (fewer where the window is shorter).
+        batch_size, accumulation: windows per forward pass, forward passes per step.
+        rank, world_size: this process among all.
+        first_step, last_step: steps to yield, the second excluded.
+    """
+
+    def __init__(
+        self,
+        num_tokens: np.ndarray,
+        window_size: int,
+        *,
+        seed: int,
+        batch_size: int,
+        accumulation: int = 1,
+        rank: int = 0,
+        world_size: int = 1,
+        first_step: int = 0,
+        last_step: int,
+    ) -> None:
+        self.num_tokens = num_tokens
+        self.window_size = window_size
+        self.seed = seed
+        self.batch_size = batch_size
+        self.accumulation = accumulation
+        self.rank = rank
+        self.world_size = world_size
+        self.first_step = first_step
+        self.last_step = last_step
+        self._permutation: tuple[int, np.ndarray] | None = None
+
+    @property
+    def windows_per_step(self) -> int:
+        return self.batch_size * self.accumulation * self.world_size
+
+    def __len__(self) -> int:
+        return (self.last_step - self.first_step) * self.accumulation
+
+    def __iter__(self) -> Iterator[list[Crop]]:
+        for step in range(self.first_step, self.last_step):
+            for micro in range(self.accumulation):
+                first = step * self.windows_per_step + (micro * self.world_size + self.rank) * self.batch_size
+                yield self.crops(first, self.batch_size)
+
+    def crops(self, first: int, count: int) -> list[Crop]:
+        """The crops at places `first` … `first + count` of the endless row of epochs."""
+        crops: list[Crop] = []
+        for place in range(first, first + count):
+            epoch, at = divmod(place, len(self.num_tokens))
+            window = int(self._order(epoch)[at])
+            start = crop_start(self.seed, epoch, window, int(self.num_tokens[window]), self.window_size)
+            crops.append(Crop(window, start, min(self.window_size, int(self.num_tokens[window]))))
+        return crops
+
+    def _order(self, epoch: int) -> np.ndarray:
+        if self._permutation is None or self._permutation[0] != epoch:
+            generator = np.random.Generator(np.random.Philox(key=(self.seed, epoch)))
+            self._permutation = (epoch, generator.permutation(len(self.num_tokens)))
+        return self._permutation[1]
+
+
+def crop_start(seed: int, epoch: int, window: int, num_tokens: int, window_size: int) -> int:
+    """Where the crop of a window begins in an epoch; 0 where the window is not longer than the crop.
+
+    A place is drawn over the window *and* a margin of `window_size - 1` before it, then clipped: every token is seen
+    in at least window_size / (num_tokens + window_size - 1) of the epochs. Drawing among the full crops only would
+    show the first and last tokens (a model's stem and head) hundreds of times less often than the middle. From epoch
+    to epoch the place moves by the golden ratio, which covers a window evenly and never repeats at once.
+    """
+    if num_tokens <= window_size:
+        return 0
+    with np.errstate(over="ignore"):
+        place = _mix(_mix(np.uint64(seed)) ^ np.uint64(window)) + np.uint64(epoch) * _GOLDEN
+    span = num_tokens + window_size - 1
+    return min(max(int(place) * span // 2**64 - (window_size - 1), 0), num_tokens - window_size)
+
+
+def _mix(value: np.uint64) -> np.uint64:
+    """splitmix64's finaliser: 64 well-mixed bits from a counter."""
+    value = value + _GOLDEN
+    value = (value ^ (value >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    value = (value ^ (value >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return value ^ (value >> np.uint64(31))
+
+
+def tiles(num_tokens: np.ndarray, window_size: int, max_windows: int = 0) -> list[Crop]:
+    """Consecutive crops that cover each token of each window once; of `max_windows` evenly spaced windows if given."""
+    rows = np.arange(len(num_tokens))
+    if 0 < max_windows < len(rows):
+        rows = rows[np.linspace(0, len(rows) - 1, max_windows).round().astype(np.int64)]
+    return [
+        Crop(int(row), start, min(window_size, int(num_tokens[row]) - start))
+        for row in rows
+        for start in range(0, int(num_tokens[row]), window_size)
+    ]
+
+
+def batches_of(crops: list[Crop], batch_size: int, rank: int = 0, world_size: int = 1) -> list[list[Crop]]:
+    """Splits crops over processes and batches, in order; the last batch is short."""
+    mine = crops[rank::world_size]
+    return [mine[i : i + batch_size] for i in range(0, len(mine), batch_size)]
+
+
+def steps_for_epochs(num_windows: int, windows_per_step: int, epochs: float) -> int:
+    """Steps that visit every window `epochs` times at least."""
+    return max(1, math.ceil(num_windows * epochs / windows_per_step))

@@ -1,0 +1,73 @@
+"""AdamW, and its learning rate as a pure function of the step, so that a resumed run cannot drift."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from transformers import PreTrainedModel
+
+from .pretrain_config import PretrainConfig
+
+
+_START_DIVISOR, _FINAL_DIVISOR = 25.0, 1e4  # of torch's OneCycleLR, the paper's scheduler
+_MOMENTUM_DIP = 0.10
+
+
+def make_optimizer(model: PreTrainedModel, config: PretrainConfig) -> torch.optim.AdamW:
+    """AdamW over the trainable parameters, weight decay on matrices only; fused where torch has the kernel."""
+    trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    groups = [
+        {"params": [p for p in trainable if p.ndim >= 2], "weight_decay": config.weight_decay},
+        {"params": [p for p in trainable if p.ndim < 2], "weight_decay": 0.0},
+    ]
+    return torch.optim.AdamW(
+        groups,
+        lr=config.learning_rate,
+        betas=(config.adam_beta1, config.adam_beta2),
+        eps=config.adam_epsilon,
+        fused=model.device.type in ("cpu", "cuda", "xpu"),
+    )
+
+
+def one_cycle(
+    step: int, total_steps: int, *, learning_rate: float, beta1: float, warmup_fraction: float
+) -> tuple[float, float]:
+    """Learning rate and beta1 of a step, equal to `torch.optim.lr_scheduler.OneCycleLR` (cosine, cycled momentum).
+
+    The rate rises from a 25th to its peak, then falls to a 10 000th of its start; beta1 moves the other way by 0.1.
+
+    Args:
+        step: 0-based index of the optimiser step.
+        total_steps: steps of the whole run; past it the last values hold.
+    """
+    start = learning_rate / _START_DIVISOR
+    low = max(beta1 - _MOMENTUM_DIP, 0.0)
+    peak = warmup_fraction * total_steps - 1
+    last = total_steps - 1
+    if step <= peak:
+        share = step / peak if peak > 0 else 1.0
+        return _cosine(start, learning_rate, share), _cosine(beta1, low, share)
+    share = min((step - peak) / (last - peak), 1.0) if last > peak else 1.0
+    return _cosine(learning_rate, start / _FINAL_DIVISOR, share), _cosine(low, beta1, share)
+
+
+def constant(
+    step: int, total_steps: int, *, learning_rate: float, beta1: float, warmup_fraction: float
+) -> tuple[float, float]:
+    """Linear warm-up over `warmup_fraction` of the steps, then level; beta1 stays. Arguments of `one_cycle`."""
+    return learning_rate * min((step + 1) / max(warmup_fraction * total_steps, 1.0), 1.0), beta1
+
+
+SCHEDULES = {"onecycle": one_cycle, "constant": constant}
+
+
+def set_step(optimizer: torch.optim.Optimizer, learning_rate: float, beta1: float) -> None:
+    """Writes the learning rate and beta1 of the coming step into every parameter group."""
+    for group in optimizer.param_groups:
+        group["lr"] = learning_rate
+        group["betas"] = (beta1, group["betas"][1])
+
+
+def _cosine(start: float, end: float, share: float) -> float:
+    return end + (start - end) / 2.0 * (1.0 + math.cos(math.pi * share))

@@ -1,0 +1,224 @@
+"""The pretraining command: `accelerate launch -m trainers.pretrain --config tiny --dataset DIR --output_dir OUT`."""
+
+from __future__ import annotations
+
+import logging
+import os
+import platform
+import shutil
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import accelerate
+import datasets
+import torch
+import transformers
+from accelerate import Accelerator
+from accelerate.tracking import get_available_trackers
+from accelerate.utils import GradientAccumulationPlugin
+
+from modeling_wsl import WSLForPreTraining
+from modeling_wsl.feature_extraction_wsl import WSLFeatureExtractor
+
+from .checkpointing import (
+    CheckpointStateError,
+    list_checkpoints,
+    publish_files,
+    read_state,
+    remove_leftovers,
+    save_model,
+    write_json,
+)
+from .config_sources import ConfigError
+from .pretrain_config import PretrainConfig
+from .pretrain_setup import (
+    check_tokens,
+    find_checkpoint,
+    linear_start,
+    load_feature_extractor,
+    make_deterministic,
+    make_model,
+    validation_windows,
+)
+from .pretrain_trainer import NonFiniteLossError, PretrainTrainer
+from .validation import Validation
+from .window_data import DatasetError, WindowDataset, load_windows
+
+
+logger = logging.getLogger(__name__)
+FACTS_FILE, CONFIG_FILE = "training_facts.json", "pretrain_config.yaml"
+ERRORS = (ConfigError, DatasetError, CheckpointStateError, NonFiniteLossError)
+
+
+def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
+    """Runs the command with these arguments (`sys.argv` by default) and returns the run's facts (see `pretrain`)."""
+    config = PretrainConfig.from_command_line(sys.argv[1:] if argv is None else argv)
+    logging.basicConfig(format="%(levelname)s %(message)s", level=logging.INFO)
+    return pretrain(config)
+
+
+def pretrain(config: PretrainConfig) -> dict[str, Any]:
+    """Trains a backbone; when it is finished, `config.output_dir` itself loads with `from_pretrained`.
+
+    Returns:
+        The content of training_facts.json: config, versions, steps, tokens seen, wall time, R2 and baselines, status
+        ("completed", "out of time", "interrupted").
+
+    Raises:
+        ConfigError, DatasetError, CheckpointStateError: before training, naming the option, row or folder.
+        NonFiniteLossError: during training; the last good checkpoint is kept.
+    """
+    config.require_paths()
+    output_dir = Path(config.output_dir)
+    trackers = [name for name in config.trackers if name not in ("jsonl", "none")]
+    installed = {str(tracker) for tracker in get_available_trackers()}
+    for name in trackers:
+        if name not in installed:
+            raise ConfigError(
+                f"option 'report_to': {name} is not installed. Run `pip install {name}`, or leave it out"
+            )
+    try:
+        accelerator = Accelerator(
+            mixed_precision=config.mixed_precision,
+            cpu=config.use_cpu,
+            log_with=trackers or None,
+            project_dir=config.output_dir,
+            # The trainer weights its forward passes itself; a number from `accelerate config` would divide them again.
+            gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),
+        )
+    except ValueError as error:  # for example bfloat16 on a GPU that has none
+        raise ConfigError(f"accelerate refuses these options: {error}") from error
+    make_deterministic(config)
+    checkpoint = find_checkpoint(config)
+    with accelerator.main_process_first():
+        splits = load_windows(config.dataset, config.dataset_revision)
+    model = make_model(config, checkpoint)
+    feature_extractor = load_feature_extractor(config)
+    train = WindowDataset(splits["train"], pad_to=model.config.window_size, split="train")
+    check_tokens(model.config, feature_extractor, train)
+    held_out = validation_windows(splits, config)
+    if held_out is not None:
+        check_tokens(model.config, feature_extractor, held_out)
+    if accelerator.is_main_process:
+        prepare_folder(config, fresh=checkpoint is None)
+    accelerator.wait_for_everyone()
+    baselines: dict[str, float] = {}
+    if checkpoint is not None:
+        baselines = read_state(checkpoint)["baselines"]
+    elif accelerator.is_main_process:
+        # Processes agree on the model without fitting it each: DistributedDataParallel broadcasts from this one.
+        baselines = linear_start(config, model, train, held_out)
+    validation = None
+    if held_out is not None:
+        batch_size = config.eval_batch_size or config.batch_size
+        validation = Validation(accelerator, held_out, model.config.window_size, batch_size, config.max_eval_windows)
+    trainer = PretrainTrainer(config, accelerator, model, train, validation, feature_extractor, baselines, checkpoint)
+    describe(accelerator, model, train, held_out, trainer)
+    try:
+        status = trainer.train()
+        facts = facts_of(config, status, trainer, held_out)
+        if accelerator.is_main_process:
+            if status != "interrupted":
+                save_finished(model, feature_extractor, output_dir, config.save_dtype)
+            write_json(output_dir / FACTS_FILE, facts)
+        accelerator.wait_for_everyone()
+    finally:
+        accelerator.end_training()
+    return facts
+
+
+def facts_of(
+    config: PretrainConfig, status: str, trainer: PretrainTrainer, held_out: WindowDataset | None
+) -> dict[str, Any]:
+    """What a card or a table may say about the run."""
+    model, train = trainer.unwrapped, trainer.train_windows
+    return {
+        "status": status,
+        "size": None if config.model_name_or_path else config.size,
+        "parameters": model.num_parameters(),
+        "seed": config.seed,
+        "steps": trainer.step,
+        "total_steps": trainer.total_steps,
+        "windows_per_step": trainer.windows_per_step,
+        "tokens_seen": trainer.tokens_seen,
+        "seconds": round(trainer.seconds, 1),
+        "train_windows": len(train),
+        "train_tokens": int(train.num_tokens.sum()),
+        "validation_tokens": 0 if held_out is None else int(held_out.num_tokens.sum()),
+        "val_r2": trainer.r2_history[-1]["val_r2"] if trainer.r2_history else None,
+        "val_r2_history": trainer.r2_history,
+        "baselines": trainer.baselines,
+        "processes": trainer.accelerator.num_processes,
+        "device": trainer.accelerator.device.type,
+        "versions": versions(),
+        "config": config.to_dict(),
+        "model_config": {key: value for key, value in model.config.to_diff_dict().items() if key != "auto_map"},
+    }
+
+
+def prepare_folder(config: PretrainConfig, fresh: bool) -> None:
+    """Makes output_dir with the resolved options in it; a fresh run deletes the checkpoints of an earlier one."""
+    output_dir = Path(config.output_dir)
+    output_dir.mkdir(parents=True, exist_ok=True)
+    for old in list_checkpoints(output_dir) if fresh else []:
+        shutil.rmtree(old)
+    remove_leftovers(output_dir)
+    (output_dir / CONFIG_FILE).write_text(config.to_yaml(), encoding="utf-8")
+
+
+def describe(
+    accelerator: Accelerator,
+    model: WSLForPreTraining,
+    train: WindowDataset,
+    held_out: WindowDataset | None,
+    trainer: PretrainTrainer,
+) -> None:
+    """Says in the log what is about to run."""
+    if not accelerator.is_main_process:
+        return
+    validation = "no validation" if held_out is None else f"{int(held_out.num_tokens.sum())} validation tokens"
+    logger.info(
+        "%.3g M parameters; %d windows, %d tokens, %s; steps %d to %d of %d windows; %d process(es) on %s",
+        model.num_parameters() / 1e6,
+        len(train),
+        int(train.num_tokens.sum()),
+        validation,
+        trainer.step,
+        trainer.total_steps,
+        trainer.windows_per_step,
+        accelerator.num_processes,
+        accelerator.device.type,
+    )
+
+
+def save_finished(
+    model: WSLForPreTraining, feature_extractor: WSLFeatureExtractor, output_dir: Path, dtype: str
+) -> None:
+    """Writes the finished model into the output folder itself, in the dtype it is to be shared in."""
+    partial = output_dir / ".partial-model"
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir()
+    save_model(partial, model.to(getattr(torch, dtype)), feature_extractor)
+    publish_files(partial, output_dir)
+
+
+def versions() -> dict[str, str]:
+    modules = (torch, transformers, accelerate, datasets)
+    return {"python": platform.python_version(), **{module.__name__: module.__version__ for module in modules}}
+
+
+def run(argv: Sequence[str] | None = None) -> int:
+    """`main` for a shell: errors that teach become one line on stderr and exit code 1."""
+    try:
+        main(argv)
+    except ERRORS as error:
+        if os.environ.get("RANK", "0") == "0":  # every process meets the same error; say it once
+            sys.stderr.write(f"error: {error}\n")
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(run())

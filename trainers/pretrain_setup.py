@@ -1,0 +1,168 @@
+"""What a pretraining run starts from: seeds, checkpoint, model, tokenizer settings, windows, baselines."""
+
+from __future__ import annotations
+
+import logging
+import os
+from pathlib import Path
+
+import datasets
+import torch
+from accelerate.utils import set_seed
+from huggingface_hub import hf_hub_download
+from huggingface_hub.errors import EntryNotFoundError, StrictDataclassError
+
+from modeling_wsl import WSLConfig, WSLForPreTraining
+from modeling_wsl.feature_extraction_wsl import WSLFeatureExtractor
+
+from .baselines import evaluate, fit_pca, random_projection
+from .checkpointing import last_checkpoint, read_state
+from .config_sources import ConfigError, nearest
+from .pretrain_config import PretrainConfig
+from .window_data import DatasetError, WindowDataset
+
+
+logger = logging.getLogger(__name__)
+
+
+def make_deterministic(config: PretrainConfig) -> None:
+    """Seeds every generator and, by option, asks torch for kernels that give the same bytes each time."""
+    set_seed(config.seed)
+    if config.deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        torch.use_deterministic_algorithms(True, warn_only=True)
+        torch.utils.deterministic.fill_uninitialized_memory = False  # a debugging aid that costs a memset per tensor
+
+
+def find_checkpoint(config: PretrainConfig) -> Path | None:
+    """The checkpoint to resume from, or None for a fresh run.
+
+    Raises:
+        ConfigError: output_dir holds checkpoints that the options neither resume nor overwrite; both are asked for.
+        CheckpointStateError: the named checkpoint cannot be resumed from.
+    """
+    newest = last_checkpoint(config.output_dir)
+    if config.resume_from_checkpoint is None:
+        if newest is not None and not config.overwrite_output_dir:
+            raise ConfigError(
+                f"output_dir {config.output_dir} holds {newest.name}. Go on with --resume_from_checkpoint latest, "
+                "start over with --overwrite_output_dir, or choose another folder"
+            )
+        return None
+    if config.overwrite_output_dir:
+        raise ConfigError("--resume_from_checkpoint and --overwrite_output_dir contradict each other; drop one")
+    if config.resume_from_checkpoint == "latest":
+        if newest is None:
+            logger.info("no checkpoint in %s yet: starting at step 0", config.output_dir)
+        return newest
+    named = Path(config.resume_from_checkpoint)
+    read_state(named)
+    return named
+
+
+def make_model(config: PretrainConfig, checkpoint: Path | None) -> WSLForPreTraining:
+    """The model in float32: from a checkpoint, from `model_name_or_path`, or fresh, drawn from the seed."""
+    attention = {} if config.attn_implementation is None else {"attn_implementation": config.attn_implementation}
+    known = set(WSLConfig().to_dict())
+    for name in config.model:
+        if name not in known:
+            raise ConfigError(f"option 'model' has no field '{name}'.{nearest(name, known)}")
+    source = checkpoint or config.model_name_or_path
+    if source is None:
+        try:
+            wsl_config = WSLConfig.from_size(config.size, **config.model)
+        except (ValueError, StrictDataclassError) as error:
+            reason = str(error).splitlines()[-1].strip().removeprefix("ValueError: ")
+            raise ConfigError(f"options 'size' and 'model': {reason}") from error
+        torch.manual_seed(config.seed)
+        return WSLForPreTraining._from_config(wsl_config, **attention)
+    if checkpoint is not None:
+        stored = WSLConfig.from_pretrained(checkpoint)
+        for name, value in config.model.items():
+            if getattr(stored, name) != value:
+                raise ConfigError(
+                    f"option 'model.{name}' is {value}, but {checkpoint} was trained with {getattr(stored, name)}"
+                )
+        return WSLForPreTraining.from_pretrained(checkpoint, dtype=torch.float32, **attention)
+    return WSLForPreTraining.from_pretrained(source, dtype=torch.float32, **attention, **config.model)
+
+
+def load_feature_extractor(config: PretrainConfig) -> WSLFeatureExtractor:
+    """The tokenizer settings that lie beside the dataset; DatasetError where they do not."""
+    folder = Path(config.dataset)
+    if not folder.is_dir():
+        try:
+            settings = hf_hub_download(
+                config.dataset, "preprocessor_config.json", repo_type="dataset", revision=config.dataset_revision
+            )
+        except EntryNotFoundError as error:
+            raise DatasetError(f"dataset '{config.dataset}' has no preprocessor_config.json") from error
+        folder = Path(settings).parent
+    if not (folder / "preprocessor_config.json").is_file():
+        raise DatasetError(
+            f"dataset '{config.dataset}' has no preprocessor_config.json, so a model trained on it could not "
+            "tokenize. `hf-wsl tokenize` writes one; copy it into the folder"
+        )
+    return WSLFeatureExtractor.from_pretrained(folder)
+
+
+def check_tokens(config: WSLConfig, feature_extractor: WSLFeatureExtractor, windows: WindowDataset) -> None:
+    """Raises DatasetError where the dataset's tokens are not the ones that the model takes."""
+    for name, value in (("token_size", windows.token_size), ("tokenization", feature_extractor.tokenization)):
+        expected = getattr(config, name)
+        if value != expected:
+            raise DatasetError(
+                f"the dataset's {name} is {value}, the model's {expected}. Train with --model.{name} {value}, or "
+                f"tokenize with {name} {expected}"
+            )
+    if config.position_encoding == "learned":
+        for name, highest, size in zip("nlk", windows.highest_positions(), config.max_positions, strict=True):
+            if highest >= size:
+                raise DatasetError(
+                    f"split '{windows.split}' has positions up to {name} = {highest}, the learned table holds {size} "
+                    f"(max_positions {list(config.max_positions)}). Use --model.position_encoding sinusoidal, or "
+                    "larger --model.max_positions '[n, l, k]'"
+                )
+    if feature_extractor.token_size != windows.token_size:
+        raise DatasetError(
+            f"preprocessor_config.json says token_size {feature_extractor.token_size}, the windows hold "
+            f"{windows.token_size}. It belongs to another dataset"
+        )
+
+
+def validation_windows(splits: datasets.DatasetDict, config: PretrainConfig) -> WindowDataset | None:
+    """The validation split, or None (with a warning) where the dataset has none and none is asked for."""
+    if "validation" in splits and len(splits["validation"]):
+        return WindowDataset(splits["validation"], split="validation")
+    if config.eval_steps:
+        raise DatasetError(
+            f"dataset '{config.dataset}' has no validation windows, and eval_steps is {config.eval_steps}. Tokenize "
+            "with a validation share, or train blind with --eval_steps 0"
+        )
+    logger.warning("dataset '%s' has no validation windows: no R2 will be measured", config.dataset)
+    return None
+
+
+def linear_start(
+    config: PretrainConfig, model: WSLForPreTraining, train: WindowDataset, held_out: WindowDataset | None
+) -> dict[str, float]:
+    """Gives PCA to the model's linear path where it has one, and scores both baselines on held-out tokens."""
+    latent_size = model.config.latent_size
+    if model.config.linear_path and config.model_name_or_path is None and config.baseline_tokens:
+        affine = model.config.token_standardization
+        rank = latent_size - model.config.num_token_statistics
+        pca = fit_pca(train, rank, config.baseline_tokens, affine=affine)
+        if len(pca.components) < rank:
+            raise ConfigError(
+                f"linear_path starts at PCA, which has {len(pca.components)} directions for tokens of "
+                f"{train.token_size}; latent_size {latent_size} is larger. Set --model.linear_path false or a smaller "
+                "--model.latent_size"
+            )
+        model.wsl.initialize_linear_path(pca.components, pca.mean)
+    if held_out is None or not config.baseline_tokens:
+        return {}
+    lines = {
+        "random projection": random_projection(latent_size, train.token_size, config.seed),
+        "PCA": fit_pca(train, latent_size, config.baseline_tokens),
+    }
+    return evaluate(lines, held_out, config.max_eval_windows)

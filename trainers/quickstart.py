@@ -1,0 +1,157 @@
+"""`hf-wsl quickstart`: the whole way once, small and offline: zoo, tokens, backbone, embeddings, weights, report."""
+
+import json
+import logging
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from time import monotonic
+from typing import Any
+
+import huggingface_hub.constants
+import torch
+
+from datasets_scripts.zoo import ZooConfig
+
+from . import quickstart_stages as stages
+from .finetune import FinetuneConfig
+from .pretrain import versions
+from .quickstart_report import write_report
+
+
+logger = logging.getLogger(__name__)
+SETTINGS_FILE, RESULTS_FILE = "settings.json", "results.json"
+
+
+@dataclass(frozen=True)
+class QuickstartConfig:
+    """The sizes of a quickstart; the defaults take minutes on two cores."""
+
+    zoo: ZooConfig = field(default_factory=ZooConfig)
+    held_out_family: str = "resnet"  # its last member is the anchor, which the backbone is not trained on
+    validation_fraction: float = 0.2
+    # Over the recipe `nano`. float32, because few CPUs compute faster in bfloat16.
+    pretrain: dict[str, Any] = field(
+        default_factory=lambda: {
+            "max_steps": 120,
+            "eval_steps": 20,
+            "batch_size": 8,
+            "learning_rate": 3e-4,
+            "mixed_precision": "no",
+        }
+    )
+    finetune: FinetuneConfig = field(default_factory=lambda: FinetuneConfig(epochs=5, batch_size=32, use_cpu=True))
+    finetune_seeds: int = 2
+    bandwidth: float = 0.2
+    num_workers: int = 2  # processes, and threads of this one
+
+    def __post_init__(self):
+        if self.held_out_family not in self.zoo.families:
+            raise ValueError(f"held_out_family={self.held_out_family!r} is not among the zoo's {self.zoo.families}.")
+        if self.zoo.members_per_family < 2 or len(self.zoo.families) < 2:
+            raise ValueError("A quickstart needs two families of two members: one is held out, others are trained on.")
+        if self.finetune_seeds < 1:
+            raise ValueError(f"finetune_seeds is {self.finetune_seeds}; it must be at least 1.")
+
+
+def quickstart(
+    output_dir: str | os.PathLike = "quickstart", seed: int = 0, config: QuickstartConfig | None = None
+) -> dict[str, Any]:
+    """Runs the whole way from nothing to a report, on the CPU and without a network.
+
+    Every stage calls what a user would call and is skipped when an earlier run finished it. Several processes are
+    used, so a script that calls this needs the usual `if __name__ == "__main__":`.
+
+    Args:
+        output_dir: gets `zoo/`, `dataset/`, `backbone/`, `generated/`, `arms/`, a record of each stage in `stages/`,
+            the pictures, `results.json` and `report.html`.
+        seed: of everything that is drawn. The same seed gives the same numbers on the same machine.
+        config: the sizes; the seeds of its parts follow from `seed`.
+
+    Returns:
+        The content of `results.json`: settings, versions, and what every stage found.
+
+    Raises:
+        ValueError: `output_dir` holds a quickstart with other settings.
+    """
+    config = config or QuickstartConfig()
+    config = replace(config, zoo=replace(config.zoo, seed=seed))
+    folder = Path(output_dir)
+    results: dict[str, Any] = {"settings": _claim(folder, seed, config), "versions": versions()}
+    place = stages.Place(folder, seed, config)
+    with _offline(), _threads(config.num_workers):
+        for number, (name, work) in enumerate(stages.STAGES.items(), start=1):
+            logger.info("[%d/%d] %s", number, len(stages.STAGES) + 1, name)
+            results[name] = _stage(folder / "stages" / f"{name}.json", lambda work=work: work(place))
+        logger.info("[%d/%d] report", len(stages.STAGES) + 1, len(stages.STAGES) + 1)
+        results["seconds"] = {name: results[name]["seconds"] for name in stages.STAGES}
+        write_json(folder / RESULTS_FILE, results)
+        write_report(results, folder)
+    return results
+
+
+def write_json(path: Path, content: dict[str, Any]) -> None:
+    """Writes JSON under a temporary name first."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.tmp")
+    temporary.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    os.replace(temporary, path)
+
+
+def _stage(record: Path, work: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    """What a stage found: from its record, or by doing it now."""
+    if record.is_file():
+        logger.info("done before: %s", record)
+    else:
+        started = monotonic()
+        found = work()
+        write_json(record, {"seconds": round(monotonic() - started, 1), **found})
+    # Read back in both cases, so that a resumed run continues with the very same values.
+    return json.loads(record.read_text(encoding="utf-8"))
+
+
+def _claim(folder: Path, seed: int, config: QuickstartConfig) -> dict[str, Any]:
+    """Writes the settings into the folder, or refuses a folder with other ones."""
+    settings = json.loads(json.dumps({"seed": seed, **asdict(config)}))
+    path = folder / SETTINGS_FILE
+    if path.is_file():
+        found = json.loads(path.read_text(encoding="utf-8"))
+        changed = [
+            f"{key} was {found.get(key)}, now {settings[key]}" for key in settings if found.get(key) != settings[key]
+        ]
+        if changed:
+            raise ValueError(
+                f"{folder} holds a quickstart with other settings: {'; '.join(changed)}. Choose another folder, or "
+                "delete this one."
+            )
+    write_json(path, settings)
+    return settings
+
+
+@contextmanager
+def _offline() -> Iterator[None]:
+    """Nothing is fetched, and nothing asks: not here and not in worker processes."""
+    before, variable = huggingface_hub.constants.HF_HUB_OFFLINE, os.environ.get("HF_HUB_OFFLINE")
+    huggingface_hub.constants.HF_HUB_OFFLINE = True  # read once at import, so the variable alone would be too late
+    os.environ["HF_HUB_OFFLINE"] = "1"
+    try:
+        yield
+    finally:
+        huggingface_hub.constants.HF_HUB_OFFLINE = before
+        if variable is None:
+            del os.environ["HF_HUB_OFFLINE"]
+        else:
+            os.environ["HF_HUB_OFFLINE"] = variable
+
+
+@contextmanager
+def _threads(count: int) -> Iterator[None]:
+    """A fixed number of threads: sums are rounded in another order, and so differ, with another number."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)

@@ -1,0 +1,191 @@
+"""The stages of the quickstart: each works on the folder that the ones before it filled and returns what it found."""
+
+import json
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from datasets import load_dataset
+from torch.utils.data import TensorDataset
+from transformers import Pipeline, pipeline
+
+from datasets_scripts.digits import NUM_CLASSES, digits_splits
+from datasets_scripts.tokenize import tokenize as tokenize_models
+from datasets_scripts.tokenize_config import TokenizeConfig
+from datasets_scripts.zoo import ARCHITECTURES, build_zoo, read_properties, zoo_members
+from modeling_wsl.checkpoints import open_checkpoint
+from modeling_wsl.generated_model import GeneratedModel
+
+from .pretrain import pretrain as pretrain_backbone
+from .pretrain_config import PretrainConfig
+from .quickstart_arms import finetune_arms
+from .quickstart_weights import compare_kinds, relative_error
+
+
+if TYPE_CHECKING:
+    from .quickstart import QuickstartConfig
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a quickstart lives and how large it is."""
+
+    folder: Path
+    seed: int
+    config: "QuickstartConfig"
+
+    @property
+    def members(self) -> list[Path]:
+        return [self.folder / "zoo" / member.name for member in zoo_members(self.config.zoo)]
+
+    @property
+    def held_out(self) -> Path:
+        """The anchor: the last member of its family."""
+        return [path for path in self.members if path.name.startswith(f"{self.config.held_out_family}_")][-1]
+
+    @property
+    def backbone(self) -> str:
+        return str(self.folder / "backbone")
+
+    @property
+    def images(self) -> dict[str, TensorDataset]:
+        """The digits as the held-out architecture takes them."""
+        return digits_splits(ARCHITECTURES[self.config.held_out_family].image_size)
+
+
+def zoo(place: Place) -> dict[str, Any]:
+    """Trains the zoo."""
+    folders = build_zoo(place.folder / "zoo", place.config.zoo, place.config.num_workers)
+    return {"members": [read_properties(folder) for folder in folders], "held_out": place.held_out.name}
+
+
+def tokenize(place: Place) -> dict[str, Any]:
+    """Tokenizes every member but the held-out one."""
+    listed = place.folder / "models.json"
+    models = [
+        {"source": f"zoo/{folder.name}", "family": read_properties(folder)["family"], "task": "image-classification"}
+        for folder in place.members
+        if folder != place.held_out
+    ]
+    listed.write_text(json.dumps(models, indent=1) + "\n", encoding="utf-8")
+    config = TokenizeConfig(
+        split_by="model",
+        validation_fraction=place.config.validation_fraction,
+        seed=place.seed,
+        title="A zoo of digit classifiers",
+        num_workers=place.config.num_workers,
+    )
+    report = asdict(tokenize_models(listed, place.folder / "dataset", config))
+    del report["output"], report["already_complete"]
+    tables = load_dataset(str(place.folder / "dataset"), "models")
+    return {**report, "models": {split: list(table["model_id"]) for split, table in tables.items()}}
+
+
+def pretrain(place: Place) -> dict[str, Any]:
+    """Trains a `nano` backbone; its R2 is measured on the members of the validation split."""
+    options = {
+        "dataset": str(place.folder / "dataset"),
+        "output_dir": place.backbone,
+        "seed": place.seed,
+        "use_cpu": True,
+        "resume_from_checkpoint": "latest",
+        **place.config.pretrain,
+    }
+    return pretrain_backbone(PretrainConfig.from_yaml("nano", **options))
+
+
+def embed(place: Place) -> dict[str, Any]:
+    """Embeds every member, the held-out one too, and lays the embeddings out in the plane by PCA."""
+    embedder = pipeline("weight-embedding", model=place.backbone, device="cpu")
+    properties = [read_properties(folder) for folder in place.members]
+    vectors = np.stack([embedder(str(folder), progress=False)["embedding"] for folder in place.members])
+    centred = vectors.astype(np.float64) - vectors.mean(0, dtype=np.float64)
+    scaled = centred / centred.std(0).clip(min=1e-8)  # [models, latent_size]
+    left, singular, _ = np.linalg.svd(scaled, full_matrices=False)
+    plane = left[:, :2] * singular[:2]
+    families = np.array([member["family"] for member in properties])
+    distances = np.linalg.norm(scaled[:, None] - scaled[None], axis=-1)
+    np.fill_diagonal(distances, np.inf)
+    return {
+        "models": [
+            {"name": member["name"], "family": member["family"], "xy": xy.tolist(), "embedding": vector.tolist()}
+            for member, xy, vector in zip(properties, plane, vectors, strict=True)
+        ],
+        "variance_shown": float((singular[:2] ** 2).sum() / (singular**2).sum()),
+        "nearest_of_same_family": float((families[distances.argmin(1)] == families).mean()),
+    }
+
+
+def generate(place: Place) -> dict[str, Any]:
+    """Draws models around the held-out member, and reconstructs the members that the backbone was not trained on."""
+    generator = pipeline("weight-generation", model=place.backbone, device="cpu")
+    images = place.images["train"].tensors[0]
+    drawn = _generate(
+        generator,
+        place.held_out,
+        num_samples=place.config.finetune_seeds,
+        bandwidth=place.config.bandwidth,
+        seed=place.seed,
+        batch_norm_images=images,
+    )
+    reconstructed = _generate(generator, place.held_out, bandwidth=0.0, batch_norm_images=images)[0]
+    for number, model in enumerate(drawn):
+        model.save_pretrained(place.folder / "generated" / f"draw_{number}")
+    reconstructed.save_pretrained(place.folder / "generated" / "reconstructed")
+
+    tables = load_dataset(str(place.folder / "dataset"), "models", split="validation")
+    unseen = [place.held_out, *(place.folder / "zoo" / name for name in tables["model_id"])]
+    pairs = []
+    for folder in unseen:
+        model = reconstructed if folder == place.held_out else _generate(generator, folder, bandwidth=0.0)[0]
+        pairs.append((model.instantiate(), open_checkpoint(folder).state_dict(), model.provenance["tensors"]))
+    anchor = open_checkpoint(place.held_out).state_dict()
+    sampled = [name for name, origin in drawn[0].provenance["tensors"].items() if origin == "sampled"]
+    return {
+        "anchor": place.held_out.name,
+        "entries": drawn[0].provenance["entries"],
+        "relative_error": {
+            "generated": relative_error(drawn[0].state_dict, anchor, sampled),
+            "reconstructed": relative_error(reconstructed.state_dict, anchor, sampled),
+        },
+        "reconstructed_models": [folder.name for folder in unseen],
+        "kinds": compare_kinds(pairs),
+    }
+
+
+def finetune(place: Place) -> dict[str, Any]:
+    """Fine-tunes the generated models and every control on the same images in the same order."""
+    return finetune_arms(
+        place.folder,
+        place.held_out,
+        place.images,
+        place.config.finetune,
+        seeds=[1_000 * (place.seed + 1) + number for number in range(place.config.finetune_seeds)],
+        num_workers=place.config.num_workers,
+    )
+
+
+# In this order; the key names the stage's record.
+STAGES: dict[str, Callable[[Place], dict[str, Any]]] = {
+    "zoo": zoo,
+    "tokenize": tokenize,
+    "pretrain": pretrain,
+    "embed": embed,
+    "generate": generate,
+    "finetune": finetune,
+}
+
+
+def _generate(generator: Pipeline, folder: Path, **options: Any) -> list[GeneratedModel]:
+    """Models of a member's architecture, with that member as the only anchor."""
+    architecture = ARCHITECTURES[read_properties(folder)["family"]]
+    return generator(
+        architecture.name,
+        anchors=[str(folder)],
+        num_classes=NUM_CLASSES,
+        target_kwargs={"in_chans": 1, **architecture.model_args},
+        progress=False,
+        **options,
+    )

@@ -1,0 +1,76 @@
+"""R2 of a backbone over a whole validation split, beside which the two linear baselines stand."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from accelerate import Accelerator
+from torch.utils.data import DataLoader
+from transformers import PreTrainedModel
+
+from modeling_wsl.losses import R2Accumulator
+from modeling_wsl.manifest import mask_from_valid_entries
+
+from .crops import batches_of, tiles
+from .window_data import WindowDataset, make_loader
+
+
+class Validation:
+    """Deterministic tiling of the validation windows, no augmentation, every token counted once over all processes.
+
+    Args:
+        dataset: validation windows.
+        window_size: tokens of a tile; the last tile of a window is shorter.
+        max_windows: evaluate on this many windows only; 0 for all.
+    """
+
+    def __init__(
+        self, accelerator: Accelerator, dataset: WindowDataset, window_size: int, batch_size: int, max_windows: int = 0
+    ) -> None:
+        self.accelerator = accelerator
+        # Longest first: tiles of similar length share a batch, so little of it is padding.
+        crops = sorted(tiles(dataset.num_tokens, window_size, max_windows), key=lambda crop: -crop.length)
+        batches = batches_of(crops, batch_size, accelerator.process_index, accelerator.num_processes)
+        self.loader: DataLoader = make_loader(dataset, batches, num_workers=0)
+
+    @torch.no_grad()
+    def r2(self, model: PreTrainedModel, stopped: Callable[[], bool]) -> float | None:
+        """R2, tokens standardised one by one; None where `stopped()` turned true on any process before the end.
+
+        Args:
+            model: WSLModel; its training mode is left as it was.
+        """
+        was_training = model.training
+        model.eval()
+        score = R2Accumulator()
+        incomplete = False
+        for batch in self.loader:
+            if stopped():
+                incomplete = True
+                break
+            tokens, token_mask, positions = to_device(batch, self.accelerator.device)
+            with self.accelerator.autocast():
+                reconstruction = model(tokens, token_mask=token_mask, positions=positions).reconstruction
+            score.update(reconstruction, tokens, token_mask)
+        model.train(was_training)
+        flag = torch.tensor([float(incomplete)], dtype=torch.float64)
+        state = torch.cat([score.state(), flag]).to(self.accelerator.device)
+        state = self.accelerator.reduce(state, "sum")
+        total = R2Accumulator()
+        total.merge(state[:2])
+        return None if state[2] > 0 else total.compute()
+
+
+def to_device(batch: dict[str, torch.Tensor], device: torch.device) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """A batch of `WindowDataset` as the model takes it.
+
+    Returns:
+        tokens float32 and token_mask bool, `[batch, window, d_t]`; positions int64 `[batch, window, 3]`.
+
+    Tokens travel as stored and the mask as counts: a quarter of the bytes.
+    """
+    tokens, valid, positions = (
+        batch[name].to(device, non_blocking=True) for name in ("tokens", "valid_entries", "positions")
+    )
+    return tokens.float(), mask_from_valid_entries(valid, tokens.shape[-1]), positions
