@@ -13,7 +13,7 @@ help: ## Show this help
 $(VENV)/.installed: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
-	$(BIN)/python -m pip install --quiet --editable '.[dev,trackers]'
+	$(BIN)/python -m pip install --quiet --editable '.[dev]'
 	@touch $@
 
 quickstart: $(VENV)/.installed ## Train a zoo, tokenize it, pretrain, embed, generate; writes quickstart/report.html

@@ -7,8 +7,10 @@ Writes a safetensors file of that size into a temporary folder first (2.6 GB in 
 
 import argparse
 import json
+import multiprocessing
 import os
 import tempfile
+import threading
 import time
 from pathlib import Path
 
@@ -21,7 +23,29 @@ from modeling_wsl import WSLFeatureExtractor
 def anonymous_mb() -> float:
     """Anonymous resident memory of this process in MB; pages of mapped files do not count."""
     status = Path("/proc/self/status").read_text()
-    return int(status.split("RssAnon:")[1].split()[0]) / 1024
+    return int(status.split("RssAnon:")[1].split()[0]) * 1024 / 1e6
+
+
+class PeakMemory:
+    """Samples `anonymous_mb` every few milliseconds until `stop`, which returns the highest."""
+
+    def __init__(self):
+        self.highest, self.stopped = anonymous_mb(), threading.Event()
+        self.thread = threading.Thread(target=self.sample, daemon=True)
+        self.thread.start()
+
+    def sample(self) -> None:
+        while not self.stopped.wait(0.005):
+            self.highest = max(self.highest, anonymous_mb())
+
+    def stop(self) -> float:
+        self.stopped.set()
+        self.thread.join()
+        return self.highest
+
+
+def write_model(path: Path, arguments: argparse.Namespace) -> None:
+    save_file(large_model(arguments.layers, arguments.width, getattr(torch, arguments.dtype)), path)
 
 
 def large_model(layers: int, width: int, dtype: torch.dtype) -> dict[str, torch.Tensor]:
@@ -46,18 +70,18 @@ def main() -> None:
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "model.safetensors"
-        child = os.fork()  # the model is made in another process: its memory must not be mistaken for the reader's
-        if child == 0:
-            save_file(large_model(arguments.layers, arguments.width, getattr(torch, arguments.dtype)), path)
-            os._exit(0)
-        os.waitpid(child, 0)
+        # The model is made in another process: its memory must not be mistaken for the reader's.
+        writer = multiprocessing.Process(target=write_model, args=(path, arguments))
+        writer.start()
+        writer.join()
+        if writer.exitcode:
+            raise SystemExit(f"The model could not be written (exit code {writer.exitcode}).")
 
         fx = WSLFeatureExtractor()
         fx({"warm.up": torch.randn(10_000)})  # what the libraries allocate once is the interpreter's own
-        before = peak = anonymous_mb()
+        before, peak = anonymous_mb(), PeakMemory()
         start, weights, tokens = time.perf_counter(), 0, 0
         for window in fx.stream(path):
-            peak = max(peak, anonymous_mb())
             tokens += len(window["tokens"])
             weights = window["manifest"].num_parameters
         elapsed = time.perf_counter() - start
@@ -66,7 +90,7 @@ def main() -> None:
             "tokens": tokens,
             "file_gb": round(path.stat().st_size / 1e9, 2),
             "anonymous_mb_before": round(before, 1),
-            "anonymous_mb_above": round(peak - before, 1),
+            "anonymous_mb_above": round(peak.stop() - before, 1),
             "seconds": round(elapsed, 1),
         }
     print(json.dumps(report, indent=1))

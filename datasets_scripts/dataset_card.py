@@ -50,9 +50,9 @@ def dataset_card(models: Sequence[CardFacts], config: TokenizeConfig) -> str:
     accepted = [m for m in models if m.row["status"] == ACCEPTED]
     splits = list(dict.fromkeys(m.split for m in sorted(models, key=_split_order)))
     windows = _sum(accepted, "num_windows")
-    configs = {WINDOWS: [s for s in splits if s != REFUSED], MODELS: splits}
+    configs = {WINDOWS: [s for s in splits if s != REFUSED], MODELS: splits} if accepted else {MODELS: splits}
     data = DatasetCardData(
-        license=sorted({_hub_licence(m.row["licence"]) for m in accepted}),
+        license=sorted({_hub_licence(m.row["licence"]) for m in accepted}) or None,
         pretty_name=config.title,
         size_categories=next((name for limit, name in SIZES if windows < limit), "n>10M"),
         tags=["model-weights", "weight-space-learning", "hf-wsl"],
@@ -60,6 +60,17 @@ def dataset_card(models: Sequence[CardFacts], config: TokenizeConfig) -> str:
     )
     sections = [
         f"# {config.title}",
+        *(_contents(models, accepted, splits, config) if accepted else ["No model could be tokenized."]),
+        *_refused([m for m in models if m.row["status"] == REFUSED]),
+        _rebuilding(config),
+    ]
+    return f"---\n{data.to_yaml()}\n---\n\n" + "\n\n".join(sections) + "\n"
+
+
+def _contents(
+    models: Sequence[CardFacts], accepted: Sequence[CardFacts], splits: Sequence[str], config: TokenizeConfig
+) -> list[str]:
+    return [
         _summary(accepted, config),
         _table(("split", "models", "owners", "windows", "tokens", "parameters"), _split_rows(models, splits)),
         _reading(config),
@@ -68,10 +79,7 @@ def dataset_card(models: Sequence[CardFacts], config: TokenizeConfig) -> str:
         _grouped("licence", accepted),
         "Each model stays under its own licence, named with its source and revision in the config `models`.",
         _grouped("owner", accepted),
-        *_refused([m for m in models if m.row["status"] == REFUSED]),
-        _rebuilding(config),
     ]
-    return f"---\n{data.to_yaml()}\n---\n\n" + "\n\n".join(sections) + "\n"
 
 
 def content_hash(models: Sequence[CardFacts], config: TokenizeConfig) -> str:

@@ -1,6 +1,5 @@
 """From the parts of all models to Parquet files. Which rows go into which file is settled before any is written."""
 
-import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -9,6 +8,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from .files import replacing
 from .schema import MODELS, WINDOWS, model_features, shard_path
 from .tokenize_config import TokenizeConfig
 from .window_rows import window_schema
@@ -102,9 +102,8 @@ def write_shard(task: ShardTask) -> str:
     """Writes one Parquet file under a temporary name, renames it, returns its path; a finished one is left alone."""
     path = task.output / task.shard.path
     if not path.exists():
-        temporary = WorkFolder(task.output).temporary / f"{path.name}.{task.shard.config_name}.{os.getpid()}"
-        (_write_windows if task.shard.config_name == WINDOWS else _write_models)(task, temporary)
-        os.replace(temporary, path)
+        with replacing(path, WorkFolder(task.output).temporary) as temporary:
+            (_write_windows if task.shard.config_name == WINDOWS else _write_models)(task, temporary)
     return task.shard.path
 
 

@@ -1,7 +1,6 @@
 """`hf-wsl embed`: models to a Parquet table of their embeddings."""
 
 import logging
-import os
 from collections.abc import Iterable
 from os import PathLike
 from pathlib import Path
@@ -14,6 +13,7 @@ from transformers import pipeline
 
 from modeling_wsl import CheckpointError
 
+from .files import replacing
 from .sources import expand_sources
 
 
@@ -44,7 +44,8 @@ def embed(
     names, rows, refused = [], [], {}
     for model in tqdm(models, desc="Embedding", unit="model"):
         try:
-            rows.append(embedder(model.location)["embedding"])
+            options = {} if model.path else {"revision": model.revision}
+            rows.append(embedder(model.location, **options)["embedding"])
             names.append(model.model_id)
         except CheckpointError as error:
             refused[model.model_id] = str(error)
@@ -57,11 +58,8 @@ def embed(
     flat = pa.FixedSizeListArray.from_arrays(pa.array(embeddings.reshape(-1)), embeddings.shape[1])
     x, y = principal_map(embeddings).T
     table = pa.table({"model_id": names, "embedding": flat, "x": x, "y": y})
-    output = Path(output)
-    output.parent.mkdir(parents=True, exist_ok=True)
-    temporary = output.with_name(f".{output.name}.tmp")
-    pq.write_table(table, temporary)
-    os.replace(temporary, output)
+    with replacing(Path(output)) as temporary:
+        pq.write_table(table, temporary)
     return len(rows), refused
 
 

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import httpx
 import yaml
 from huggingface_hub import HfApi, metadata_load
 
@@ -132,8 +131,8 @@ def _card(source: ModelSource) -> Mapping[str, Any]:
 def _hub_card(source: ModelSource) -> Mapping[str, Any]:
     try:
         info = HfApi().model_info(source.location, revision=source.revision)
-    except (OSError, httpx.HTTPError) as error:  # a refused or cached model; its facts are no reason to stop
-        logger.warning("%s: the Hub does not give its licence and task: %s", source.model_id, error)
+    except Exception as error:  # its client raises errors of three libraries; facts are no reason to stop
+        logger.warning("%s: the Hub does not give its licence and task (%r)", source.model_id, error)
         return {}
     said = {"library_name": info.library_name, "pipeline_tag": info.pipeline_tag}
     return {**said, **(info.card_data.to_dict() if info.card_data else {})}

@@ -1,22 +1,27 @@
 """One model: its windows into a part file, its facts into a record, or the reason why it is refused."""
 
 import logging
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import httpx
 import pyarrow as pa
-from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError
+from huggingface_hub.errors import (
+    DisabledRepoError,
+    GatedRepoError,
+    RepositoryNotFoundError,
+    RevisionNotFoundError,
+)
 
 from modeling_wsl.checkpoint_errors import CheckpointError, NonFiniteWeightsError, shorten
+from modeling_wsl.checkpoint_hub import hub_error
 from modeling_wsl.checkpoints import Checkpoint, open_checkpoint
 from modeling_wsl.feature_extraction_wsl import WSLFeatureExtractor
 from modeling_wsl.manifest import WeightManifest
 
+from .files import replacing
 from .model_facts import find_facts
 from .schema import ACCEPTED, REFUSED
 from .sources import ModelSource
@@ -27,7 +32,7 @@ from .work_folder import ModelRecord, WorkFolder
 
 logger = logging.getLogger(__name__)
 UNREACHABLE = "unreachable"  # not refused: the Hub could not be asked, so nothing is recorded
-PERMANENT_HUB_ERRORS = (GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError)
+PERMANENT_HUB_ERRORS = (GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError, DisabledRepoError)
 
 
 @dataclass(frozen=True)
@@ -67,14 +72,14 @@ def tokenize_model(task: ModelTask) -> ModelOutcome:
         OSError: the output cannot be written. What cannot be read is never raised: it is a reason for refusal.
     """
     source, work = task.source, WorkFolder(task.output)
-    temporary = work.temporary / f"{task.index}.{os.getpid()}.arrow"
     try:
-        row = _write_part(task, temporary)
-        with _refusing(source):
-            if source.fingerprint() != task.fingerprint:
-                raise CheckpointError(source.location, "changed while it was read", "Tokenize it when it is complete")
+        with replacing(work.part(task.index), work.temporary) as temporary:
+            row = _write_part(task, temporary)
+            with _refusing(source):
+                if source.fingerprint() != task.fingerprint:
+                    reason = "changed while it was read"
+                    raise CheckpointError(source.location, reason, "Tokenize it when it is complete")
     except CheckpointError as error:
-        temporary.unlink(missing_ok=True)
         if source.path is None and _is_passing(error):
             return ModelOutcome(source.model_id, UNREACHABLE, str(error))
         # Its advice is to admit such weights, which a dataset never does.
@@ -82,7 +87,6 @@ def tokenize_model(task: ModelTask) -> ModelOutcome:
         reason = f"{error.reason}.{advice}"
         work.write_record(task.index, ModelRecord(task.fingerprint, _refused_row(source, reason)))
         return ModelOutcome(source.model_id, REFUSED, reason)
-    os.replace(temporary, work.part(task.index))
     work.write_record(task.index, ModelRecord(task.fingerprint, row))
     return ModelOutcome(source.model_id, ACCEPTED)
 
@@ -105,7 +109,10 @@ def _refusing(source: ModelSource) -> Iterator[None]:
 def _is_passing(error: CheckpointError) -> bool:
     """Whether the Hub was out of reach, rather than certain that there is no such model."""
     cause = error.__cause__
-    return isinstance(cause, (OSError, httpx.HTTPError)) and not isinstance(cause, PERMANENT_HUB_ERRORS)
+    if cause is None or isinstance(cause, PERMANENT_HUB_ERRORS):
+        return False
+    # What the Hub's client raises has no common class; a damaged file has a cause as well, but not these words.
+    return error.reason == hub_error(error.source, None, cause).reason
 
 
 def _write_part(task: ModelTask, path: Path) -> dict[str, Any]:
@@ -114,7 +121,7 @@ def _write_part(task: ModelTask, path: Path) -> dict[str, Any]:
     with _refusing(source):
         options = {} if source.path else {"revision": source.revision}
         checkpoint = open_checkpoint(source.location, min_parameters=config.min_parameters, **options)
-        manifest = feature_extractor(config).layout(checkpoint.tensors, checkpoint.tied)
+        manifest = feature_extractor(config).layout(checkpoint.tensors, checkpoint.tied, checkpoint.tensor_order)
         if not manifest.num_tokens:
             reason = "holds nothing that is tokenised (batch-norm statistics and integers are not)"
             raise CheckpointError(checkpoint.source, reason, "Tokenize with batch_norm_statistics tokenize")
@@ -143,8 +150,6 @@ def _window_rows(task: ModelTask, checkpoint: Checkpoint, schema: pa.Schema) -> 
 
 
 def _accepted_row(task: ModelTask, checkpoint: Checkpoint, manifest: WeightManifest) -> dict[str, Any]:
-    for spec in manifest.carried:  # no token shows it, but a model with such statistics is broken
-        checkpoint.check_finite(spec.name, checkpoint.read(spec.name))
     facts = find_facts(task.source, checkpoint.config, checkpoint.library, checkpoint.revision)
     return {
         "model_id": task.source.model_id,

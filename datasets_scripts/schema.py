@@ -24,8 +24,8 @@ MAX_WINDOW_SIZE = 4096
 PAYLOAD_DTYPES = ("float16", "float32")  # bfloat16 exists in neither Arrow nor Parquet
 
 CARD_FILE = "README.md"
+EXTRACTOR_FILE = "preprocessor_config.json"
 REPORT_FILE = "tokenize.json"
-REFUSED_FILE = "refused.json"
 WORK_FOLDER = ".tokenize"
 
 

@@ -51,10 +51,14 @@ class ModelSource:
         return path if path.is_absolute() else None
 
     def fingerprint(self) -> str:
-        """A hash of what tells that a source changed: revision and facts, and each file's name, size and time."""
+        """A hash of what tells that a source changed: revision, facts, and each file's name, size and time.
+
+        To a checkpoint file belongs its record, `<stem>.json` beside it.
+        """
         state: list[Any] = [self.location if self.path is None else self.label, self.revision, dict(self.facts)]
         if self.path is not None:
-            files = [self.path] if self.path.is_file() else sorted(p for p in self.path.iterdir() if p.is_file())
+            own = [self.path, self.path.with_suffix(".json")] if self.path.is_file() else sorted(self.path.iterdir())
+            files = [path for path in own if path.is_file()]
             state += [[p.name, p.stat().st_size, p.stat().st_mtime_ns] for p in files]
         return hashlib.sha256(json.dumps(state, sort_keys=True).encode()).hexdigest()[:32]
 

@@ -25,10 +25,10 @@ from .model_task import UNREACHABLE, ModelTask, feature_extractor, tokenize_mode
 from .schema import (
     ACCEPTED,
     CARD_FILE,
+    EXTRACTOR_FILE,
     FORMAT_VERSION,
     MODELS,
     REFUSED,
-    REFUSED_FILE,
     REPORT_FILE,
     TRAIN,
     VALIDATION,
@@ -37,7 +37,7 @@ from .schema import (
 from .sources import ModelSource, expand_sources
 from .splits import SplitItem, assign_splits, duplicate_groups
 from .tokenize_config import TokenizeConfig, TokenizeError
-from .work_folder import WorkFolder, compare_runs, finished_run
+from .work_folder import WorkFolder, compare_runs, finished_run, remove_refusals
 from .worker_pool import run_tasks
 
 
@@ -78,14 +78,16 @@ def tokenize(
 
     Args:
         sources: what `sources.expand_sources` takes: models, folders of models, Hub ids, lists of these.
-        output: a new or empty folder, or that of an earlier run with the same sources and settings.
+        output: a new or empty folder, or that of an earlier run: with the same sources and settings, or one that
+            refused every model, whose files are then replaced.
         config: the settings; with `num_workers` above 1, the caller's main module is imported by the workers, as
             always with multiprocessing, and must not tokenize at import.
 
     Raises:
         TokenizeError: sources that name nothing, an output that holds something else or was made with other settings
-            or from models that changed since, every model refused (`refused.json` in the output then has the reasons),
-            or models on the Hub that could not be reached (the others are done; run it again).
+            or from models that changed since, every model refused (the split `refused` of the config `models` then has
+            the reasons), or models on the Hub that could not be reached (the others are done; run it again).
+        WorkerError: a worker process died; what is done is kept.
         OSError: the output cannot be written.
     """
     config = config or TokenizeConfig()
@@ -93,7 +95,11 @@ def tokenize(
     models = expand_sources([sources] if isinstance(sources, str | PathLike) else sources)
     fingerprints = [model.fingerprint() for model in models]
     work = WorkFolder(output)
-    if report := finished_run(output):
+    report = finished_run(output)
+    if report and not report["counts"]["accepted"]:
+        logger.info("%s holds refused models only; it is made anew", output)
+        remove_refusals(output)
+    elif report:
         now = dict(zip((m.model_id for m in models), fingerprints, strict=True))
         _check_finished(output, report, {"format": FORMAT_VERSION, "settings": config.settings(), "models": now})
         work.remove()  # of a run that was killed between its last file and this line
@@ -103,18 +109,21 @@ def tokenize(
         _tokenize_models(work, models, fingerprints, config)
         planned, facts = _plan(work, models, config)
         counts = _counts(facts, config.token_size)
-        if not counts["accepted"]:
-            _end_without_models(work, facts)
         _assemble(work, planned, config)
         # Not save_pretrained: it adds the library's code, which a dataset has no use for.
-        work.write_text(output / "preprocessor_config.json", feature_extractor(config).to_json_string())
+        work.write_text(output / EXTRACTOR_FILE, feature_extractor(config).to_json_string())
         work.write_text(output / CARD_FILE, dataset_card(facts, config))
-        (output / REFUSED_FILE).unlink(missing_ok=True)
         # The last file: with it, the dataset is complete.
         now = dict(zip((m.model_id for m in models), fingerprints, strict=True))
         report = {"format": FORMAT_VERSION, "counts": counts, "settings": config.settings(), "models": now}
         work.write_json(output / REPORT_FILE, report)
         work.remove()
+    if not counts["accepted"]:
+        first = "; ".join(f"{m.row['model_id']} {shorten(m.row['reason'])}" for m in facts[:3])
+        raise TokenizeError(
+            f"None of the {len(facts)} models can be tokenized. The first: {first}. {output} lists all of them with "
+            "the reasons: config `models`, split `refused`. Run it again with other sources or settings."
+        )
     return _report(output, counts, already_complete=False)
 
 
@@ -224,18 +233,6 @@ def _assemble(work: WorkFolder, planned: Sequence[PlannedModel], config: Tokeniz
     with tqdm(total=len(tasks), desc="Assembling", unit="file") as bar:
         for _ in run_tasks(write_shard, tasks, config.num_workers, tokenize_model.__module__):
             bar.update()
-
-
-def _end_without_models(work: WorkFolder, facts: Sequence[CardFacts]) -> None:
-    """Leaves the reasons and nothing else: a corrected command can use the same folder."""
-    reasons = [{key: m.row[key] for key in ("model_id", "source", "reason")} for m in facts]
-    work.write_json(work.output / REFUSED_FILE, reasons)
-    work.remove()
-    first = "; ".join(f"{r['model_id']} {shorten(r['reason'])}" for r in reasons[:3])
-    raise TokenizeError(
-        f"None of the {len(reasons)} models can be tokenized, so there is no dataset. The first: {first}. All reasons "
-        f"are in {work.output / REFUSED_FILE}."
-    )
 
 
 def _counts(facts: Sequence[CardFacts], token_size: int) -> dict[str, Any]:

@@ -4,16 +4,12 @@ import dataclasses
 from dataclasses import dataclass
 from typing import Any
 
+from .config_sources import option
 from .schema import MAX_WINDOW_SIZE, PAYLOAD_DTYPES
 
 
 class TokenizeError(ValueError):
     """A run that cannot start, or that ended without a dataset; the message says why and what to do."""
-
-
-def option(default: Any, help: str, choices: tuple[str, ...] | None = None) -> Any:
-    """A dataclass field with its help text and, where there are few, its possible values."""
-    return dataclasses.field(default=default, metadata={"help": help, "choices": choices})
 
 
 @dataclass(frozen=True)

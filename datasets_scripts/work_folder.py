@@ -8,7 +8,6 @@ so after a power failure the folder is best deleted.
 
 import hashlib
 import json
-import os
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -18,7 +17,8 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from .schema import FORMAT_VERSION, REFUSED_FILE, REPORT_FILE, WORK_FOLDER
+from .files import write_json, write_text
+from .schema import CARD_FILE, EXTRACTOR_FILE, FORMAT_VERSION, MODELS, REPORT_FILE, WORK_FOLDER
 from .sources import ModelSource
 from .tokenize_config import TokenizeError
 
@@ -61,7 +61,7 @@ class WorkFolder:
                 settings or sources (each is named).
         """
         if not self._settings.is_file() and self.output.is_dir():
-            foreign = sorted(p.name for p in self.output.iterdir() if p.name not in (WORK_FOLDER, REFUSED_FILE))
+            foreign = sorted(p.name for p in self.output.iterdir() if p.name != WORK_FOLDER)
             if foreign:
                 raise TokenizeError(
                     f"{self.output} holds other files ({', '.join(foreign[:3])}). Name a new or an empty folder."
@@ -101,13 +101,11 @@ class WorkFolder:
             self.write_json(self._settings, state)
 
     def write_text(self, path: Path, text: str) -> None:
-        """Writes a file under a temporary name, in the folder that every run empties first, then renames it."""
-        temporary = self.temporary / f"{path.name}.{os.getpid()}"
-        temporary.write_text(text, encoding="utf-8")
-        os.replace(temporary, path)
+        """Writes a file whole or not at all, by way of the folder that every run empties first."""
+        write_text(path, text, self.temporary)
 
     def write_json(self, path: Path, content: Any) -> None:
-        self.write_text(path, json.dumps(content, indent=1, ensure_ascii=False) + "\n")
+        write_json(path, content, self.temporary)
 
     def read_record(self, index: int) -> ModelRecord | None:
         """The record of a model; None if it has not been dealt with."""
@@ -131,8 +129,6 @@ class WorkFolder:
         if not self._plan.is_file() or json.loads(self._plan.read_text(encoding="utf-8")) != plan:
             for folder in folders:
                 shutil.rmtree(self.output / folder, ignore_errors=True)
-        for folder in folders:
-            (self.output / folder).mkdir(exist_ok=True)
         self.write_json(self._plan, plan)
 
     def remove(self) -> None:
@@ -156,6 +152,13 @@ def finished_run(output: Path) -> dict[str, Any] | None:
     if not isinstance(report, dict) or not {"format", "settings", "models", "counts"} <= set(report):
         raise TokenizeError(f"{path} was not written by this command. Name another folder.")
     return report
+
+
+def remove_refusals(output: Path) -> None:
+    """Removes the files of a run that refused every model, and nothing else; the report, which tells so, last."""
+    shutil.rmtree(output / MODELS, ignore_errors=True)
+    for name in (CARD_FILE, EXTRACTOR_FILE, REPORT_FILE):
+        (output / name).unlink(missing_ok=True)
 
 
 def compare_runs(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:

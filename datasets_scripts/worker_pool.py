@@ -13,7 +13,7 @@ from typing import TypeVar
 import pyarrow as pa
 import torch
 
-from .tokenize_config import TokenizeError
+from .errors import WorkerError
 
 
 Task = TypeVar("Task")
@@ -32,7 +32,7 @@ def run_tasks(
         preload: module that the server of the worker processes imports once, for all of them.
 
     Raises:
-        TokenizeError: a worker process died (out of memory, most often).
+        WorkerError: a worker process died (out of memory, most often).
         Exception: what `function` raises; tasks not yet begun are dropped.
     """
     num_workers = min(num_workers, len(tasks))
@@ -51,7 +51,7 @@ def run_tasks(
         for future in as_completed([pool.submit(function, task) for task in tasks]):
             yield future.result()
     except BrokenProcessPool as error:
-        raise TokenizeError(
+        raise WorkerError(
             "A worker process died, most likely for lack of memory. What is done is kept: run the same command again, "
             "with a smaller num_workers."
         ) from error

@@ -79,8 +79,8 @@ class ZooConfig:
     )
     epochs: int = field(default=8, metadata={"help": "Passes over the 1077 training digits."})
     batch_size: int = field(default=32, metadata={"help": "Images a step."})
-    # The noise that weights are drawn from shrinks by exp(-sum of learning rate x weight decay), and nothing compresses
-    # what is left of it. Usual recipes take a hundred thousand steps for what must happen in a few hundred here.
+    # The noise that weights are drawn from shrinks by exp(-sum of learning rate x weight decay); what is left of it
+    # cannot be compressed. Usual recipes take a hundred thousand steps for what must happen in a few hundred here.
     weight_decay: float = field(default=3.0, metadata={"help": "Of AdamW, on matrices and kernels."})
     seed: int = field(
         default=0, metadata={"help": "Member i of family f is trained with a seed that follows from it."}

@@ -168,12 +168,12 @@ def _match(
 
 def _untied(checkpoint: Checkpoint, names: list[str]) -> list[str]:
     """Names that are one tensor in the target must hold the same values in the anchor."""
-    first = checkpoint.read(names[0])
+    first = names[0]
     return [
-        f"tensors {names[0]} and {other} are tied in the target and differ in the anchor"
+        f"tensors {first} and {other} are tied in the target and differ in the anchor"
         for other in names[1:]
-        if checkpoint.tied.get(other, other) != checkpoint.tied.get(names[0], names[0])
-        and not torch.equal(first, checkpoint.read(other))
+        if checkpoint.tied.get(other, other) != checkpoint.tied.get(first, first)
+        and not torch.equal(checkpoint.read(first), checkpoint.read(other))
     ]
 
 

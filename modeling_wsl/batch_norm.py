@@ -32,7 +32,9 @@ def statistics_names(module: nn.Module) -> list[str]:
     ]
 
 
-def reestimate_batch_norm(module: nn.Module, images: Tensor | Iterable[Any], batch_size: int = 128) -> list[str]:
+def reestimate_batch_norm(
+    module: nn.Module, images: Tensor | Iterable[Any], batch_size: int = 128
+) -> tuple[list[str], int]:
     """Sets the running statistics of all batch norms to what they are on these images.
 
     The statistics are reset; every image passes once, without gradients, through the model with its batch norms (and
@@ -47,14 +49,14 @@ def reestimate_batch_norm(module: nn.Module, images: Tensor | Iterable[Any], bat
         batch_size: images per pass where `images` is a tensor; it is cut into equal batches.
 
     Returns:
-        The state-dict names that were set; empty, and no image was used, if the model has no batch norm.
+        The state-dict names that were set, and how many images were used; ([], 0) if the model has no batch norm.
 
     Raises:
         ValueError: no image at all, or a tensor that is not `[N, C, H, W]`.
     """
     norms = list(tracked_norms(module).values())
     if not norms:
-        return []
+        return [], 0
     if isinstance(images, Tensor):
         if images.dim() != 4 or len(images) == 0:
             raise ValueError(
@@ -87,7 +89,7 @@ def reestimate_batch_norm(module: nn.Module, images: Tensor | Iterable[Any], bat
         raise ValueError(
             "batch_norm_images yielded no batch. Give images, or None to inherit the anchor's statistics."
         )
-    return statistics_names(module)
+    return statistics_names(module), seen
 
 
 def model_inputs(batch: Any, device: torch.device) -> tuple[tuple[Tensor, ...], dict[str, Tensor]]:

@@ -5,19 +5,25 @@ from pathlib import Path, PurePosixPath
 
 from huggingface_hub import HfApi, hf_hub_download, snapshot_download
 from huggingface_hub.errors import (
+    EntryNotFoundError,
     GatedRepoError,
     LocalEntryNotFoundError,
     OfflineModeIsEnabled,
     RepositoryNotFoundError,
     RevisionNotFoundError,
 )
+from transformers.utils import logging
 
+from .architectures import import_timm, is_timm_name
 from .checkpoint_errors import CheckpointError, read_json, shorten
 from .checkpoint_folders import INDEX_SUFFIX, choose_weights, parse_index
 from .checkpoint_formats import SAFETENSORS_SUFFIXES, SUFFIXES, TORCH_SUFFIXES
+from .checkpoint_order import SIDECAR
 
 
-CONFIG_NAMES = ("config.json", "adapter_config.json")
+logger = logging.get_logger(__name__)
+
+CONFIG_NAMES = ("config.json", "adapter_config.json", SIDECAR)
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+", re.ASCII)
 
 
@@ -36,6 +42,7 @@ def download(repo_id: str, *, revision: str | None, token: str | bool | None, su
     Raises:
         CheckpointError: the repository, revision or weights are missing, access is gated, or the Hub is out of reach.
     """
+    repo_id = with_default_tag(repo_id)
     source = f"{repo_id}/{subfolder}" if subfolder else repo_id
     try:
         info = HfApi().model_info(repo_id, revision=revision, token=token)
@@ -70,13 +77,42 @@ def download(repo_id: str, *, revision: str | None, token: str | bool | None, su
     return path.parent, commit
 
 
+def with_default_tag(repo_id: str) -> str:
+    """ "timm/resnet18" names an architecture; the repository of its default weights is "timm/resnet18.a1_in1k"."""
+    owner, name = repo_id.split("/")
+    if owner != "timm" or "." in name or not is_timm_name(name):
+        return repo_id
+    found = import_timm(name).models.get_pretrained_cfg(name)
+    if found is None or not (found.hf_hub_id or "").startswith("timm/"):  # weights elsewhere, or none
+        return repo_id
+    logger.info(f"{repo_id}: the default weights of this architecture are {found.hf_hub_id}")
+    return found.hf_hub_id
+
+
+def download_config(repo_id: str, *, revision: str | None = None, token: str | bool | None = None) -> Path:
+    """Downloads the config.json of a Hub model, and nothing else; returns the local folder that holds it.
+
+    Raises:
+        CheckpointError: the repository, revision or config is missing, access is gated, or the Hub is out of reach.
+    """
+    try:
+        return Path(hf_hub_download(repo_id, "config.json", revision=revision, token=token)).parent
+    except Exception as error:  # as in `download`
+        if isinstance(error, EntryNotFoundError) and not isinstance(error, LocalEntryNotFoundError):
+            advice = f"Give open_checkpoint({repo_id!r}) for its tensors, or a module of it"
+            raise CheckpointError(repo_id, "has no config.json that says what to build", advice) from error
+        raise hub_error(repo_id, revision, error) from error
+
+
 def cached(source: str, repo_id: str, revision: str | None, subfolder: str, error: Exception) -> tuple[Path, str]:
     """The snapshot in the local cache, where the Hub cannot be asked."""
+    from .checkpoints import local_subfolder  # here, because that module imports this one
+
     try:
         folder = Path(snapshot_download(repo_id, revision=revision, local_files_only=True))
     except LocalEntryNotFoundError:
         raise hub_error(source, revision, error) from error
-    return folder / subfolder, folder.name
+    return (local_subfolder(folder, subfolder) if subfolder else folder), folder.name
 
 
 def hub_error(source: str, revision: str | None, error: Exception) -> CheckpointError:

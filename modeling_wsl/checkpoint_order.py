@@ -6,10 +6,11 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from transformers import CONFIG_MAPPING, MODEL_MAPPING, PreTrainedModel
+from transformers import PreTrainedModel
 from transformers.core_model_loading import revert_weight_conversion
 from transformers.utils import logging
 
+from .architectures import build_named, on_meta, suspicious_entry
 from .checkpoint_errors import CheckpointError, parse_json, read_json, shorten
 
 
@@ -18,18 +19,6 @@ logger = logging.get_logger(__name__)
 Order = Literal["auto", "file", "natural", "architecture"]
 ORDERS = ("auto", "file", "natural", "architecture")
 SIDECAR = "model.json"
-# Arguments of timm.create_model that fetch or load something; the rest of `model_args` goes to the model's class.
-TIMM_LOADING_ARGUMENTS = ("pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "checkpoint_path", "cache_dir")
-# Entries of a transformers config that name code, kernels or weights to fetch.
-LOADING_ENTRIES = (
-    "auto_map",
-    "custom_pipelines",
-    "attn_implementation",
-    "_attn_implementation",
-    "quantization_config",
-)
-REMOTE_NAME = re.compile(r"hf[-_]hub:|local-dir:|https?://", re.IGNORECASE)
-COUNTS = re.compile(r"^(?!.*(size|dim)).*(layer|depth|block|stage|expert)", re.IGNORECASE)
 
 
 def natural_key(name: str) -> list[tuple[int, str] | str]:
@@ -118,8 +107,8 @@ def architecture_order(names: Sequence[str], config: Mapping[str, Any]) -> tuple
     try:
         if problem := suspicious_entry(config, limit=1000 + 10 * len(names)):
             return [], problem
-        with torch.device("meta"):
-            model = build_timm(config) if isinstance(config.get("architecture"), str) else build_transformers(config)
+        with on_meta():
+            model = build_named(config)
             places = {} if model is None else name_places(model)
     except Exception as error:  # any model class of two libraries, fed with a config of unknown origin
         return [], f"its architecture cannot be built ({type(error).__name__}: {shorten(error)})"
@@ -165,56 +154,3 @@ def saved_places(model: PreTrainedModel, state: Mapping[str, torch.Tensor]) -> d
         except ValueError:  # merged with others on saving: the merged tensor has no place of its own in the module
             logger.debug(f"{name} of {type(model).__name__} is saved merged with other tensors")
     return places
-
-
-def build_timm(config: Mapping[str, Any]) -> torch.nn.Module | None:
-    """The timm model that config.json names, or None if timm does not know it."""
-    try:
-        import timm
-    except ImportError:
-        return None
-    name = config["architecture"]
-    if not timm.is_model(name):
-        return None
-    arguments = config.get("model_args") or {}
-    arguments = {key: value for key, value in arguments.items() if key not in TIMM_LOADING_ARGUMENTS}
-    if config.get("num_classes") is not None:
-        arguments["num_classes"] = config["num_classes"]
-    return timm.create_model(name, pretrained=False, **arguments)
-
-
-def build_transformers(config: Mapping[str, Any]) -> PreTrainedModel | None:
-    """The transformers model that config.json names, from the library's own code, or None if it has none."""
-    import transformers
-
-    if config.get("model_type") not in CONFIG_MAPPING:
-        return None
-    settings = CONFIG_MAPPING[config["model_type"]].from_dict(without_loading(config))
-    named = config.get("architectures")
-    name = named[0] if isinstance(named, list) and named and isinstance(named[0], str) else ""
-    model_class = getattr(transformers, name, None) if name.isidentifier() else None
-    if not (isinstance(model_class, type) and issubclass(model_class, PreTrainedModel)):
-        model_class = MODEL_MAPPING[type(settings)]
-    return model_class(settings)
-
-
-def without_loading(value: Any) -> Any:
-    """A config without the entries that would fetch code, kernels or weights, at any depth."""
-    if isinstance(value, Mapping):
-        kept = {key: without_loading(item) for key, item in value.items() if key not in LOADING_ENTRIES}
-        return kept | ({"use_pretrained_backbone": False} if "use_pretrained_backbone" in kept else {})
-    return [without_loading(item) for item in value] if isinstance(value, list) else value
-
-
-def suspicious_entry(value: Any, limit: int, name: str = "config.json") -> str:
-    """Why a config must not be built: it names something to fetch, or far more layers than the file has tensors."""
-    if isinstance(value, Mapping):
-        found = (suspicious_entry(item, limit, str(key)) for key, item in value.items())
-        return next(filter(None, found), "")
-    if isinstance(value, list):
-        return next(filter(None, (suspicious_entry(item, limit, name) for item in value)), "")
-    if isinstance(value, str) and REMOTE_NAME.search(value) and name in ("architecture", "backbone", "model_name"):
-        return f"its {name} is {shorten(value)}, to be fetched from elsewhere"
-    if isinstance(value, int) and COUNTS.search(name) and value > limit:
-        return f"its {name} is {value:,}, far more than its tensors"
-    return ""

@@ -112,7 +112,8 @@ class Checkpoint:
     def sha256(self) -> str:
         """SHA-256 of name, dtype, shape and bytes (little endian, row major) of every stored tensor, in name order.
 
-        It does not depend on the file format or on the order of the tensors.
+        It does not depend on the file format, and on the order of the tensors only through which of the names of a
+        tied tensor comes first.
         """
         digest = hashlib.sha256()
         for name in sorted(self.tensors):
@@ -202,9 +203,12 @@ def open_checkpoint(
     Raises:
         CheckpointError: the source cannot be read safely, contradicts itself, is of a format that is refused, or holds
             no floating-point tensor; the message names the file, the reason and what to do.
-        TypeError: `source` is none of the above.
+        TypeError: `source` is none of the above, or options are given for a `Checkpoint`.
     """
     if isinstance(source, Checkpoint):
+        options = (revision, token, subfolder, key, order, allow_nonfinite, min_parameters)
+        if options != (None, None, "", None, "auto", False, None):
+            raise TypeError(f"{source!r} is open already: pass its options to the open_checkpoint that opened it.")
         return source
     path: Path | None = None
     library, config, commit = None, {}, None

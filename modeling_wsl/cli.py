@@ -1,7 +1,6 @@
 """The `hf-wsl` command. Thin: every command reads its options and calls one function of the packages.
 
-The packages are imported inside the commands, so that `hf-wsl --help` answers at once and the library itself never
-depends on the other three.
+The other packages are imported inside the commands: the library itself never depends on them.
 """
 
 import dataclasses
@@ -15,6 +14,9 @@ from importlib import metadata
 from pathlib import Path
 from typing import Annotated, Any
 
+import datasets
+import huggingface_hub
+import transformers
 import typer
 
 
@@ -41,9 +43,10 @@ def log_level(
     for package in ("modeling_wsl", "datasets_scripts", "trainers", "hub_cards"):
         logging.getLogger(package).setLevel(level)
     if quiet:
-        # Read by huggingface_hub, datasets and transformers when they are imported.
-        os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = os.environ["HF_DATASETS_DISABLE_PROGRESS_BARS"] = "1"
-        os.environ["TRANSFORMERS_VERBOSITY"] = "error"
+        datasets.disable_progress_bars()
+        huggingface_hub.utils.disable_progress_bars()
+        transformers.logging.disable_progress_bar()
+        transformers.logging.set_verbosity_error()
 
 
 def options_of(module: str, name: str) -> typing.Callable[[typing.Callable], typing.Callable]:
@@ -82,8 +85,8 @@ def quickstart(
     """
     from trainers.quickstart import quickstart as run
 
-    report = run(output, seed=seed)
-    typer.echo(f"Report: {report}")
+    run(output, seed=seed)
+    typer.echo(f"Report: {output / 'report.html'}")
 
 
 @app.command()
@@ -98,9 +101,9 @@ def tokenize(
 
     Example: hf-wsl tokenize models/ --output tokens --num-workers 2
     """
+    from datasets_scripts.config_sources import build, read_yaml
     from datasets_scripts.tokenize import tokenize as run
     from datasets_scripts.tokenize_config import TokenizeConfig
-    from trainers.config_sources import build, read_yaml
 
     given = ("command line", {name: value for name, value in options.items() if value is not None})
     from_file = (str(config), read_yaml(config) if config else {})
@@ -196,12 +199,14 @@ def installed_version(package: str) -> str:
 
 def main() -> None:
     """Runs the command; an error that a user can mend is one line on stderr (with `HF_WSL_TRACEBACK=1`, all of it)."""
+    from datasets_scripts.errors import USER_ERRORS, one_line
+
     try:
         app()
-    except (ValueError, OSError) as error:
+    except USER_ERRORS as error:
         if os.environ.get("HF_WSL_TRACEBACK") == "1":
             raise
-        sys.exit(f"error: {error}")
+        sys.exit(f"error: {one_line(error)}")
 
 
 if __name__ == "__main__":

@@ -54,6 +54,7 @@ SIZES: dict[str, dict[str, Any]] = {
         "token_size": 288,
         "window_size": 256,
         "tokenization": "sparse",
+        "position_unit": "row",
         "position_encoding": "learned",
         "projection": "flat",
     },
@@ -74,7 +75,8 @@ class WSLConfig(PreTrainedConfig):
         latent_size: numbers that are left of each token between encoder and decoder.
         position_encoding: "sinusoidal" (no parameters, any position) or "learned" (tables of `max_positions`).
         max_positions: sizes of the three learned tables, for [n, l, k].
-        tokenization: how the tokens were cut, "dense" or "sparse"; recorded for the feature extractor.
+        tokenization: how the tokens were cut, "dense" or "sparse"; the feature extractor must cut them alike.
+        position_unit: what the third position counts within a layer, "token" or "row"; likewise.
         projection: input of the contrastive head: "pooled" (mean latent over the tokens that hold weights, any
             length) or "flat" (the window's latents flattened, as the paper's code does; at most `window_size` tokens).
         projection_size: width of the contrastive head.
@@ -110,6 +112,7 @@ class WSLConfig(PreTrainedConfig):
     position_encoding: Literal["sinusoidal", "learned"] = "sinusoidal"
     max_positions: list[int] | tuple[int, ...] = field(default_factory=lambda: [55000, 100, 550])
     tokenization: Literal["dense", "sparse"] = "dense"
+    position_unit: Literal["token", "row"] = "token"
     projection: Literal["pooled", "flat"] = "pooled"
     projection_size: int = 30
     loss_normalization: Literal["none", "layer", "batch", "window", "token"] = "batch"

@@ -23,7 +23,7 @@ class WSLFeatureExtractor(FeatureExtractionMixin):
 
     Every floating-point tensor is tokenised, whatever its name. Integers and batch-norm running statistics are carried
     beside the tokens (in `manifest.carried_values`), tied tensors are stored once, and `decode` gives back the same
-    names, shapes, dtypes and bits.
+    names, shapes, dtypes and bits (of a NaN, admitted by `allow_nonfinite`, only that it is one).
 
     Args:
         tokenization: "dense" flattens each layer and cuts it into tokens, the last one zero-padded; "sparse" cuts each
@@ -147,7 +147,7 @@ class WSLFeatureExtractor(FeatureExtractionMixin):
                 f"{len(manifest.carried)} tensors were carried beside the tokens ({names}, ...) and this manifest, "
                 "read from JSON, does not hold them. Pass carried={name: tensor}, or carried={} to leave them out."
             )
-        state = dict(carried or {})
+        state = {name: tensor.clone() for name, tensor in (carried or {}).items()}
         for block in manifest.blocks:
             state |= write_tokens(tokens[block.first_token : block.end_token], block)
         state |= {alias: state[name] for alias, name in manifest.tied.items()}

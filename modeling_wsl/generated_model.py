@@ -10,7 +10,6 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from .targets import Target
@@ -42,8 +41,7 @@ class GeneratedModel:
         Raises:
             ValueError: the target was given as tensors only (a manifest, a state dict, a file).
         """
-        with torch.random.fork_rng(devices=[]):  # its initialisation is overwritten: leave the caller's seed alone
-            module = self.target.build()
+        module = self.target.build()
         module.load_state_dict(self.state_dict)
         return module.eval()
 

@@ -4,6 +4,7 @@
 one candidate in memory at a time; `generate` keeps the best of them.
 """
 
+import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -16,6 +17,7 @@ from transformers.utils import logging
 
 from .anchors import Anchor, AnchorSource, match_anchors, open_anchors
 from .batch_norm import reestimate_batch_norm
+from .checkpoints import first_nonfinite, open_checkpoint
 from .feature_extraction_wsl import WSLFeatureExtractor
 from .generated_model import GeneratedModel, entries_by_origin, package_versions
 from .manifest import WeightManifest, check_choice
@@ -27,6 +29,7 @@ from .targets import Target, resolve_target
 logger = logging.get_logger(__name__)
 
 STREAM_WINDOW = 4096
+EXTRACTOR_SETTINGS = ("tokenization", "token_size", "position_unit", "batch_norm_statistics")
 
 
 @dataclass(frozen=True)
@@ -116,6 +119,7 @@ def plan_generation(
     *,
     num_classes: int | None = None,
     target_kwargs: Mapping[str, Any] | None = None,
+    target_revision: str | None = None,
     initialise: Sequence[str] = (),
     **options: Any,
 ) -> GenerationPlan:
@@ -124,6 +128,7 @@ def plan_generation(
     Args:
         feature_extractor: the backbone's.
         target, num_classes, target_kwargs: see `resolve_target`.
+        target_revision: branch, tag or commit, where the target is a Hub id.
         anchors: trained models of the target's architecture: paths, Hub ids, modules, state dicts, checkpoints.
         settings: how to draw.
         initialise: modules or tensors of the target to initialise anew instead of sampling them.
@@ -134,8 +139,8 @@ def plan_generation(
         CheckpointError: an anchor cannot be read safely.
     """
     # A revision is that of an anchor; a token may open both.
-    hub_options = {"token": options["token"]} if "token" in options else {}
-    resolved = resolve_target(target, num_classes, target_kwargs, **hub_options)
+    token = options.get("token")
+    resolved = resolve_target(target, num_classes, target_kwargs, revision=target_revision, token=token)
     whole = feature_extractor.layout(resolved.tensors)
     tokenised = frozenset(spec.name for layer in whole.layers for spec in layer.tensors)
     matched, initialised = match_anchors(resolved, open_anchors(anchors, **options), tokenised, initialise)
@@ -163,7 +168,7 @@ def generate(
     for candidate in generated_models(model, feature_extractor, plan):
         kept.append(candidate)
         if plan.settings.rank is not None:
-            kept.sort(key=lambda model: -model.provenance["score"])  # stable: the earlier draw wins a tie
+            kept.sort(key=_rank_key)  # stable: the earlier draw wins a tie
             del kept[plan.settings.num_samples :]
     return kept
 
@@ -193,7 +198,7 @@ def generated_models(
     origins = dict.fromkeys(sampled, "sampled")
     origins |= dict.fromkeys(inherited, f"inherited: {first.checkpoint.source}")
     origins |= dict.fromkeys(plan.initialised, "initialised")
-    facts = _facts(model, plan, windows)
+    facts = _facts(model, feature_extractor, plan, windows)
     score, ranked_by = scorer(settings.rank) if settings.rank is not None else (None, None)
     module = None
 
@@ -207,20 +212,19 @@ def generated_models(
         # Every model owns its tensors: changing one of them must not change the anchor or another model.
         stored |= {name: value.to(target.tensors[name].torch_dtype, copy=True) for name, value in inherited.items()}
         if plan.initialised:
-            with torch.random.fork_rng(devices=[]):
-                torch.manual_seed(draw_seed)
-                module = target.build()
+            module = target.build(draw_seed)
             fresh = module.state_dict()
             stored |= {name: fresh[name].detach().clone() for name in plan.initialised}
         state = {name: stored[target.tied.get(name, name)] for name in target.tensor_order}
         draw_origins = dict(origins)
         provenance = {"draw": draw, "draw_seed": draw_seed, **facts}
         if settings.batch_norm_images is not None or score is not None:
-            module = module if module is not None else _build(target)
+            module = module if module is not None else target.build()
             module.load_state_dict(state)
             module.to(model.device)
         if settings.batch_norm_images is not None:
-            for name in reestimate_batch_norm(module, settings.batch_norm_images):
+            names, provenance["num_batch_norm_images"] = reestimate_batch_norm(module, settings.batch_norm_images)
+            for name in names:
                 state[name] = module.state_dict()[name].cpu().clone()
                 draw_origins[name] = "re-estimated"
         if score is not None:
@@ -230,23 +234,24 @@ def generated_models(
         yield GeneratedModel(state, provenance, target)
 
 
-def _build(target: Target) -> nn.Module:
-    with torch.random.fork_rng(devices=[]):
-        return target.build()
-
-
-def _score(score: Scorer, module: nn.Module) -> float:
+def _score(score: Scorer, module: nn.Module) -> float | None:
     with torch.enable_grad():  # a pipeline runs without gradients, and a score may be that of a trained head
         value = float(score(module.eval()))
-    if value != value:
-        logger.warning("rank returned NaN for a candidate; it comes last.")
-        return float("-inf")
+    if not math.isfinite(value):  # and JSON knows none of them
+        logger.warning(f"rank returned {value} for a candidate; it comes last, its score is None.")
+        return None
     return value
+
+
+def _rank_key(model: GeneratedModel) -> float:
+    """Best first; without a score last."""
+    score = model.provenance["score"]
+    return math.inf if score is None else -score
 
 
 def _check_decoded(tensors: Mapping[str, Tensor], target: Target, settings: GenerationSettings) -> None:
     for name, value in tensors.items():
-        if not torch.isfinite(value.sum(dtype=torch.float64)):
+        if first_nonfinite(value) is not None:
             raise ValueError(
                 f"The backbone decoded NaN or infinite values for tensor {name} of {target.name} ({value.dtype}). "
                 "Check the backbone (was its training stable?), or lower the bandwidth."
@@ -258,18 +263,24 @@ def _check_decoded(tensors: Mapping[str, Tensor], target: Target, settings: Gene
             )
 
 
-def _facts(model: PreTrainedModel, plan: GenerationPlan, windows: dict[str, Any]) -> dict[str, Any]:
+def _facts(
+    model: PreTrainedModel, feature_extractor: WSLFeatureExtractor, plan: GenerationPlan, windows: dict[str, Any]
+) -> dict[str, Any]:
     settings, target = plan.settings, plan.target
+    revision = getattr(model.config, "_commit_hash", None)
     dtype = windows["autocast_dtype"]
     return {
         "target": {"name": target.name, "library": target.library, "arguments": target.arguments},
         "anchors": [anchor.facts() for anchor in plan.anchors],
         "backbone": {
             "name": model.name_or_path,
-            "revision": getattr(model.config, "_commit_hash", None),
+            "revision": revision,
+            # a commit of the Hub names the weights; nothing else does
+            "sha256": open_checkpoint(model).sha256() if revision is None else None,
             "dtype": str(model.dtype).removeprefix("torch."),
             "device": model.device.type,
         },
+        "feature_extractor": {name: getattr(feature_extractor, name) for name in EXTRACTOR_SETTINGS},
         "seed": settings.seed,
         "num_candidates": settings.num_draws,
         "noise": settings.noise,

@@ -42,11 +42,19 @@ def split_name(name: str) -> tuple[str, str]:
 
 @dataclass(frozen=True)
 class TensorSpec:
-    """Name, shape and dtype ("float32", "bfloat16", ...) of one tensor."""
+    """Name, shape and dtype ("float32", "bfloat16", ...) of one tensor.
+
+    Raises:
+        ValueError: a dtype that torch does not have.
+    """
 
     name: str
     shape: tuple[int, ...]
     dtype: str
+
+    def __post_init__(self):
+        if not isinstance(getattr(torch, self.dtype, None), torch.dtype):
+            raise ValueError(f"Tensor {self.name!r} has dtype {self.dtype!r}, which torch does not know.")
 
     @property
     def numel(self) -> int:
@@ -184,13 +192,8 @@ class WeightManifest:
         Raises:
             ValueError: an unknown tokenization, position unit or treatment of batch-norm statistics.
         """
-        check_choice("tokenization", tokenization, ("dense", "sparse"))
-        check_choice("position_unit", position_unit, ("token", "row"))
+        check_layout(tokenization, token_size, position_unit)
         check_choice("batch_norm_statistics", batch_norm_statistics, ("carry", "tokenize"))
-        if tokenization == "dense" and position_unit == "row":
-            raise ValueError("position_unit='row' needs tokenization='sparse': dense tokens have no output rows.")
-        if token_size < 1:
-            raise ValueError(f"token_size is {token_size}; it must be at least 1.")
         statistics = batch_norm_names(tensors) if batch_norm_statistics == "carry" else set()
         groups: dict[str, list[TensorSpec]] = {}
         carried = []
@@ -199,16 +202,11 @@ class WeightManifest:
                 groups.setdefault(split_name(name)[0], []).append(spec)
             else:
                 carried.append(spec)
-        layers, first_token = [], 0
-        for prefix, specs in groups.items():
-            blocks = lay_out(tuple(specs), len(layers), first_token, tokenization, token_size)
-            num_tokens = sum(block.num_tokens for block in blocks)
-            layers.append(LayerSpec(prefix, tuple(specs), first_token, num_tokens))
-            first_token += num_tokens
+        layers = lay_out_layers([(prefix, tuple(specs)) for prefix, specs in groups.items()], tokenization, token_size)
         return cls(
             tokenization=tokenization,
             token_size=token_size,
-            layers=tuple(layers),
+            layers=layers,
             carried=tuple(carried),
             tied=dict(tied or {}),
             tensor_order=tuple(tensor_order or (*tensors, *(tied or {}))),
@@ -330,23 +328,18 @@ class WeightManifest:
         """
         try:
             record = json.loads(text)
-            layers, first_token = [], 0
-            for name, rows in record["layers"]:
-                specs = tuple(TensorSpec(n, tuple(shape), dtype) for n, shape, dtype in rows)
-                blocks = lay_out(specs, len(layers), first_token, record["tokenization"], record["token_size"])
-                num_tokens = sum(block.num_tokens for block in blocks)
-                layers.append(LayerSpec(name, specs, first_token, num_tokens))
-                first_token += num_tokens
+            check_layout(record["tokenization"], record["token_size"], record["position_unit"])
+            specs = [(name, tuple(map(spec_of, rows))) for name, rows in record["layers"]]
             return cls(
                 tokenization=record["tokenization"],
                 token_size=record["token_size"],
-                layers=tuple(layers),
-                carried=tuple(TensorSpec(n, tuple(shape), dtype) for n, shape, dtype in record["carried"]),
+                layers=lay_out_layers(specs, record["tokenization"], record["token_size"]),
+                carried=tuple(map(spec_of, record["carried"])),
                 tied=record["tied"],
                 tensor_order=tuple(record["tensor_order"]),
                 position_unit=record["position_unit"],
             )
-        except (KeyError, TypeError, ValueError) as error:
+        except (ArithmeticError, LookupError, TypeError, ValueError) as error:
             raise ValueError(f"This is not a weight manifest written by WeightManifest.to_json: {error!r}.") from error
 
 
@@ -354,6 +347,34 @@ def check_choice(option: str, value: str, choices: tuple[str, ...]) -> None:
     """Raises a ValueError that names the option, the value and the choices, unless the value is one of them."""
     if value not in choices:
         raise ValueError(f"{option}={value!r} is not known; choose one of {', '.join(map(repr, choices))}.")
+
+
+def check_layout(tokenization: str, token_size: int, position_unit: str) -> None:
+    """Raises a ValueError for settings that no token sequence can have."""
+    check_choice("tokenization", tokenization, ("dense", "sparse"))
+    check_choice("position_unit", position_unit, ("token", "row"))
+    if tokenization == "dense" and position_unit == "row":
+        raise ValueError("position_unit='row' needs tokenization='sparse': dense tokens have no output rows.")
+    if token_size < 1:
+        raise ValueError(f"token_size is {token_size}; it must be at least 1.")
+
+
+def spec_of(row: list) -> TensorSpec:
+    """The spec that JSON holds as [name, shape, dtype]."""
+    name, shape, dtype = row
+    return TensorSpec(name, tuple(shape), dtype)
+
+
+def lay_out_layers(
+    groups: Sequence[tuple[str, tuple[TensorSpec, ...]]], tokenization: str, token_size: int
+) -> tuple[LayerSpec, ...]:
+    """The layers of (module prefix, tensors) pairs, their tokens one after the other."""
+    layers, first_token = [], 0
+    for name, specs in groups:
+        num_tokens = sum(b.num_tokens for b in lay_out(specs, len(layers), first_token, tokenization, token_size))
+        layers.append(LayerSpec(name, specs, first_token, num_tokens))
+        first_token += num_tokens
+    return tuple(layers)
 
 
 def batch_norm_names(tensors: Mapping[str, TensorSpec]) -> set[str]:

@@ -132,7 +132,10 @@ class WSLModel(WSLPreTrainedModel):
         positions: torch.Tensor | None = None,
         attention_mask: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """Tokens of latents: [batch, tokens, latent_size] -> [batch, tokens, token_size]; the rest as in `encode`."""
+        """Tokens of latents: [batch, tokens, latent_size] -> [batch, tokens, token_size]; the rest as in `encode`.
+
+        Latents do not say which tokens are padding: pass `attention_mask` where some are.
+        """
         return self._decode(latents, positions, attention_mask)[0]
 
     @can_return_tuple
@@ -210,6 +213,9 @@ class WSLModel(WSLPreTrainedModel):
     ) -> tuple[torch.Tensor, WSLStackOutput]:
         check_inputs("tokens", tokens, self.config.token_size, token_mask, positions, attention_mask)
         dtype = self.encoder.proj_in.weight.dtype
+        if attention_mask is not None and attention_mask.ndim == 2:
+            # Not only unattended: 0 times the NaN that a padded token may hold would reach the others.
+            tokens = torch.where(attention_mask.bool()[..., None], tokens, 0)
         if token_mask is not None:
             tokens = torch.where(token_mask, tokens, 0)
         if self.config.token_standardization:
@@ -363,7 +369,7 @@ class WSLForPreTraining(WSLPreTrainedModel):
         loss = loss_reconstruction = loss_contrastive = r2 = None
         if return_loss:
             target = target.to(output.reconstruction.device)
-            valid = valid_entries(target, token_mask, attention_mask)
+            valid = valid_mask(target, token_mask, attention_mask)
             loss_reconstruction = reconstruction_loss(
                 output.reconstruction,
                 target,
@@ -410,7 +416,7 @@ def attendable_tokens(
     return attention_mask
 
 
-def valid_entries(
+def valid_mask(
     tokens: torch.Tensor, token_mask: torch.Tensor | None, attention_mask: torch.Tensor | None
 ) -> torch.Tensor | None:
     """Bool [batch, tokens, d_t], true where an entry is a weight of a token that is attended to; None for all."""

@@ -1,8 +1,9 @@
 """The two pipeline tasks: "weight-embedding" and "weight-generation" (transformers' `pipeline`)."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from itertools import chain
+from os import PathLike
 from typing import Any
 
 import numpy as np
@@ -10,6 +11,7 @@ import torch
 from transformers import Pipeline, PreTrainedModel
 
 from .anchors import AnchorSource
+from .checkpoint_errors import CheckpointError
 from .feature_extraction_wsl import Source
 from .generated_model import GeneratedModel
 from .generation import STREAM_WINDOW, GenerationSettings, generate, plan_generation
@@ -33,7 +35,7 @@ class WeightPipeline(Pipeline):
                 "No feature extractor was found beside the backbone. Pass feature_extractor=WSLFeatureExtractor(...) "
                 "as the backbone was trained with, or a model folder that holds preprocessor_config.json."
             )
-        for name in ("tokenization", "token_size"):
+        for name in ("tokenization", "token_size", "position_unit"):
             cuts, expects = getattr(self.feature_extractor, name), getattr(self.model.config, name)
             if cuts != expects:
                 raise ValueError(
@@ -50,13 +52,6 @@ class WeightPipeline(Pipeline):
         if isinstance(inputs, list) and not inputs:
             return []
         return super().__call__(inputs, batch_size=1, **kwargs)
-
-
-@dataclass(frozen=True)
-class Passed:
-    """Carries a value past transformers' device placement, which would copy the tensors of a plain dict."""
-
-    value: Any
 
 
 class WeightEmbeddingPipeline(WeightPipeline):
@@ -104,8 +99,13 @@ class WeightEmbeddingPipeline(WeightPipeline):
 
     def preprocess(self, source: Source, **open_options: Any) -> dict[str, Any]:
         windows = self.feature_extractor.stream(source, window_size=STREAM_WINDOW, **open_options)
-        first = next(windows)
-        return {"manifest": first["manifest"], "windows": Passed(chain([first], windows))}
+        first = next(windows, None)
+        if first is None:
+            name = source if isinstance(source, str | PathLike) else f"<{type(source).__name__}>"
+            advice = "Its floating-point tensors are all carried; batch_norm_statistics='tokenize' takes them in"
+            raise CheckpointError(name, "holds no weights to tokenise", advice)
+        # An iterator, for transformers leaves it alone: it would move the tensors of a list or dict to its device.
+        return {"manifest": first["manifest"], "windows": chain([first], windows)}
 
     def _forward(
         self, model_inputs: Mapping[str, Any], window_size: int | None = None, **options: Any
@@ -114,7 +114,7 @@ class WeightEmbeddingPipeline(WeightPipeline):
         sums = torch.zeros(len(manifest.layers), self.model.config.latent_size, dtype=torch.float64)
         for start, latents in encode_stream(
             self.model,
-            model_inputs["windows"].value,
+            model_inputs["windows"],
             manifest.num_tokens,
             window_size=window_size or self.model.config.window_size,
             **{"progress": True, **options},
@@ -150,6 +150,7 @@ class WeightGenerationPipeline(WeightPipeline):
     Args (of the call, or of `pipeline` as defaults):
         anchors: one or more trained models of the target's architecture; required.
         num_classes, target_kwargs: see `resolve_target`.
+        target_revision: branch, tag or commit, where the target is a Hub id.
         initialise: modules or tensors of the target to initialise anew instead of sampling them.
         num_samples, num_candidates, seed, bandwidth, noise, window_size, halo, batch_size, autocast_dtype,
             batch_norm_images, rank, progress: see `GenerationSettings`.

@@ -38,7 +38,7 @@ def sinusoidal_positions(positions: torch.Tensor, dim: int) -> torch.Tensor:
 
     Models reach positions of several million, where float32 resolves an angle p * f to 0.3 rad only. Here p is split
     into base-256 digits, whose frequencies 256^j f are reduced modulo 2 pi in float64 first (a table of 4 x dim/2
-    numbers), so that no product exceeds a few hundred and the angle stays within 1e-4 rad for p below 2^32, although
+    numbers), so that no product exceeds 255 pi and the angle stays within a few 1e-4 rad for p below 2^32, although
     all that is done per token is float32. Nothing is stored in the model: a table in a buffer would be lost by loading
     through the meta device and rounded by `model.to(torch.bfloat16)`.
 

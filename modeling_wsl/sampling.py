@@ -120,46 +120,6 @@ def encode_stream(
         )
 
 
-def encode_haloed(
-    model: PreTrainedModel,
-    tokens: Tensor,
-    token_mask: Tensor | None,
-    positions: Tensor,
-    window_size: int = 512,
-    halo: int = 64,
-    batch_size: int = 8,
-    autocast_dtype: torch.dtype | str | None = None,
-    progress: bool = False,
-) -> Tensor:
-    """Encodes a whole model of any length, window by window (paper, appendix B.2.2).
-
-    Args:
-        model: a backbone with `encode`.
-        tokens: `[T, d_t]`, any T, 0 included.
-        token_mask: `[T, d_t]` bool, true where a token holds a weight; None: everywhere.
-        positions: `[T, 3]` int64.
-        window_size, halo, batch_size, autocast_dtype, progress: see `encode_stream`.
-
-    Returns:
-        latents `[T, latent_size]` float32, on the device of the tokens.
-    """
-    _check_positions(positions, len(tokens))
-    latents = torch.empty(len(tokens), model.config.latent_size, dtype=torch.float32, device=tokens.device)
-    chunk = {"tokens": tokens, "token_mask": token_mask, "positions": positions}
-    for start, part in encode_stream(
-        model,
-        [chunk],
-        len(tokens),
-        window_size=window_size,
-        halo=halo,
-        batch_size=batch_size,
-        autocast_dtype=autocast_dtype,
-        progress=progress,
-    ):
-        latents[start : start + len(part)] = part
-    return latents
-
-
 def decode_haloed(
     model: PreTrainedModel,
     latents: Tensor,

@@ -10,19 +10,31 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import transformers
 from safetensors.torch import save_file
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModel, PreTrainedConfig, PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 
-# Models that read a `torch.linspace` while they are built (older timm's transformers) fail on the meta device without.
-from transformers.initialization import meta_device_safe_creation_ops
-
+from .architectures import (
+    TIMM_LOADING_ARGUMENTS,
+    build_timm,
+    build_transformers,
+    import_timm,
+    is_timm_name,
+    on_meta,
+    suspicious_entry,
+    timm_settings,
+    transformers_settings,
+)
+from .checkpoint_errors import CheckpointError
+from .checkpoint_folders import read_config
+from .checkpoint_hub import download_config, is_hub_id
 from .checkpoints import Checkpoint, open_checkpoint
 from .manifest import TensorSpec, WeightManifest
 
 
 WEIGHTS_FILE = "model.safetensors"
+# Far more layers than any published model has: a config.json that asks for more would not end being built.
+MAX_LAYERS = 10_000
 
 
 @dataclass(frozen=True)
@@ -50,8 +62,21 @@ class Target:
         """What the library was told to build, JSON-serialisable."""
         return {}
 
-    def build(self) -> nn.Module:
-        """The module with its library's own initialisation, which draws from torch's global generator."""
+    def build(self, seed: int | None = None) -> nn.Module:
+        """The module with its library's own initialisation, on the CPU; torch's global generators stay as they were.
+
+        Args:
+            seed: of the initialisation; None: whatever the state of the global generator gives.
+
+        Raises:
+            ValueError: the target is known by its tensors only.
+        """
+        with torch.random.fork_rng(devices=[]):
+            if seed is not None:
+                torch.default_generator.manual_seed(seed)  # torch.manual_seed would reseed the accelerators too
+            return self._module()
+
+    def _module(self) -> nn.Module:
         raise ValueError(
             f"The target {self.name} is known by its tensors only, so no module can be built from it. Use "
             "`.state_dict`, or give as target a timm name, a transformers config or folder, or a module."
@@ -69,26 +94,25 @@ class Target:
 class TimmTarget(Target):
     """A timm architecture. Saved as a folder that `timm.create_model("local-dir:...")` reads."""
 
+    architecture: str = ""
     options: Mapping[str, Any] = field(default_factory=dict)
 
     library = "timm"
 
     @property
     def arguments(self) -> dict[str, Any]:
-        return dict(self.options)
+        described = {name: value for name, value in self.options.items() if name != "pretrained_cfg"}
+        return {"model_name": self.architecture, **described}
 
-    def build(self) -> nn.Module:
-        return import_timm(self.name).create_model(self.name, **self.options)
+    def _module(self) -> nn.Module:
+        return build_timm(self.architecture, self.options)
 
     def save(self, state_dict: Mapping[str, Tensor], folder: Path) -> None:
-        from timm.models._hub import save_config_for_hf
-
-        stored = {name: value.contiguous() for name, value in state_dict.items()}
-        save_file(stored, folder / WEIGHTS_FILE, metadata={"format": "pt"})
-        with torch.random.fork_rng(devices=[]):
+        with on_meta():
             module = self.build()
-        arguments = {name: value for name, value in self.options.items() if name != "num_classes"}
-        save_config_for_hf(module, folder / "config.json", model_args=arguments)
+        described = ("num_classes", "pretrained_cfg")  # in the file's own places
+        arguments = {name: value for name, value in self.options.items() if name not in described}
+        save_timm(module, arguments, self.tied, state_dict, folder)
 
 
 @dataclass(frozen=True)
@@ -96,7 +120,7 @@ class TransformersTarget(Target):
     """A transformers model class and its config. Saved by its own `save_pretrained`."""
 
     config: PreTrainedConfig | None = None
-    model_class: type = AutoModel
+    model_class: type[PreTrainedModel] = PreTrainedModel
 
     library = "transformers"
 
@@ -104,26 +128,38 @@ class TransformersTarget(Target):
     def arguments(self) -> dict[str, Any]:
         return json.loads(self.config.to_json_string())
 
-    def build(self) -> nn.Module:
+    def _module(self) -> nn.Module:
         return build_transformers(self.config, self.model_class)
 
     def save(self, state_dict: Mapping[str, Tensor], folder: Path) -> None:
-        with torch.random.fork_rng(devices=[]):
-            module = self.build()
+        module = self.build()
         module.load_state_dict(state_dict)
         module.save_pretrained(folder)
 
 
 @dataclass(frozen=True)
 class ModuleTarget(Target):
-    """A module of no known library. Its own values are its initialisation."""
+    """A module, whose own values are its initialisation. Saved as timm does where timm can build it again."""
 
     module: nn.Module | None = None
+    rebuilt: TimmTarget | None = None
 
-    library = "torch"
+    @property
+    def library(self) -> str:
+        return self.rebuilt.library if self.rebuilt else "torch"
 
-    def build(self) -> nn.Module:
+    @property
+    def arguments(self) -> dict[str, Any]:
+        return self.rebuilt.arguments if self.rebuilt else {}
+
+    def _module(self) -> nn.Module:
         return copy.deepcopy(self.module)
+
+    def save(self, state_dict: Mapping[str, Tensor], folder: Path) -> None:
+        if self.rebuilt is None:
+            super().save(state_dict, folder)
+        else:  # with the given module: timm notes what was changed on it since it was built
+            save_timm(self.module, {}, self.tied, state_dict, folder)
 
 
 TargetSource = (
@@ -149,26 +185,38 @@ def resolve_target(
 
     Raises:
         ValueError: nothing of that name, or an option that the target cannot have.
+        CheckpointError: a Hub model without config.json, or a config.json that must not be built.
     """
     options = dict(target_kwargs or {})
+    timm_name = isinstance(target, str) and not Path(target).is_file() and is_timm_name(target)
+    if hub_options.get("revision") is not None and (timm_name or not _on_hub(target)):
+        raise ValueError(
+            f"target_revision={hub_options['revision']!r} is for targets on the Hub (org/name), which this one is not."
+        )
     if isinstance(target, Target):
         return _without_options(target, num_classes, options)
     if isinstance(target, PreTrainedConfig):
-        return _transformers_target(target, None, num_classes, options)
+        if (settings := transformers_settings(target)) is None:
+            raise ValueError(
+                f"{type(target).__name__} belongs to no model of transformers; give the module as target."
+            )
+        return _transformers_target(target.name_or_path, *settings, num_classes, options)
     if isinstance(target, PreTrainedModel):
-        return _transformers_target(target.config, type(target), num_classes, options)
+        return _transformers_target(target.name_or_path, target.config, type(target), num_classes, options)
     if isinstance(target, nn.Module):
         tensors, tied, order = module_tensors(target)
-        name = type(target).__name__
-        return _without_options(ModuleTarget(name, tensors, tied, order, module=target), num_classes, options)
+        name, rebuilt = type(target).__name__, _rebuilt(target, order)
+        module_target = ModuleTarget(name, tensors, tied, order, module=target, rebuilt=rebuilt)
+        return _without_options(module_target, num_classes, options)
     if isinstance(target, WeightManifest):
         specs = {spec.name: spec for layer in target.layers for spec in layer.tensors}
         specs |= {spec.name: spec for spec in target.carried}
         order = target.tensor_order
         tensors = {name: specs[name] for name in order if name in specs}
         return _without_options(Target("a manifest", tensors, dict(target.tied), order), num_classes, options)
-    if isinstance(target, str) and _is_timm_name(target):
-        return _timm_target(target.removeprefix("timm/"), num_classes, options)
+    if timm_name:
+        name = target.removeprefix("timm/")
+        return _timm_target(name, name, num_classes, _timm_options(options))
     if isinstance(target, str | PathLike):
         return _named_target(str(target), num_classes, options, hub_options)
     return _checkpoint_target(target, num_classes, options)
@@ -187,65 +235,86 @@ def module_tensors(module: nn.Module) -> tuple[dict[str, TensorSpec], dict[str, 
     return tensors, tied, tuple(state)
 
 
-def build_transformers(config: PreTrainedConfig, model_class: type) -> PreTrainedModel:
-    """A transformers model with its own initialisation."""
-    config = copy.deepcopy(config)
-    return model_class.from_config(config) if model_class is AutoModel else model_class._from_config(config)
+def save_timm(
+    module: nn.Module,
+    arguments: Mapping[str, Any],
+    tied: Mapping[str, str],
+    state_dict: Mapping[str, Tensor],
+    folder: Path,
+) -> None:
+    """Writes weights, and the config.json of a module that was built with `arguments`, as timm reads them."""
+    # timm loads no file that lacks a name, and safetensors stores no memory twice: an alias gets its own copy.
+    stored = {name: (value.clone() if name in tied else value).contiguous() for name, value in state_dict.items()}
+    save_file(stored, folder / WEIGHTS_FILE, metadata={"format": "pt"})
+    export = import_timm(type(module).__name__).models._hub.save_config_for_hf
+    export(module, folder / "config.json", model_args=dict(arguments))
 
 
-def import_timm(name: str):
-    """The timm package, imported when a target needs it: embedding weights does not.
-
-    Raises:
-        ImportError: timm is not installed.
-    """
-    try:
-        import timm
-    except ImportError as error:
-        raise ImportError(f"The target {name!r} needs timm, which is not installed: pip install timm.") from error
-    return timm
+def _on_hub(target: TargetSource) -> bool:
+    return isinstance(target, str) and not Path(target).exists() and is_hub_id(target)
 
 
-def _is_timm_name(name: str) -> bool:
-    architecture = name.removeprefix("timm/").split(".")[0]
-    return "/" not in architecture and import_timm(name).is_model(architecture)
+def _timm_options(options: dict[str, Any]) -> dict[str, Any]:
+    """`target_kwargs`, without those that would fetch weights."""
+    if loading := sorted(options.keys() & set(TIMM_LOADING_ARGUMENTS)):
+        raise ValueError(f"target_kwargs: leave {', '.join(loading)} out; the weights are generated, not loaded.")
+    return options
 
 
-def _timm_target(name: str, num_classes: int | None, options: dict[str, Any]) -> Target:
-    timm = import_timm(name)
-
+def _timm_target(name: str, architecture: str, num_classes: int | None, options: dict[str, Any]) -> TimmTarget:
     def tensors_with(classes: int | None):
-        with torch.device("meta"), meta_device_safe_creation_ops():
-            classes_option = {} if classes is None else {"num_classes": classes}
-            return module_tensors(timm.create_model(name, **{**options, **classes_option}))
+        classes_option = {} if classes is None else {"num_classes": classes}
+        with on_meta():
+            return module_tensors(build_timm(architecture, {**options, **classes_option}))
 
     tensors, tied, order = tensors_with(num_classes)
     head = _head(name, tensors, num_classes, tensors_with)
     if num_classes is not None:
         options["num_classes"] = num_classes
-    return TimmTarget(name, tensors, tied, order, head, options=options)
+    return TimmTarget(name, tensors, tied, order, head, architecture=architecture, options=options)
+
+
+def _rebuilt(module: nn.Module, tensor_order: tuple[str, ...]) -> TimmTarget | None:
+    """The timm target that has a module's tensors, where timm (newer ones) noted the arguments of its making."""
+    noted = vars(module).get("_model_args")
+    if not type(module).__module__.startswith("timm.") or noted is None or noted.get("features_only"):
+        return None  # timm exports no feature extractors
+    try:
+        json.dumps(noted)
+    except TypeError:  # a layer's class or function, which no config.json can name
+        return None
+    described = module.pretrained_cfg
+    config = {"architecture": described["architecture"], "model_args": noted, "pretrained_cfg": described}
+    settings = timm_settings({**config, "num_classes": getattr(module, "num_classes", None)})
+    if settings is None:
+        return None
+    rebuilt = _timm_target(type(module).__name__, settings[0], None, settings[1])
+    shapes = {name: tuple(value.shape) for name, value in module.state_dict().items()}
+    same = rebuilt.tensor_order == tensor_order
+    return rebuilt if same and all(spec.shape == shapes[name] for name, spec in rebuilt.tensors.items()) else None
 
 
 def _transformers_target(
-    config: PreTrainedConfig, model_class: type | None, num_classes: int | None, options: dict[str, Any]
-) -> Target:
+    name: str,
+    config: PreTrainedConfig,
+    model_class: type[PreTrainedModel],
+    num_classes: int | None,
+    options: dict[str, Any],
+) -> TransformersTarget:
     config = copy.deepcopy(config)
     if unknown := options.keys() - config.to_dict().keys():
         raise ValueError(f"target_kwargs: {type(config).__name__} has no {', '.join(sorted(unknown))}.")
     config.update(options)
-    if model_class is None:
-        # A config that no model was saved with names no class; it means the bare model then.
-        model_class = getattr(transformers, (config.architectures or ["AutoModel"])[0], AutoModel)
 
     def tensors_with(classes: int | None):
         resized = copy.deepcopy(config)
         if classes is not None:
             resized.num_labels = classes
-        with torch.device("meta"), meta_device_safe_creation_ops():
+        with on_meta():
             return module_tensors(build_transformers(resized, model_class))
 
     tensors, tied, order = tensors_with(num_classes)
-    name = config.name_or_path or (config.architectures or [type(config).__name__])[0]
+    name = name or model_class.__name__
     head = _head(name, tensors, num_classes, tensors_with)
     if num_classes is not None:
         config.num_labels = num_classes
@@ -271,23 +340,23 @@ def _head(name: str, tensors: Mapping[str, TensorSpec], num_classes: int | None,
 def _named_target(name: str, num_classes: int | None, options: dict[str, Any], hub_options: dict[str, Any]) -> Target:
     """A folder, a file or a Hub id."""
     path = Path(name)
-    if path.is_file() or (path.is_dir() and not (path / "config.json").exists()):
-        return _checkpoint_target(name, num_classes, options)
-    if not path.exists() and "/" not in name:
+    if _on_hub(name):
+        path = download_config(name, **hub_options)
+    elif not path.exists():
         close = difflib.get_close_matches(name, import_timm(name).list_models(), n=3)
         hint = f" Did you mean {', '.join(close)}?" if close else ""
         raise ValueError(
             f"The target {name!r} is no timm architecture, folder, file or Hub id.{hint} "
             "timm.list_models() lists the architectures."
         )
-    entries, _ = PreTrainedConfig.get_config_dict(name, **hub_options)
-    if "architecture" in entries:  # timm's format
-        source = "local-dir" if path.exists() else "hf-hub"
-        # An older timm does not take these from the folder itself.
-        options = {**entries.get("model_args", {}), **options}
-        return _timm_target(f"{source}:{name}", num_classes, options)
-    if "model_type" in entries:
-        return _transformers_target(AutoConfig.from_pretrained(name, **hub_options), None, num_classes, options)
+    library, entries = read_config(path) if path.is_dir() else (None, {})
+    if library in ("timm", "transformers") and (problem := suspicious_entry(entries, MAX_LAYERS)):
+        raise CheckpointError(name, problem, "Give the module as target, or a config that you trust")
+    if library == "timm" and (settings := timm_settings(entries)):
+        architecture, arguments = settings
+        return _timm_target(name, architecture, num_classes, arguments | _timm_options(options))
+    if library == "transformers" and (settings := transformers_settings(entries)):
+        return _transformers_target(name, *settings, num_classes, options)
     return _checkpoint_target(name, num_classes, options, **hub_options)
 
 

@@ -2,6 +2,8 @@
 
 import torch
 
+from modeling_wsl.sampling import encode_stream
+
 
 def haloed_row(start: int, num_tokens: int, window_size: int, halo: int) -> list[int]:
     """The tokens that the core window starting at `start` is processed with, shifted inwards at the ends."""
@@ -11,6 +13,15 @@ def haloed_row(start: int, num_tokens: int, window_size: int, halo: int) -> list
     while row[-1] >= num_tokens:
         row = [token - 1 for token in row]
     return [token for token in row if token >= 0]
+
+
+def encode_haloed(model, tokens, token_mask, positions, window_size: int = 512, halo: int = 64, **options):
+    """All latents of a sequence, by the fast path."""
+    latents = torch.empty(len(tokens), model.config.latent_size)
+    chunk = {"tokens": tokens, "token_mask": token_mask, "positions": positions}
+    for start, part in encode_stream(model, [chunk], len(tokens), window_size=window_size, halo=halo, **options):
+        latents[start : start + len(part)] = part
+    return latents
 
 
 def naive_haloed(method, sequences: dict[str, torch.Tensor], window_size: int, halo: int) -> torch.Tensor:

@@ -20,7 +20,7 @@ def images() -> torch.Tensor:
 
 
 def test_statistics_are_the_weighted_mean_over_batches_each_layer_seeing_normalised_inputs(net, images):
-    names = reestimate_batch_norm(net, DataLoader(TensorDataset(images), batch_size=8))  # 8, 8 and 5 images
+    names, seen = reestimate_batch_norm(net, DataLoader(TensorDataset(images), batch_size=8))  # 8, 8 and 5 images
     means, variances = [0, 0], [0, 0]
     for batch in images.split(8):
         first = net[0](batch)
@@ -72,7 +72,7 @@ def test_the_result_does_not_depend_on_dropout_or_the_seed(net, images):
 
 
 def test_a_model_without_batch_norm_is_left_alone():
-    assert reestimate_batch_norm(nn.Sequential(nn.Linear(2, 2), nn.LayerNorm(2)), torch.zeros(1, 3, 2, 2)) == []
+    assert reestimate_batch_norm(nn.Sequential(nn.Linear(2, 2), nn.LayerNorm(2)), torch.zeros(1, 3, 2, 2)) == ([], 0)
 
 
 def test_no_images_are_refused(net):

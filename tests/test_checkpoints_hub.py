@@ -80,6 +80,22 @@ def test_an_adapter_is_fetched_without_its_base(hub):
     assert not any("org/base" in request for request in hub.requests)
 
 
+def test_the_listed_order_of_the_tensors_comes_along(hub):
+    order = ["b.weight", "a.weight"]
+    hub.add("org/listed", {"model.safetensors": save(STATE), "model.json": json.dumps({"tensor_order": order})})
+    assert list(open_checkpoint("org/listed").tensors) == order
+    assert hub.downloaded("org/listed") == ["model.json", "model.safetensors"]
+
+
+def test_a_timm_architecture_without_a_tag_means_its_default_weights(hub):
+    commit = hub.add("timm/resnet18.a1_in1k", {"model.safetensors": save(STATE)})
+    assert open_checkpoint("timm/resnet18").revision == commit
+    hub.requests.clear()
+    with pytest.raises(CheckpointError, match="timm/resnet18000: is neither"):
+        open_checkpoint("timm/resnet18000")
+    assert not any("resnet18.a1" in request for request in hub.requests)
+
+
 def test_a_gated_model_needs_its_token(hub):
     hub.add("org/gated", {"model.safetensors": save(STATE)}, gated_to=("hf_reader",))
     with pytest.raises(CheckpointError, match="org/gated: is a gated repository.*token="):
@@ -109,6 +125,9 @@ def test_an_unreachable_hub_falls_back_to_the_cache_and_else_says_so(hub):
     hub.add("org/unseen", {"model.safetensors": save(STATE)})
     hub.failures["/api/models/org/"] = 500
     assert open_checkpoint("org/seen").revision == commit
+    for subfolder in ("gone", "../.."):
+        with pytest.raises(CheckpointError, match=f"has no folder '{subfolder}' inside"):
+            open_checkpoint("org/seen", subfolder=subfolder)
     with pytest.raises(CheckpointError, match="org/unseen: cannot be downloaded .*500"):
         open_checkpoint("org/unseen")
     hub.failures.clear()

@@ -153,6 +153,8 @@ HOSTILE = [
     {"model_type": "timm_wrapper", "architecture": "hf-hub:org/model"},
     {"model_type": "timm_backbone", "backbone": "hf-hub:org/model", "use_pretrained_backbone": True},
     {"model_type": "detr", "use_timm_backbone": True, "use_pretrained_backbone": True, "backbone": "resnet50"},
+    {"model_type": "detr", "use_timm_backbone": True, "backbone": "resnet50", "backbone_kwargs": {"out_indices": [4]}},
+    {"model_type": "detr", "use_timm_backbone": False, "backbone": "org/resnet", "backbone_kwargs": {"a": 1}},
     {"model_type": "bert", "x": json.loads("[" * 900 + "]" * 900)},
 ]
 

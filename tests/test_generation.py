@@ -1,5 +1,6 @@
 import copy
 import json
+import math
 import subprocess
 import sys
 from collections import OrderedDict
@@ -7,14 +8,15 @@ from collections import OrderedDict
 import pytest
 import timm
 import torch
+from halo_reference import encode_haloed
 from safetensors.torch import load_file
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 from transformers import AutoModel, AutoModelForImageClassification, AutoModelForMaskedLM, BertConfig, ResNetConfig
 
-from modeling_wsl import WSLConfig, WSLFeatureExtractor, WSLModel, open_checkpoint
-from modeling_wsl.generation import GenerationSettings, generate, plan_generation
-from modeling_wsl.sampling import decode_haloed, encode_haloed
+from modeling_wsl import CheckpointError, WSLConfig, WSLFeatureExtractor, WSLModel, open_checkpoint
+from modeling_wsl.generation import GenerationSettings, _check_decoded, generate, plan_generation
+from modeling_wsl.sampling import decode_haloed
 
 
 TINY_VIT = {"img_size": 32, "patch_size": 8, "embed_dim": 32, "depth": 2, "num_heads": 2}
@@ -114,7 +116,7 @@ def test_one_anchor_and_no_noise_give_the_reconstruction_of_the_anchor(make, bac
     assert same(model.state_dict, extractor.decode(tokens, batch["manifest"]))
 
 
-def test_provenance_covers_every_tensor_and_survives_json(make):
+def test_provenance_covers_every_tensor_and_survives_json(make, backbone):
     anchor = trained(Net())
     model = make(Net(), anchor, seed=3)[0]
     provenance = json.loads(json.dumps(model.provenance))
@@ -128,6 +130,13 @@ def test_provenance_covers_every_tensor_and_survives_json(make):
     assert provenance["anchors"][0]["sha256"] == open_checkpoint(anchor).sha256()
     parameters = sum(parameter.numel() for parameter in anchor.parameters())
     assert provenance["entries"] == {"sampled": parameters, "inherited: <Net>": 13}
+    assert provenance["backbone"]["sha256"] == open_checkpoint(backbone).sha256()
+    assert provenance["feature_extractor"] == {
+        "tokenization": "dense",
+        "token_size": 64,
+        "position_unit": "token",
+        "batch_norm_statistics": "carry",
+    }
     assert {"noise", "bandwidth", "halo", "backbone", "versions", "draw_seed", "target"} <= provenance.keys()
 
 
@@ -235,6 +244,7 @@ def test_batch_norm_statistics_become_those_of_the_images(make):
     anchor = trained(Net())
     (plain,) = make(Net(), [anchor])
     (model,) = make(Net(), [anchor], batch_norm_images=images)
+    assert model.provenance["num_batch_norm_images"] == 40
     module = model.instantiate()
     hidden = module.conv(images)
     torch.testing.assert_close(module.norm.running_mean, hidden.mean((0, 2, 3)), atol=1e-5, rtol=1e-5)
@@ -460,3 +470,122 @@ def test_a_ranking_function_may_train_the_module_without_changing_the_result(mak
         kept = make(Net(), [anchor], num_samples=2, num_candidates=2, rank=train)
     plain = make(Net(), [anchor], num_samples=2)
     assert [same(one.state_dict, two.state_dict) for one, two in zip(kept, plain, strict=True)] == [True, True]
+
+
+def test_a_score_that_is_no_number_comes_last_and_is_valid_json(make):
+    scores = iter([math.nan, 1.0, math.inf, 2.0])
+    kept = make(Net(), [trained(Net())], num_samples=4, rank=lambda module: next(scores))
+    assert [model.provenance["score"] for model in kept] == [2.0, 1.0, None, None]
+    json.dumps(kept[-1].provenance, allow_nan=False)
+
+
+def test_a_file_named_like_an_architecture_is_the_file(make, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    anchor = trained(Net())
+    torch.save(anchor.state_dict(), "resnet18.pt")
+    (model,) = make("resnet18.pt", [anchor])
+    assert list(model.state_dict) == list(anchor.state_dict())
+
+
+def test_a_plan_reads_no_weights(extractor, tmp_path, monkeypatch):
+    torch.save(trained(Net()).state_dict(), tmp_path / "anchor.pt")
+    with open_checkpoint(tmp_path / "anchor.pt") as anchor:
+        read = []
+        monkeypatch.setattr(type(anchor), "read", lambda self, name: read.append(name))
+        plan_generation(extractor, Net(), [anchor], GenerationSettings())
+    assert read == []
+
+
+def test_generation_leaves_the_callers_random_numbers_as_they_were(make):
+    anchor = timm.create_model("test_vit", num_classes=7)
+    torch.manual_seed(3)
+    before = torch.get_rng_state()
+    (model,) = make("test_vit", [anchor], num_classes=3)
+    model.instantiate()
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_large_values_in_double_precision_are_no_infinities(extractor):
+    tensors = {"a.weight": torch.full((40, 40), 1e308, dtype=torch.float64)}
+    plan = plan_generation(extractor, tensors, [tensors], GenerationSettings())
+    _check_decoded(tensors, plan.target, plan.settings)
+    tensors["a.weight"][3, 4] = math.inf
+    with pytest.raises(ValueError, match="NaN or infinite values for tensor a.weight"):
+        _check_decoded(tensors, plan.target, plan.settings)
+    small = {"a.weight": torch.ones(8, 8).to(torch.float8_e4m3fn)}
+    _check_decoded(small, plan.target, plan.settings)
+
+
+def test_a_timm_model_with_shared_modules_is_saved_as_timm_loads_it(make, tmp_path):
+    sizes = {"img_size": 32, "embed_dims": [16, 16, 16, 16], "num_heads": 2, "num_classes": 3}
+    anchor = timm.create_model("coat_tiny", **sizes)
+    (model,) = make("coat_tiny", [trained(anchor)], target_kwargs=sizes)
+    assert model.provenance["tied"]
+    model.save_pretrained(tmp_path / "coat")
+    loaded = timm.create_model(f"local-dir:{tmp_path / 'coat'}", pretrained=True)
+    assert same(loaded.state_dict(), model.state_dict)
+
+
+def test_a_timm_module_is_saved_as_timm_loads_it_and_a_changed_one_as_plain_weights(make, tmp_path):
+    module = timm.create_model("vit_tiny_patch16_224", **TINY_VIT)
+    if "_model_args" not in vars(module):
+        pytest.skip("this timm does not note the arguments of a model")
+    module.reset_classifier(5)
+    (model,) = make(module, [trained(copy.deepcopy(module))])
+    assert model.provenance["target"]["library"] == "timm"
+    model.save_pretrained(tmp_path / "vit")
+    loaded = timm.create_model(f"local-dir:{tmp_path / 'vit'}", pretrained=True)
+    assert same(loaded.state_dict(), model.state_dict) and loaded.num_classes == 5
+    module.head = nn.Sequential(nn.Linear(32, 8), nn.Linear(8, 2))
+    (model,) = make(module, [trained(copy.deepcopy(module))])
+    assert model.provenance["target"]["library"] == "torch"
+    folder = model.save_pretrained(tmp_path / "plain")
+    assert not (folder / "config.json").exists()
+    features = timm.create_model("test_resnet", features_only=True)
+    assert make(features, [features])[0].provenance["target"]["library"] == "torch"
+
+
+def test_a_config_of_unknown_origin_fetches_nothing(make, hub, tmp_path):
+    anchor = timm.create_model("test_resnet", num_classes=5)
+    config = {
+        "architecture": "test_resnet",
+        "num_classes": 5,
+        "model_args": {"pretrained": True, "checkpoint_path": str(tmp_path / "gone.pt"), "cache_dir": "/gone"},
+        "pretrained_cfg": {"hf_hub_id": "lab/evil", "url": "https://example.org/x.pt", "mean": [0.1, 0.2, 0.3]},
+    }
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    (model,) = make(tmp_path, [anchor])
+    module = model.instantiate()
+    assert module.pretrained_cfg["mean"] == [0.1, 0.2, 0.3] and "hf_hub_id" not in module.pretrained_cfg
+    assert model.provenance["target"]["arguments"] == {"model_name": "test_resnet", "num_classes": 5}
+
+    bert = AutoModel.from_config(BertConfig(**TINY_BERT))
+    extra = {"architectures": ["pipeline"], "auto_map": {"AutoModel": "evil.Model"}, "quantization_config": {"a": 1}}
+    config = {"model_type": "bert", **TINY_BERT, **extra}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    (model,) = make(tmp_path, [bert])
+    assert type(model.instantiate()) is type(bert)
+    assert not {"auto_map", "quantization_config"} & model.provenance["target"]["arguments"].keys()
+
+    for config in ({"model_type": "bert", "num_hidden_layers": 10**9}, {"architecture": "hf-hub:lab/evil"}):
+        (tmp_path / "config.json").write_text(json.dumps(config))
+        with pytest.raises(CheckpointError, match="too many to build|to be fetched from elsewhere"):
+            make(tmp_path, [bert])
+    assert hub.requests == []
+    with pytest.raises(ValueError, match="leave checkpoint_path out"):
+        make("test_resnet", [anchor], target_kwargs={"checkpoint_path": "x.pt"})
+
+
+def test_a_target_on_the_hub_has_a_revision_of_its_own_and_needs_a_config(make, hub, tmp_path):
+    anchor = timm.create_model("test_vit", num_classes=3)
+    vit = make("test_vit", [anchor], num_classes=3)[0]
+    commit = publish(hub, "lab/vit", vit.save_pretrained(tmp_path / "vit"))
+    hub.repositories["lab/vit"].revisions = {"v1": commit}
+    with pytest.raises(CheckpointError, match="lab/vit: has no revision"):
+        make("lab/vit", [anchor])
+    assert make("lab/vit", [anchor], target_revision="v1")[0].provenance["target"]["name"] == "lab/vit"
+    with pytest.raises(ValueError, match="target_revision='v1' is for targets on the Hub"):
+        make("test_vit", [anchor], target_revision="v1")
+    hub.add("lab/bare", {"model.safetensors": b""})
+    with pytest.raises(CheckpointError, match="lab/bare: has no config.json"):
+        make("lab/bare", [anchor])

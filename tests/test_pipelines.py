@@ -7,13 +7,13 @@ import numpy as np
 import pytest
 import timm
 import torch
+from halo_reference import encode_haloed
 from safetensors.torch import save_file
 from torch import nn
 from transformers import pipeline
 
-from modeling_wsl import WSLConfig, WSLFeatureExtractor, WSLForPreTraining, WSLModel, open_checkpoint
+from modeling_wsl import CheckpointError, WSLConfig, WSLFeatureExtractor, WSLForPreTraining, WSLModel, open_checkpoint
 from modeling_wsl.pipelines import WeightEmbeddingPipeline, WeightGenerationPipeline
-from modeling_wsl.sampling import encode_haloed
 
 
 @pytest.fixture(scope="module")
@@ -135,6 +135,15 @@ def test_mistakes_in_a_call_are_refused_by_name(embedder, generator, folder):
     with pytest.raises(ValueError, match="token_size=64, the backbone expects 48"):
         model = WSLModel.from_pretrained(folder)
         pipeline("weight-embedding", model=model, feature_extractor=WSLFeatureExtractor(token_size=64), device="cpu")
+
+
+def test_a_source_whose_floats_are_all_carried_is_refused_by_name(embedder, tmp_path):
+    norm = nn.BatchNorm1d(3, affine=False)
+    with pytest.raises(CheckpointError, match="<BatchNorm1d>: holds no weights to tokenise"):
+        embedder(norm)
+    save_file(norm.state_dict(), tmp_path / "norm.safetensors")
+    with pytest.raises(CheckpointError, match="norm.safetensors: holds no weights to tokenise"):
+        embedder([net(), str(tmp_path / "norm.safetensors"), net()])
 
 
 def test_a_pretraining_model_works_as_it_is(folder, embedder):

@@ -17,11 +17,11 @@ from safetensors.torch import load_file
 from transformers import AutoFeatureExtractor, AutoModel, AutoModelForPreTraining
 from window_fixtures import same_tensors, small_model_arguments, write_dataset
 
+from datasets_scripts.config_sources import ConfigError
 from modeling_wsl.losses import R2Accumulator
 from trainers.checkpointing import CheckpointStateError, last_checkpoint
-from trainers.config_sources import ConfigError
 from trainers.crops import tiles
-from trainers.pretrain import main
+from trainers.pretrain import main, run
 from trainers.pretrain_trainer import NonFiniteLossError
 from trainers.validation import to_device
 from trainers.window_data import DatasetError, WindowDataset, load_windows
@@ -53,7 +53,7 @@ def arguments(data, output_dir, *more, model=None, **options):
     return [*words, *small_model_arguments(**(model or {})), *more]
 
 
-def command(words, launcher=("-m", "trainers.pretrain")):
+def command(words, launcher=("-m", "trainers.pretrain"), **options):
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "ACCELERATE_USE_CPU": "yes"}
     return subprocess.Popen(
         [sys.executable, *launcher, *words],
@@ -62,6 +62,7 @@ def command(words, launcher=("-m", "trainers.pretrain")):
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
+        **options,
     )
 
 
@@ -221,11 +222,17 @@ def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_good_checkpoint(data
     assert all(tensor.isfinite().all() for tensor in good.values())
 
 
-def test_wall_time_ends_a_run_with_a_finished_model(data, tmp_path):
+def test_wall_time_ends_a_run_with_a_finished_model(data, tmp_path, caplog):
     facts = main(arguments(data, tmp_path / "run", max_steps=10**6, max_minutes=0.02, eval_steps=0))
     assert facts["status"] == "out of time" and 0 < facts["steps"] < 10**6
     assert facts["val_r2_history"][-1]["step"] == facts["steps"]
     AutoModel.from_pretrained(tmp_path / "run")
+    caplog.clear()
+    again = ["--resume_from_checkpoint", "latest"]
+    resumed = main(arguments(data, tmp_path / "run", *again, max_steps=10**6, max_minutes=0.02, eval_steps=0))
+    assert resumed["status"] == "out of time" and resumed["steps"] == facts["steps"]
+    assert resumed["val_r2_history"] == facts["val_r2_history"]
+    assert "max_minutes is 0.02: it ends as it is" in caplog.text and "raise --max_minutes" in caplog.text
 
 
 def test_recomputed_activations_and_reading_workers_change_nothing(data, tmp_path):
@@ -249,8 +256,63 @@ def test_an_earlier_run_is_neither_mixed_in_nor_deleted_unasked(data, tmp_path):
     main(arguments(data, tmp_path / "run", max_steps=2))
     with pytest.raises(ConfigError, match="holds checkpoint-2. Go on with --resume_from_checkpoint latest"):
         main(arguments(data, tmp_path / "run", max_steps=2))
-    main(arguments(data, tmp_path / "run", "--overwrite_output_dir", max_steps=1))
+    main(arguments(data, tmp_path / "run", "--overwrite_output_dir", max_steps=3, stop_at_step=1))
     assert last_checkpoint(tmp_path / "run").name == "checkpoint-1"
+    assert not (tmp_path / "run" / "model.safetensors").exists()  # of the run that is no more
+    assert not (tmp_path / "run" / "config.json").exists()
+
+
+def test_a_run_that_resumes_from_an_older_checkpoint_leaves_none_of_the_abandoned_one(data, tmp_path, caplog):
+    main(arguments(data, tmp_path / "run", save_steps=2, save_total_limit=3))
+    older = tmp_path / "run" / "checkpoint-2"
+    main(arguments(data, tmp_path / "other", max_steps=1))
+    with pytest.raises(ConfigError, match="holds checkpoint-1, which .*checkpoint-2 has no part in"):
+        main(arguments(data, tmp_path / "other", "--resume_from_checkpoint", str(older)))
+    main(arguments(data, tmp_path / "run", "--resume_from_checkpoint", str(older), stop_at_step=3))
+    assert last_checkpoint(tmp_path / "run").name == "checkpoint-3"
+    assert "checkpoint-6: the run starts over from step 2" in caplog.text
+
+
+def test_ctrl_c_with_reading_workers_saves_and_stops(data, tmp_path):
+    words = arguments(data, tmp_path / "run", max_steps=10**5, eval_steps=0, logging_steps=1, num_workers=2)
+    process = command(words, start_new_session=True)
+    metrics = tmp_path / "run" / "metrics.jsonl"
+    while process.poll() is None and not (metrics.is_file() and '"loss"' in metrics.read_text()):
+        time.sleep(0.005)
+    os.killpg(process.pid, signal.SIGINT)
+    assert "SIGINT; saving, then stopping" in finish(process)
+    assert last_checkpoint(tmp_path / "run") is not None
+
+
+def test_the_facts_name_the_size_that_the_model_has(data, tmp_path):
+    wide = {"hidden_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4, "latent_size": 128}
+    model = {**wide, "linear_path": False}
+    facts = main(arguments(data, tmp_path / "nano", max_steps=2, stop_at_step=1, eval_steps=1, model=model))
+    assert facts["size"] == "nano"
+    assert facts["val_r2_step"] == 1
+    assert facts["best_val_r2_step"] in (0, 1)
+    assert facts["best_val_r2"] == max(line["val_r2"] for line in facts["val_r2_history"])
+    resume = ["--resume_from_checkpoint", "latest", "--size", "tiny"]
+    assert main(arguments(data, tmp_path / "nano", *resume, max_steps=2, model=model))["size"] == "nano"
+    assert main(arguments(data, tmp_path / "own", max_steps=1))["size"] is None
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"model_name_or_path": "no/such-backbone"}, "'model_name_or_path' (no/such-backbone)"),
+        ({"model_name_or_path": "{backbone}", "model": {"noise_std": -1}}, "noise_std must not be negative"),
+        ({"model_name_or_path": "{backbone}", "model": {"hidden_size": 64}}, "'model_name_or_path'"),
+        ({"dataset": "{backbone}"}, "has no windows/train-*.parquet"),
+    ],
+)
+def test_what_a_user_can_mend_is_one_line_on_stderr(data, tmp_path, capsys, options, message):
+    main(arguments(data, tmp_path / "backbone", max_steps=1))
+    options = {k: str(tmp_path / "backbone") if v == "{backbone}" else v for k, v in options.items()}
+    capsys.readouterr()
+    assert run(arguments(data, tmp_path / "run", **options)) == 1
+    lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
+    assert len(lines) == 1 and message in lines[0]
 
 
 @pytest.mark.parametrize(

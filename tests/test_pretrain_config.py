@@ -2,8 +2,8 @@ import pytest
 import torch
 import yaml
 
+from datasets_scripts.config_sources import ConfigError
 from modeling_wsl import WSLConfig
-from trainers.config_sources import ConfigError
 from trainers.optimization import constant, one_cycle
 from trainers.pretrain_config import RECIPES, PretrainConfig
 
@@ -46,6 +46,18 @@ def test_a_written_config_reads_back_the_same(tmp_path):
     assert PretrainConfig.from_yaml(tmp_path / "config.yaml") == config
 
 
+def test_numbers_of_a_model_that_yaml_reads_as_text_are_numbers(tmp_path):
+    (tmp_path / "config.yaml").write_text("model:\n  noise_std: 1e-2\n  denoise: true\n  max_positions: [9, 9, 9]\n")
+    expected = {"noise_std": 0.01, "denoise": True, "max_positions": [9, 9, 9]}
+    assert PretrainConfig.from_yaml(tmp_path / "config.yaml").model == expected
+
+
+@pytest.mark.parametrize("name", ["learning_rate", "max_grad_norm"])
+def test_a_number_that_is_none_is_refused_from_python_too(name):
+    with pytest.raises(ConfigError, match=f"'{name}' must"):
+        PretrainConfig(**{name: float("nan")})
+
+
 def test_a_flag_needs_no_value():
     assert PretrainConfig.from_command_line(["--torch_compile", "--seed", "3"]).torch_compile is True
 
@@ -61,6 +73,12 @@ def test_a_flag_needs_no_value():
         (["--lr_schedule", "cosine"], "choose one of onecycle, constant"),
         (["--report_to", "tensorbord"], "names 'tensorbord'"),
         (["--seed", "-1"], "must not be negative"),
+        (["--batch_size", "nan"], "takes a whole number, not 'nan'"),
+        (["--max_steps", "inf"], "takes a whole number, not 'inf'"),
+        (["--max_steps", "9" * 400], "takes a whole number"),
+        (["--learning_rate", "nan"], "takes a number, not 'nan'"),
+        (["--model.noise_std", "nan"], "'noise_std' takes a finite number"),
+        (["--model.max_positions", "[1,"], "'--model.max_positions' cannot be read from '[1,'"),
         (["--epochs", "0"], "set one of them"),
         (["--model.noise_std"], "needs a value"),
         (["--batch_size"], "expected one argument"),

@@ -1,13 +1,12 @@
 import pytest
 import torch
-from halo_reference import haloed_row, naive_haloed
+from halo_reference import encode_haloed, haloed_row, naive_haloed
 
 from modeling_wsl import WSLConfig, WSLModel
 from modeling_wsl.sampling import (
     HaloedWindows,
     decode_haloed,
     draw_seeds,
-    encode_haloed,
     encode_stream,
     sample_latents,
 )
@@ -129,7 +128,7 @@ def test_impossible_windows_and_positions_are_refused_by_name(model):
     with pytest.raises(ValueError, match="halo is -1"):
         encode_haloed(model, **fields, halo=-1)
     with pytest.raises(ValueError, match=r"positions have shape \(8, 3\), expected \(9, 3\)"):
-        encode_haloed(model, fields["tokens"], None, fields["positions"][:8])
+        decode_haloed(model, torch.zeros(9, LATENT_SIZE), fields["positions"][:8])
     with pytest.raises(ValueError, match="autocast_dtype='bf16'"):
         encode_haloed(model, **fields, autocast_dtype="bf16")
 

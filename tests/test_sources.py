@@ -119,6 +119,14 @@ def test_a_fingerprint_changes_with_the_files_and_with_nothing_else(tmp_path):
     assert model.fingerprint() != before
 
 
+def test_the_record_beside_a_checkpoint_file_belongs_to_its_fingerprint(tmp_path):
+    path = weights(tmp_path / "run" / "epoch_1.safetensors")
+    (model,) = expand_sources([path])
+    before = model.fingerprint()
+    path.with_suffix(".json").write_text('{"owner": "ada"}')
+    assert model.fingerprint() != before
+
+
 def facts_of(path: Path, config=None, library=None, commit=None):
     (model,) = expand_sources([path])
     return find_facts(model, config or {}, library, commit)

@@ -1,9 +1,10 @@
 """What `tokenize` writes: seen through `load_dataset`, and compared with the feature extractor and the manifest."""
 
-import json
 import os
+import socket
 
 import datasets
+import huggingface_hub.constants
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
@@ -159,16 +160,22 @@ def test_the_folder_carries_the_feature_extractor_s_settings(made):
     assert WSLFeatureExtractor.from_pretrained(dataset).token_size == 16
 
 
-def test_a_run_without_any_usable_model_leaves_the_reasons_and_nothing_else(tmp_path):
+def test_a_run_without_any_usable_model_fails_but_leaves_the_reasons_as_rows(tmp_path):
     add_refused(tmp_path / "zoo")
-    with pytest.raises(TokenizeError, match="None of the 4 models"):
-        tokenize(tmp_path / "zoo", tmp_path / "dataset")
-    assert [p.name for p in (tmp_path / "dataset").iterdir()] == ["refused.json"]
-    reasons = json.loads((tmp_path / "dataset" / "refused.json").read_text())
-    assert len(reasons) == 4
+    for _ in range(2):  # the second run tries again
+        with pytest.raises(TokenizeError, match="None of the 4 models.*split `refused`"):
+            tokenize(tmp_path / "zoo", tmp_path / "dataset")
+        refused = load(tmp_path / "dataset", "models", split="refused")
+        assert sorted(refused["model_id"]) == ["eve-loud", "eve-nan", "eve-worn", "evil.pkl"]
+        assert all(refused["reason"])
+        assert "4 models were refused" in (tmp_path / "dataset" / "README.md").read_text()
+        names = sorted(p.name for p in (tmp_path / "dataset").iterdir())
+        assert names == ["README.md", "models", "preprocessor_config.json", "tokenize.json"]
     config = TokenizeConfig(dtype="float32", validation_fraction=0.0)
     assert tokenize(tmp_path / "zoo", tmp_path / "dataset", config).accepted == 1
-    assert not (tmp_path / "dataset" / "refused.json").exists()
+    assert len(load(tmp_path / "dataset", "models", split="train")) == 1
+    with pytest.raises(TokenizeError, match="dtype was 'float32', is 'float16'"):
+        tokenize(tmp_path / "zoo", tmp_path / "dataset")
 
 
 def test_a_model_of_batch_norm_statistics_alone_is_refused(tmp_path):
@@ -177,6 +184,13 @@ def test_a_model_of_batch_norm_statistics_alone_is_refused(tmp_path):
     tokenize(tmp_path / "zoo", tmp_path / "dataset", CONFIG)
     (row,) = load(tmp_path / "dataset", "models", split="refused")
     assert "holds nothing that is tokenised" in row["reason"]
+
+
+def test_the_manifest_of_a_row_keeps_the_order_of_tied_names(tmp_path):
+    torch.save(tiny_state(0), tmp_path / "net.pth")
+    tokenize(tmp_path / "net.pth", tmp_path / "dataset", TokenizeConfig(token_size=16, validation_fraction=0.0))
+    (row,) = load(tmp_path / "dataset", "models", split="train")
+    assert list(WeightManifest.from_json(row["manifest"]).tensor_order) == list(tiny_state(0))
 
 
 def test_small_models_are_refused_on_demand(tmp_path):
@@ -207,6 +221,36 @@ def test_models_of_the_hub_come_with_commit_and_owner(tmp_path, hub):
     assert row["library"] == "transformers"
     (row,) = load(tmp_path / "dataset", "models", split="refused")
     assert "neither a local path nor a model on the Hub" in row["reason"]
+
+
+@pytest.fixture
+def unreachable_hub(monkeypatch):
+    """Call it to point the Hub's client at a port that nobody listens on."""
+
+    def cut():
+        with socket.socket() as closed:
+            closed.bind(("127.0.0.1", 0))
+            port = closed.getsockname()[1]
+        monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", f"http://127.0.0.1:{port}")
+
+    return cut
+
+
+def test_without_the_hub_cached_models_are_taken_and_the_others_are_left_for_the_next_run(
+    tmp_path, hub, unreachable_hub, caplog
+):
+    add_model(tmp_path, "one", tiny_state(0))
+    hub.add("ada/cached", {"model.safetensors": (tmp_path / "one" / "model.safetensors").read_bytes()})
+    hub.add("ada/damaged", {"model.safetensors": b"no header"})
+    hub.add("ada/later", {"model.safetensors": (tmp_path / "one" / "model.safetensors").read_bytes()})
+    for name in ("ada/cached", "ada/damaged"):
+        huggingface_hub.snapshot_download(name)
+    unreachable_hub()
+    report = tokenize(["ada/cached", "ada/damaged"], tmp_path / "cached", TokenizeConfig(validation_fraction=0.0))
+    assert (report.accepted, report.refused) == (1, 1)
+    assert "ada/cached: the Hub does not give its licence and task" in caplog.text
+    with pytest.raises(TokenizeError, match="1 models could not be fetched.*ada/later: cannot be downloaded"):
+        tokenize(["ada/cached", "ada/later"], tmp_path / "dataset")
 
 
 def test_models_that_cannot_be_fetched_now_are_fetched_by_the_next_run(tmp_path, hub):

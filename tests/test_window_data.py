@@ -118,6 +118,20 @@ def test_a_row_gives_another_crop_each_epoch_and_rows_differ():
     assert (starts != np.array([[crop_start(1, e, w, 4096, 512) for e in range(40)] for w in range(60)])).mean() > 0.7
 
 
+@pytest.mark.parametrize("window_size", [1, 2, 5, 16, 100])
+def test_crops_of_epochs_that_follow_each_other_differ_for_every_longer_window(window_size):
+    for num_tokens in {
+        window_size + n for n in (1, 2, 3, 4, 5, 10, 30, window_size // 2, window_size, 5 * window_size)
+    }:
+        if num_tokens == window_size:
+            continue
+        starts = np.array([[crop_start(0, e, w, num_tokens, window_size) for e in range(200)] for w in range(8)])
+        assert (starts[:, 1:] != starts[:, :-1]).all(), num_tokens
+        assert starts.min() == 0 and starts.max() == num_tokens - window_size
+        floor = min(1 / 3, window_size / (num_tokens + window_size - 1))
+        assert (starts == 0).mean() > 0.8 * floor and (starts == num_tokens - window_size).mean() > 0.8 * floor
+
+
 def test_crops_show_the_ends_of_a_window_as_often_as_its_middle():
     seen = np.zeros(1024)
     for window in range(20):

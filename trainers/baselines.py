@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from modeling_wsl.losses import R2Accumulator
+from modeling_wsl.losses import MIN_STD, R2Accumulator, token_moments
 from modeling_wsl.manifest import mask_from_valid_entries
 
 from .crops import tiles
@@ -21,7 +21,6 @@ from .window_data import WindowDataset
 
 
 _CHUNK = 8192  # tokens in memory at once
-_MIN_STD = 1e-8  # a token of equal entries has no direction; R2 leaves it out as well
 
 
 @dataclass(frozen=True)
@@ -51,11 +50,9 @@ def standardize(tokens: torch.Tensor, mask: torch.Tensor) -> tuple[torch.Tensor,
     Returns:
         The standardised tokens (zero where masked), mean `[tokens, 1]` and population std `[tokens, 1]`.
     """
-    count = mask.sum(-1, keepdim=True).clamp(min=1)
-    mean = (tokens * mask).sum(-1, keepdim=True) / count
-    centred = (tokens - mean) * mask
-    std = (centred.square().sum(-1, keepdim=True) / count).sqrt()
-    return centred / std.clamp(min=_MIN_STD), mean, std
+    mean, variance, _ = token_moments(tokens, mask)
+    std = variance.sqrt()
+    return (tokens - mean) * mask / std.clamp(min=MIN_STD), mean, std
 
 
 class Covariance:
@@ -104,8 +101,8 @@ def fit_pca(dataset: WindowDataset, rank: int, max_tokens: int, *, affine: bool 
     covariance = Covariance(dataset.token_size)
     for tokens, mask in _evenly_spaced(dataset, max_tokens):
         standardized, _, std = standardize(tokens, mask)
-        vectors = standardized if affine else tokens * mask / std.clamp(min=_MIN_STD)
-        covariance.update(vectors[(std > _MIN_STD).squeeze(-1)])
+        vectors = standardized if affine else tokens * mask / std.clamp(min=MIN_STD)
+        covariance.update(vectors[(std > MIN_STD).squeeze(-1)])  # a token of equal entries has no direction
     return covariance.principal_components(min(rank, dataset.token_size), center=affine)
 
 

@@ -19,6 +19,8 @@ from safetensors.torch import save_file
 from transformers import FeatureExtractionMixin, PreTrainedModel
 from transformers.utils import logging as hf_logging
 
+from datasets_scripts.files import write_json
+
 
 OPTIMIZER_FILE, STATE_FILE = "optimizer.safetensors", "trainer_state.json"
 _MOMENTS = ("step", "exp_avg", "exp_avg_sq")  # AdamW's state of a parameter
@@ -114,6 +116,8 @@ def remove_leftovers(output_dir: Path) -> None:
     for pattern in (f"{_PARTIAL}*", f"{_OUTDATED}*"):
         for folder in output_dir.glob(pattern):
             shutil.rmtree(folder)
+    for file in output_dir.glob(".*.tmp"):
+        file.unlink()
 
 
 def publish_files(partial: Path, final: Path) -> None:
@@ -170,10 +174,3 @@ def _parameter_names(model: PreTrainedModel, optimizer: torch.optim.Optimizer) -
     """The optimiser's parameters with their names in the model, in the optimiser's order."""
     names = {id(parameter): name for name, parameter in model.named_parameters()}
     return [(names[id(p)], p) for group in optimizer.param_groups for p in group["params"]]
-
-
-def write_json(path: Path, content: dict[str, Any]) -> None:
-    """Writes JSON through a temporary name."""
-    temporary = path.with_name(f".{path.name}.partial")
-    temporary.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-    os.replace(temporary, path)

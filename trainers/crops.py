@@ -14,6 +14,7 @@ from torch.utils.data import Sampler
 
 
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)  # 2**64 / golden ratio
+_NEAREST = 0.381966  # epochs that follow each other are at least this share of the circle apart: 1 - 1 / golden ratio
 
 
 @dataclass(frozen=True)
@@ -96,17 +97,24 @@ class TrainingOrder(Sampler[list[Crop]]):
 def crop_start(seed: int, epoch: int, window: int, num_tokens: int, window_size: int) -> int:
     """Where the crop of a window begins in an epoch; 0 where the window is not longer than the crop.
 
-    A place is drawn over the window *and* a margin of `window_size - 1` before it, then clipped: every token is seen
-    in at least window_size / (num_tokens + window_size - 1) of the epochs. Drawing among the full crops only would
-    show the first and last tokens (a model's stem and head) hundreds of times less often than the middle. From epoch
-    to epoch the place moves by the golden ratio, which covers a window evenly and never repeats at once.
+    A place is drawn over the starts of all full crops *and* a margin of `window_size - 1` on both sides, then clipped:
+    every token is seen in at least window_size / (num_tokens + window_size - 1) of the epochs. Drawing among the full
+    crops only would show the first and last tokens (a model's stem and head) hundreds of times less often than the
+    middle. From epoch to epoch the place moves by the golden ratio, which covers a window evenly. Below 1.6 crops a
+    window has a smaller margin, so that no start holds more of the circle than that step passes over: the crops of
+    epochs that follow each other always differ. The ends are then seen in 0.33 of the epochs or more.
     """
     if num_tokens <= window_size:
         return 0
     with np.errstate(over="ignore"):
-        place = _mix(_mix(np.uint64(seed)) ^ np.uint64(window)) + np.uint64(epoch) * _GOLDEN
-    span = num_tokens + window_size - 1
-    return min(max(int(place) * span // 2**64 - (window_size - 1), 0), num_tokens - window_size)
+        first = _mix(_mix(np.uint64(seed)) ^ np.uint64(window))
+        place = int(first + np.uint64(epoch) * _GOLDEN)
+    starts = num_tokens - window_size + 1
+    if starts == 2:  # no step of less than a half parts these
+        return (int(first) + epoch) % 2
+    # The largest margin with (margin + 1) / (starts + 2 * margin), the share of the first start, below _NEAREST.
+    margin = min(window_size - 1, int((_NEAREST * starts - 1) / (1 - 2 * _NEAREST)))
+    return min(max(place * (starts + 2 * margin) // 2**64 - margin, 0), starts - 1)
 
 
 def _mix(value: np.uint64) -> np.uint64:

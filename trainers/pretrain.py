@@ -19,37 +19,32 @@ from accelerate import Accelerator
 from accelerate.tracking import get_available_trackers
 from accelerate.utils import GradientAccumulationPlugin
 
+from datasets_scripts.config_sources import ConfigError
+from datasets_scripts.errors import USER_ERRORS, one_line
+from datasets_scripts.files import write_json
 from modeling_wsl import WSLForPreTraining
 from modeling_wsl.feature_extraction_wsl import WSLFeatureExtractor
 
-from .checkpointing import (
-    CheckpointStateError,
-    list_checkpoints,
-    publish_files,
-    read_state,
-    remove_leftovers,
-    save_model,
-    write_json,
-)
-from .config_sources import ConfigError
+from .checkpointing import publish_files, read_state, save_model
 from .pretrain_config import PretrainConfig
 from .pretrain_setup import (
+    FACTS_FILE,
     check_tokens,
     find_checkpoint,
     linear_start,
     load_feature_extractor,
     make_deterministic,
     make_model,
+    prepare_folder,
+    size_of,
     validation_windows,
 )
-from .pretrain_trainer import NonFiniteLossError, PretrainTrainer
+from .pretrain_trainer import PretrainTrainer
 from .validation import Validation
-from .window_data import DatasetError, WindowDataset, load_windows
+from .window_data import WindowDataset, load_windows
 
 
 logger = logging.getLogger(__name__)
-FACTS_FILE, CONFIG_FILE = "training_facts.json", "pretrain_config.yaml"
-ERRORS = (ConfigError, DatasetError, CheckpointStateError, NonFiniteLossError)
 
 
 def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
@@ -101,9 +96,6 @@ def pretrain(config: PretrainConfig) -> dict[str, Any]:
     held_out = validation_windows(splits, config)
     if held_out is not None:
         check_tokens(model.config, feature_extractor, held_out)
-    if accelerator.is_main_process:
-        prepare_folder(config, fresh=checkpoint is None)
-    accelerator.wait_for_everyone()
     baselines: dict[str, float] = {}
     if checkpoint is not None:
         baselines = read_state(checkpoint)["baselines"]
@@ -115,6 +107,9 @@ def pretrain(config: PretrainConfig) -> dict[str, Any]:
         batch_size = config.eval_batch_size or config.batch_size
         validation = Validation(accelerator, held_out, model.config.window_size, batch_size, config.max_eval_windows)
     trainer = PretrainTrainer(config, accelerator, model, train, validation, feature_extractor, baselines, checkpoint)
+    if accelerator.is_main_process:  # only now, when nothing is left that could refuse the run
+        prepare_folder(config, checkpoint)
+    accelerator.wait_for_everyone()
     describe(accelerator, model, train, held_out, trainer)
     try:
         status = trainer.train()
@@ -133,10 +128,12 @@ def facts_of(
     config: PretrainConfig, status: str, trainer: PretrainTrainer, held_out: WindowDataset | None
 ) -> dict[str, Any]:
     """What a card or a table may say about the run."""
-    model, train = trainer.unwrapped, trainer.train_windows
+    model, train, history = trainer.unwrapped, trainer.train_windows, trainer.r2_history
+    none = {"step": None, "val_r2": None}
+    last, best = (history[-1], max(history, key=lambda line: line["val_r2"])) if history else (none, none)
     return {
         "status": status,
-        "size": None if config.model_name_or_path else config.size,
+        "size": size_of(model.config),
         "parameters": model.num_parameters(),
         "seed": config.seed,
         "steps": trainer.step,
@@ -147,8 +144,11 @@ def facts_of(
         "train_windows": len(train),
         "train_tokens": int(train.num_tokens.sum()),
         "validation_tokens": 0 if held_out is None else int(held_out.num_tokens.sum()),
-        "val_r2": trainer.r2_history[-1]["val_r2"] if trainer.r2_history else None,
-        "val_r2_history": trainer.r2_history,
+        "val_r2": last["val_r2"],
+        "val_r2_step": last["step"],
+        "best_val_r2": best["val_r2"],
+        "best_val_r2_step": best["step"],
+        "val_r2_history": history,
         "baselines": trainer.baselines,
         "processes": trainer.accelerator.num_processes,
         "device": trainer.accelerator.device.type,
@@ -156,16 +156,6 @@ def facts_of(
         "config": config.to_dict(),
         "model_config": {key: value for key, value in model.config.to_diff_dict().items() if key != "auto_map"},
     }
-
-
-def prepare_folder(config: PretrainConfig, fresh: bool) -> None:
-    """Makes output_dir with the resolved options in it; a fresh run deletes the checkpoints of an earlier one."""
-    output_dir = Path(config.output_dir)
-    output_dir.mkdir(parents=True, exist_ok=True)
-    for old in list_checkpoints(output_dir) if fresh else []:
-        shutil.rmtree(old)
-    remove_leftovers(output_dir)
-    (output_dir / CONFIG_FILE).write_text(config.to_yaml(), encoding="utf-8")
 
 
 def describe(
@@ -210,12 +200,16 @@ def versions() -> dict[str, str]:
 
 
 def run(argv: Sequence[str] | None = None) -> int:
-    """`main` for a shell: errors that teach become one line on stderr and exit code 1."""
+    """`main` for a shell: an error that a user can mend is one line on stderr (with `HF_WSL_TRACEBACK=1`, all of it)
+    and exit code 1.
+    """
     try:
         main(argv)
-    except ERRORS as error:
+    except USER_ERRORS as error:
+        if os.environ.get("HF_WSL_TRACEBACK") == "1":
+            raise
         if os.environ.get("RANK", "0") == "0":  # every process meets the same error; say it once
-            sys.stderr.write(f"error: {error}\n")
+            sys.stderr.write(f"error: {one_line(error)}\n")
         return 1
     return 0
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import Any
 
 import yaml
 
-from .config_sources import ConfigError, build, command_line, option, read_yaml
+from datasets_scripts.config_sources import ConfigError, build, command_line, option, read_yaml
 
 
 RECIPES = Path(__file__).parent / "recipes"
@@ -82,17 +83,19 @@ class PretrainConfig:
     save_total_limit: int = option(2, "checkpoints kept, newest first")
     save_dtype: str = option("float32", "dtype of the finished model", choices=("float32", "bfloat16", "float16"))
     resume_from_checkpoint: str | None = option(None, "`latest`, or the folder of a checkpoint")
-    overwrite_output_dir: bool = option(False, "delete the checkpoints of an earlier run in output_dir and start over")
+    overwrite_output_dir: bool = option(
+        False, "delete an earlier run in output_dir (checkpoints and finished model) and start over"
+    )
 
     def __post_init__(self) -> None:
         positive = ("batch_size", "gradient_accumulation_steps", "learning_rate", "logging_steps", "save_total_limit")
         for name in positive:
-            if getattr(self, name) <= 0:
+            if not getattr(self, name) > 0:  # NaN is not
                 raise ConfigError(f"option '{name}' must be above 0, not {getattr(self, name)}")
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
-            if isinstance(value, int | float) and not isinstance(value, bool) and value < 0:
-                raise ConfigError(f"option '{field.name}' must not be negative, not {value}")
+            if isinstance(value, int | float) and not isinstance(value, bool) and not 0 <= value < math.inf:
+                raise ConfigError(f"option '{field.name}' must not be negative or infinite, not {value}")
         if self.max_steps == 0 and self.epochs == 0:
             raise ConfigError("option 'epochs' is 0 and so is 'max_steps': set one of them")
         if not 0 < self.warmup_fraction < 1:

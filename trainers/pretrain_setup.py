@@ -4,25 +4,37 @@ from __future__ import annotations
 
 import logging
 import os
+import shutil
 from pathlib import Path
 
 import datasets
 import torch
 from accelerate.utils import set_seed
 from huggingface_hub import hf_hub_download
-from huggingface_hub.errors import EntryNotFoundError, StrictDataclassError
+from huggingface_hub.errors import StrictDataclassError
 
+from datasets_scripts.config_sources import ConfigError, nearest
+from datasets_scripts.errors import one_line
+from datasets_scripts.files import write_text
 from modeling_wsl import WSLConfig, WSLForPreTraining
+from modeling_wsl.configuration_wsl import SIZES
 from modeling_wsl.feature_extraction_wsl import WSLFeatureExtractor
 
 from .baselines import evaluate, fit_pca, random_projection
-from .checkpointing import last_checkpoint, read_state
-from .config_sources import ConfigError, nearest
+from .checkpointing import checkpoint_step, last_checkpoint, list_checkpoints, read_state, remove_leftovers
 from .pretrain_config import PretrainConfig
 from .window_data import DatasetError, WindowDataset
 
 
 logger = logging.getLogger(__name__)
+FACTS_FILE, CONFIG_FILE = "training_facts.json", "pretrain_config.yaml"
+FINISHED_FILES = (
+    "config.json",
+    "preprocessor_config.json",
+    "model*.safetensors",
+    "model.safetensors.index.json",
+    FACTS_FILE,
+)
 
 
 def make_deterministic(config: PretrainConfig) -> None:
@@ -42,11 +54,12 @@ def find_checkpoint(config: PretrainConfig) -> Path | None:
         CheckpointStateError: the named checkpoint cannot be resumed from.
     """
     newest = last_checkpoint(config.output_dir)
+    facts = Path(config.output_dir) / FACTS_FILE
     if config.resume_from_checkpoint is None:
-        if newest is not None and not config.overwrite_output_dir:
+        if (newest is not None or facts.is_file()) and not config.overwrite_output_dir:
             raise ConfigError(
-                f"output_dir {config.output_dir} holds {newest.name}. Go on with --resume_from_checkpoint latest, "
-                "start over with --overwrite_output_dir, or choose another folder"
+                f"output_dir {config.output_dir} holds {(newest or facts).name}. Go on with --resume_from_checkpoint "
+                "latest, start over with --overwrite_output_dir, or choose another folder"
             )
         return None
     if config.overwrite_output_dir:
@@ -57,7 +70,33 @@ def find_checkpoint(config: PretrainConfig) -> Path | None:
         return newest
     named = Path(config.resume_from_checkpoint)
     read_state(named)
+    if newest is not None and newest.parent.resolve() != named.parent.resolve():
+        raise ConfigError(
+            f"output_dir {config.output_dir} holds {newest.name}, which {named} has no part in. Go on with "
+            "--resume_from_checkpoint latest, or choose another folder"
+        )
     return named
+
+
+def prepare_folder(config: PretrainConfig, checkpoint: Path | None) -> None:
+    """Makes output_dir with the resolved options in it, without what would be taken for a part of this run.
+
+    A fresh run deletes the checkpoints and the finished model of an earlier one; a resumed run deletes the checkpoints
+    after its own: `latest` would go on from them.
+    """
+    output_dir = Path(config.output_dir)
+    output_dir.mkdir(parents=True, exist_ok=True)
+    step = 0 if checkpoint is None else read_state(checkpoint)["step"]
+    for later in [folder for folder in list_checkpoints(output_dir) if checkpoint_step(folder) > step]:
+        logger.warning("deleting %s: the run starts over from step %d", later, step)
+        shutil.rmtree(later)
+    if checkpoint is None and (output_dir / FACTS_FILE).is_file():
+        logger.warning("deleting the finished model of an earlier run in %s", output_dir)
+        for pattern in FINISHED_FILES:
+            for file in output_dir.glob(pattern):
+                file.unlink()
+    remove_leftovers(output_dir)
+    write_text(output_dir / CONFIG_FILE, config.to_yaml())
 
 
 def make_model(config: PretrainConfig, checkpoint: Path | None) -> WSLForPreTraining:
@@ -72,8 +111,7 @@ def make_model(config: PretrainConfig, checkpoint: Path | None) -> WSLForPreTrai
         try:
             wsl_config = WSLConfig.from_size(config.size, **config.model)
         except (ValueError, StrictDataclassError) as error:
-            reason = str(error).splitlines()[-1].strip().removeprefix("ValueError: ")
-            raise ConfigError(f"options 'size' and 'model': {reason}") from error
+            raise ConfigError(f"options 'size' and 'model': {one_line(error)}") from error
         torch.manual_seed(config.seed)
         return WSLForPreTraining._from_config(wsl_config, **attention)
     if checkpoint is not None:
@@ -84,7 +122,20 @@ def make_model(config: PretrainConfig, checkpoint: Path | None) -> WSLForPreTrai
                     f"option 'model.{name}' is {value}, but {checkpoint} was trained with {getattr(stored, name)}"
                 )
         return WSLForPreTraining.from_pretrained(checkpoint, dtype=torch.float32, **attention)
-    return WSLForPreTraining.from_pretrained(source, dtype=torch.float32, **attention, **config.model)
+    try:
+        return WSLForPreTraining.from_pretrained(source, dtype=torch.float32, **attention, **config.model)
+    except (OSError, ValueError, RuntimeError, StrictDataclassError) as error:  # RuntimeError: shapes that do not fit
+        raise ConfigError(f"options 'model_name_or_path' ({source}) and 'model': {one_line(error)}") from error
+
+
+def size_of(config: WSLConfig) -> str | None:
+    """The name of the size with these widths and depths, or None where the options made a size of their own."""
+    dimensions = ("hidden_size", "num_hidden_layers", "num_attention_heads", "latent_size")
+    for name in SIZES:
+        size = WSLConfig.from_size(name)
+        if all(getattr(size, key) == getattr(config, key) for key in dimensions):
+            return name
+    return None
 
 
 def load_feature_extractor(config: PretrainConfig) -> WSLFeatureExtractor:
@@ -95,8 +146,10 @@ def load_feature_extractor(config: PretrainConfig) -> WSLFeatureExtractor:
             settings = hf_hub_download(
                 config.dataset, "preprocessor_config.json", repo_type="dataset", revision=config.dataset_revision
             )
-        except EntryNotFoundError as error:
-            raise DatasetError(f"dataset '{config.dataset}' has no preprocessor_config.json") from error
+        except Exception as error:  # of the client, without a common class
+            raise DatasetError(
+                f"dataset '{config.dataset}': its preprocessor_config.json cannot be fetched ({one_line(error)})"
+            ) from error
         folder = Path(settings).parent
     if not (folder / "preprocessor_config.json").is_file():
         raise DatasetError(
@@ -108,7 +161,8 @@ def load_feature_extractor(config: PretrainConfig) -> WSLFeatureExtractor:
 
 def check_tokens(config: WSLConfig, feature_extractor: WSLFeatureExtractor, windows: WindowDataset) -> None:
     """Raises DatasetError where the dataset's tokens are not the ones that the model takes."""
-    for name, value in (("token_size", windows.token_size), ("tokenization", feature_extractor.tokenization)):
+    cut = {name: getattr(feature_extractor, name) for name in ("tokenization", "position_unit")}
+    for name, value in {"token_size": windows.token_size, **cut}.items():
         expected = getattr(config, name)
         if value != expected:
             raise DatasetError(
@@ -148,21 +202,22 @@ def linear_start(
 ) -> dict[str, float]:
     """Gives PCA to the model's linear path where it has one, and scores both baselines on held-out tokens."""
     latent_size = model.config.latent_size
-    if model.config.linear_path and config.model_name_or_path is None and config.baseline_tokens:
+    starts_linear = model.config.linear_path and config.model_name_or_path is None
+    if not config.baseline_tokens or not (starts_linear or held_out is not None):
+        return {}
+    pca = fit_pca(train, latent_size, config.baseline_tokens)
+    if starts_linear:
         affine = model.config.token_standardization
+        start = pca if affine else fit_pca(train, latent_size, config.baseline_tokens, affine=False)
         rank = latent_size - model.config.num_token_statistics
-        pca = fit_pca(train, rank, config.baseline_tokens, affine=affine)
-        if len(pca.components) < rank:
+        if len(start.components) < rank:
             raise ConfigError(
-                f"linear_path starts at PCA, which has {len(pca.components)} directions for tokens of "
+                f"linear_path starts at PCA, which has {len(start.components)} directions for tokens of "
                 f"{train.token_size}; latent_size {latent_size} is larger. Set --model.linear_path false or a smaller "
                 "--model.latent_size"
             )
-        model.wsl.initialize_linear_path(pca.components, pca.mean)
-    if held_out is None or not config.baseline_tokens:
+        model.wsl.initialize_linear_path(start.components[:rank], start.mean)  # the leading directions of those
+    if held_out is None:
         return {}
-    lines = {
-        "random projection": random_projection(latent_size, train.token_size, config.seed),
-        "PCA": fit_pca(train, latent_size, config.baseline_tokens),
-    }
+    lines = {"random projection": random_projection(latent_size, train.token_size, config.seed), "PCA": pca}
     return evaluate(lines, held_out, config.max_eval_windows)

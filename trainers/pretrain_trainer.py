@@ -18,10 +18,11 @@ from accelerate import Accelerator
 from accelerate.utils import DistributedType
 from transformers import FeatureExtractionMixin, PreTrainedModel
 
+from datasets_scripts.config_sources import ConfigError
+from datasets_scripts.errors import RunError
 from modeling_wsl.losses import loss_scale
 
 from .checkpointing import load_optimizer, read_state, save_checkpoint
-from .config_sources import ConfigError
 from .crops import TrainingOrder, steps_for_epochs
 from .optimization import SCHEDULES, make_optimizer, set_step
 from .pretrain_config import PretrainConfig
@@ -49,7 +50,7 @@ _TRAJECTORY = (
 )
 
 
-class NonFiniteLossError(RuntimeError):
+class NonFiniteLossError(RunError):
     """The loss or a weight became NaN or infinite; the message names the step and the last good checkpoint."""
 
 
@@ -253,7 +254,7 @@ class PretrainTrainer:
         self.log.metrics(self.step, values)
 
     def _evaluate(self) -> None:
-        if self.validation is None:
+        if self.validation is None or (self.r2_history and self.r2_history[-1]["step"] == self.step):
             return
         began = time.monotonic()
         r2 = self.validation.r2(self.unwrapped.base_model, stopped=lambda: self.stop_request.reason is not None)
@@ -350,6 +351,14 @@ class PretrainTrainer:
             if before[name] != value:
                 # Allowed (more data, a longer run), but no longer the run that was interrupted.
                 logger.warning("%s: %s was %s and is %s now", checkpoint, name, before[name], value)
+        if 0 < 60 * self.config.max_minutes <= self._earlier_seconds:
+            logger.warning(
+                "%s: the run has taken %.2f minutes and max_minutes is %g: it ends as it is, without another step. "
+                "Resumed time counts; to go on, raise --max_minutes",
+                checkpoint,
+                self._earlier_seconds / 60,
+                self.config.max_minutes,
+            )
 
 
 def _seed_of(seed: int, step: int, micro: int, rank: int) -> int:

@@ -43,9 +43,10 @@ class QuickstartConfig:
         }
     )
     finetune: FinetuneConfig = field(default_factory=lambda: FinetuneConfig(epochs=5, batch_size=32, use_cpu=True))
-    finetune_seeds: int = 2
+    finetune_seeds: int = 3  # and as many generated models
+    num_candidates: int = 10  # draws of which the best on the validation images are kept
     bandwidth: float = 0.2
-    num_workers: int = 2  # processes, and threads of this one
+    num_workers: int = 2  # processes that train the zoo and the arms
 
     def __post_init__(self):
         if self.held_out_family not in self.zoo.families:
@@ -54,6 +55,8 @@ class QuickstartConfig:
             raise ValueError("A quickstart needs two families of two members: one is held out, others are trained on.")
         if self.finetune_seeds < 1:
             raise ValueError(f"finetune_seeds is {self.finetune_seeds}; it must be at least 1.")
+        if self.num_candidates < self.finetune_seeds:
+            raise ValueError(f"num_candidates={self.num_candidates} is below finetune_seeds={self.finetune_seeds}.")
 
 
 def quickstart(
@@ -81,7 +84,7 @@ def quickstart(
     folder = Path(output_dir)
     results: dict[str, Any] = {"settings": _claim(folder, seed, config), "versions": versions()}
     place = stages.Place(folder, seed, config)
-    with _offline(), _threads(config.num_workers):
+    with _offline(), _one_thread():
         for number, (name, work) in enumerate(stages.STAGES.items(), start=1):
             logger.info("[%d/%d] %s", number, len(stages.STAGES) + 1, name)
             results[name] = _stage(folder / "stages" / f"{name}.json", lambda work=work: work(place))
@@ -107,7 +110,7 @@ def _stage(record: Path, work: Callable[[], dict[str, Any]]) -> dict[str, Any]:
     else:
         started = monotonic()
         found = work()
-        write_json(record, {"seconds": round(monotonic() - started, 1), **found})
+        write_json(record, {**found, "seconds": round(monotonic() - started, 1)})
     # Read back in both cases, so that a resumed run continues with the very same values.
     return json.loads(record.read_text(encoding="utf-8"))
 
@@ -147,10 +150,12 @@ def _offline() -> Iterator[None]:
 
 
 @contextmanager
-def _threads(count: int) -> Iterator[None]:
-    """A fixed number of threads: sums are rounded in another order, and so differ, with another number."""
+def _one_thread() -> Iterator[None]:
+    """One thread for each process: with more, sums are rounded in an order that depends on the number of cores, and on
+    a busy machine threads that wait for each other make everything ten times slower.
+    """
     before = torch.get_num_threads()
-    torch.set_num_threads(count)
+    torch.set_num_threads(1)
     try:
         yield
     finally:

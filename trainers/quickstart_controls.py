@@ -13,7 +13,7 @@ from .baselines import LinearBaseline, standardize
 # arm -> what its initial weights are; the order of tables and legends.
 ARMS = {
     "anchor": "the held-out trained model itself: the upper bound",
-    "generated": "drawn by the backbone around the anchor's latents",
+    "generated": "drawn by the backbone around the anchor's latents, the best draws on the validation images",
     "reconstructed": "the anchor through the backbone and back, without the noise of a draw",
     "PCA": "the anchor through PCA over tokens to the same latent size, fitted on the same training models",
     "random projection": "the anchor through a random orthogonal projection to the same latent size",

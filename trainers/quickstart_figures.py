@@ -5,6 +5,7 @@ from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 
 # The palette of Okabe and Ito.
@@ -40,13 +41,18 @@ def r2_curve(results: dict[str, Any]) -> Figure:
     steps = [point["step"] for point in pretrain["val_r2_history"]]
     values = [point["val_r2"] for point in pretrain["val_r2_history"]]
     figure, axes = _figure(6.6, 3.9)
-    axes.plot(steps, values, color=RED, marker="o", markersize=4, linewidth=2.2, label="backbone (nano)")
+    axes.plot(
+        steps, values, color=RED, marker="o", markersize=4, linewidth=2.2, label="backbone (nano)", clip_on=False
+    )
     lines = {"PCA": (GREEN, "-."), "random projection": (PURPLE, ":")}
     for name, value in pretrain["baselines"].items():
         colour, style = lines[name]
         axes.axhline(value, color=colour, linestyle=style, linewidth=1.8, label=f"{name} ({value:.3f})")
     axes.set(xlabel="optimiser steps", ylabel="R² per standardised token", xlim=(0, max(steps)))
-    axes.margins(y=0.12)
+    everything = [*values, *pretrain["baselines"].values()]
+    # At least a tenth of the scale: a difference in the third decimal must not fill the picture.
+    middle, span = (max(everything) + min(everything)) / 2, max(0.1, 1.3 * (max(everything) - min(everything)))
+    axes.set_ylim(middle - span / 2, middle + span / 2)
     _legend_below(figure, axes, columns=3)
     return figure
 
@@ -56,7 +62,7 @@ def embedding_map(results: dict[str, Any]) -> Figure:
     embed, held_out = results["embed"], results["zoo"]["held_out"]
     validation = set(results["tokenize"]["models"].get("validation", []))
     families = list(dict.fromkeys(model["family"] for model in embed["models"]))
-    figure, axes = _figure(6.6, 4.4)
+    figure, axes = _figure(7.6, 4.4)
     for index, family in enumerate(families):
         members = [model for model in embed["models"] if model["family"] == family]
         for hollow in (False, True):
@@ -78,7 +84,7 @@ def embedding_map(results: dict[str, Any]) -> Figure:
     axes.scatter([x], [y], marker="o", s=230, facecolors="none", edgecolors=BLACK, linewidths=1.2, label="held out")
     axes.set(xlabel="first principal component", ylabel="second principal component")
     axes.margins(0.12)
-    _legend_below(figure, axes, columns=6)
+    figure.legend(loc="outside right upper", frameon=False, labelspacing=0.9)
     return figure
 
 
@@ -94,8 +100,9 @@ def weight_distributions(results: dict[str, Any]) -> Figure:
         axes.stairs(found["reconstructed"], edges, color=RED, linewidth=1.6, label="reconstructed")
         axes.set_yscale("log")
         axes.set(xlabel="weight", ylabel="density", xlim=(edges[0], edges[-1]))
-        r2 = "" if found["r2"] is None else f", R² {found['r2']:.2f}"
-        axes.set_title(f"{kind}: {found['entries']:,} weights{r2}", fontsize=10, loc="left")
+        error = f"relative error {found['relative_error']:.2f}"
+        axes.set_title(f"{kind}: {found['entries']:,} weights, {error}", fontsize=10, loc="left")
+        axes.xaxis.set_major_locator(MaxNLocator(6))
         if number == 0:
             handles = axes.get_legend_handles_labels()
     figure.legend(*handles, loc="outside lower center", ncols=2, frameon=False)

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from datasets import load_dataset
-from torch.utils.data import TensorDataset
+from torch.utils.data import DataLoader, TensorDataset
 from transformers import Pipeline, pipeline
 
-from datasets_scripts.digits import NUM_CLASSES, digits_splits
+from datasets_scripts.digits import digits_splits
 from datasets_scripts.tokenize import tokenize as tokenize_models
 from datasets_scripts.tokenize_config import TokenizeConfig
 from datasets_scripts.zoo import ARCHITECTURES, build_zoo, read_properties, zoo_members
@@ -93,7 +93,9 @@ def pretrain(place: Place) -> dict[str, Any]:
         "resume_from_checkpoint": "latest",
         **place.config.pretrain,
     }
-    return pretrain_backbone(PretrainConfig.from_yaml("nano", **options))
+    facts = pretrain_backbone(PretrainConfig.from_yaml("nano", **options))
+    facts["training_seconds"] = facts.pop("seconds")
+    return facts
 
 
 def embed(place: Place) -> dict[str, Any]:
@@ -101,12 +103,11 @@ def embed(place: Place) -> dict[str, Any]:
     embedder = pipeline("weight-embedding", model=place.backbone, device="cpu")
     properties = [read_properties(folder) for folder in place.members]
     vectors = np.stack([embedder(str(folder), progress=False)["embedding"] for folder in place.members])
-    centred = vectors.astype(np.float64) - vectors.mean(0, dtype=np.float64)
-    scaled = centred / centred.std(0).clip(min=1e-8)  # [models, latent_size]
-    left, singular, _ = np.linalg.svd(scaled, full_matrices=False)
+    centred = vectors - vectors.mean(0, dtype=np.float64)  # [models, latent_size]
+    left, singular, _ = np.linalg.svd(centred, full_matrices=False)
     plane = left[:, :2] * singular[:2]
     families = np.array([member["family"] for member in properties])
-    distances = np.linalg.norm(scaled[:, None] - scaled[None], axis=-1)
+    distances = np.linalg.norm(centred[:, None] - centred[None], axis=-1)  # [models, models]
     np.fill_diagonal(distances, np.inf)
     return {
         "models": [
@@ -126,6 +127,8 @@ def generate(place: Place) -> dict[str, Any]:
         generator,
         place.held_out,
         num_samples=place.config.finetune_seeds,
+        num_candidates=place.config.num_candidates,
+        rank=DataLoader(place.images["validation"], batch_size=256),
         bandwidth=place.config.bandwidth,
         seed=place.seed,
         batch_norm_images=images,
@@ -145,6 +148,8 @@ def generate(place: Place) -> dict[str, Any]:
     sampled = [name for name, origin in drawn[0].provenance["tensors"].items() if origin == "sampled"]
     return {
         "anchor": place.held_out.name,
+        "num_candidates": place.config.num_candidates,
+        "scores": [model.provenance["score"] for model in drawn],
         "entries": drawn[0].provenance["entries"],
         "relative_error": {
             "generated": relative_error(drawn[0].state_dict, anchor, sampled),
@@ -180,12 +185,4 @@ STAGES: dict[str, Callable[[Place], dict[str, Any]]] = {
 
 def _generate(generator: Pipeline, folder: Path, **options: Any) -> list[GeneratedModel]:
     """Models of a member's architecture, with that member as the only anchor."""
-    architecture = ARCHITECTURES[read_properties(folder)["family"]]
-    return generator(
-        architecture.name,
-        anchors=[str(folder)],
-        num_classes=NUM_CLASSES,
-        target_kwargs={"in_chans": 1, **architecture.model_args},
-        progress=False,
-        **options,
-    )
+    return generator(str(folder), anchors=[str(folder)], progress=False, **options)

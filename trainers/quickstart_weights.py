@@ -44,12 +44,14 @@ def compare_kinds(pairs: Sequence[tuple[nn.Module, Mapping[str, Tensor], Mapping
 
     Returns:
         kind -> `entries`; `r2`, 1 - sum of squared errors over sum of squared deviations, each tensor divided by its
-        standard deviation so that every weight counts alike; `edges` `[BINS + 1]`, `original` and `reconstructed`
-        `[BINS]`: histograms of the weights as densities over the central 99.5 % of the original ones; `std` of both.
+        standard deviation so that every weight counts alike; `relative_error`, in the Euclidean norm;
+        `edges` `[BINS + 1]`, `original` and `reconstructed` `[BINS]`: histograms of the weights as densities over the
+        central 99.5 % of the original ones; `std` of both.
     """
     originals: dict[str, list[Tensor]] = {kind: [] for kind in KINDS}
     reconstructions: dict[str, list[Tensor]] = {kind: [] for kind in KINDS}
     errors, counts = dict.fromkeys(KINDS, 0.0), dict.fromkeys(KINDS, 0)
+    lengths, distances = dict.fromkeys(KINDS, 0.0), dict.fromkeys(KINDS, 0.0)
     for module, original, origins in pairs:
         state = module.state_dict()
         for name, kind in layer_kinds(module).items():
@@ -62,6 +64,8 @@ def compare_kinds(pairs: Sequence[tuple[nn.Module, Mapping[str, Tensor], Mapping
             if len(before) > 1 and std > _MIN_STD:
                 errors[kind] += float(((after - before) / std).square().sum())
                 counts[kind] += len(before)
+            lengths[kind] += float(before.square().sum())
+            distances[kind] += float((after - before).square().sum())
     found = {}
     for kind in KINDS:
         if not originals[kind]:
@@ -71,6 +75,7 @@ def compare_kinds(pairs: Sequence[tuple[nn.Module, Mapping[str, Tensor], Mapping
         edges = torch.linspace(low, high, BINS + 1, dtype=torch.float64)
         found[kind] = {
             "entries": len(before),
+            "relative_error": (distances[kind] / max(lengths[kind], _MIN_STD)) ** 0.5,
             "r2": 1 - errors[kind] / counts[kind] if counts[kind] else None,
             "std": {"original": float(before.std()), "reconstructed": float(after.std())},
             "edges": edges.tolist(),

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 from pathlib import Path
 from typing import Any
 
 from accelerate import Accelerator
 from tqdm.auto import tqdm
 from transformers.utils import logging as hf_logging
+
+from datasets_scripts.files import write_text
 
 from .pretrain_config import PretrainConfig
 
@@ -82,6 +83,4 @@ def _keep_until(path: Path, step: int) -> None:
     """Creates metrics.jsonl, or drops what an interrupted run wrote after the checkpoint it resumes from."""
     lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() and step > 0 else []
     kept = [line for line in lines if line.endswith("}") and json.loads(line)["step"] <= step]
-    temporary = path.with_name(f".{path.name}.partial")
-    temporary.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
-    os.replace(temporary, path)
+    write_text(path, "".join(line + "\n" for line in kept))

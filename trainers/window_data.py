@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,8 @@ import numpy as np
 import pyarrow as pa
 import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
+
+from datasets_scripts.errors import one_line
 
 from .crops import Crop
 
@@ -35,13 +38,9 @@ def load_windows(dataset: str, revision: str | None = None) -> datasets.DatasetD
     """
     folder = Path(dataset).expanduser()
     try:
-        splits = (
-            _load_folder(folder) if folder.is_dir() else datasets.load_dataset(dataset, "windows", revision=revision)
-        )
+        splits = _load_folder(folder) if folder.is_dir() else _load_from_hub(dataset, revision)
     except (datasets.exceptions.DatasetGenerationError, pa.ArrowInvalid) as error:
         raise DatasetError(f"dataset '{dataset}' cannot be read: {error.__cause__ or error}") from error
-    except (FileNotFoundError, ConnectionError) as error:
-        raise DatasetError(f"dataset '{dataset}' is neither a folder nor a dataset on the Hub: {error}") from error
     if "train" not in splits or len(splits["train"]) == 0:
         raise DatasetError(f"dataset '{dataset}' has no training windows (splits: {', '.join(splits) or 'none'})")
     return splits
@@ -54,6 +53,20 @@ def _load_folder(folder: Path) -> datasets.DatasetDict:
             f"dataset '{folder}' has no windows/train-*.parquet. Write the folder with `hf-wsl tokenize`"
         )
     return datasets.load_dataset("parquet", data_files={split: found for split, found in files.items() if found})
+
+
+def _load_from_hub(dataset: str, revision: str | None) -> datasets.DatasetDict:
+    try:
+        return datasets.load_dataset(dataset, "windows", revision=revision)
+    except datasets.exceptions.DatasetGenerationError:
+        raise
+    except FileNotFoundError as error:
+        raise DatasetError(f"dataset '{dataset}' is neither a folder nor a dataset on the Hub: {error}") from error
+    except Exception as error:  # of the client, without a common class; ValueError: there is no config `windows`
+        raise DatasetError(
+            f"dataset '{dataset}' cannot be loaded from the Hub ({type(error).__name__}: {one_line(error)}). It needs "
+            "the config 'windows' that `hf-wsl tokenize` writes, and a connection"
+        ) from error
 
 
 class WindowDataset(Dataset):
@@ -239,7 +252,13 @@ def make_loader(
         persistent_workers=num_workers > 0,
         pin_memory=torch.cuda.is_available(),
         generator=torch.Generator(),
+        worker_init_fn=_ignore_interrupts,
     )
+
+
+def _ignore_interrupts(worker: int) -> None:
+    """Ctrl+C reaches the whole process group; the trainer saves and stops, which takes its readers along."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def _as_read(batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import difflib
+import sys
 import types
 import typing
 from collections.abc import Iterable, Mapping, Sequence
@@ -101,16 +102,30 @@ def coerce(value: Any, hint: Any, what: str) -> Any:
         raise ConfigError(f"{what} takes true or false, not {value!r}")
     if kind in (int, float):
         number = None if isinstance(value, bool) else _number(value if text is None else text)
-        if number is None or (kind is int and number != int(number)):
+        if not _is_finite(number) or (kind is int and number != int(number)):
             raise ConfigError(f"{what} takes {'a whole' if kind is int else 'a'} number, not {value!r}")
         return kind(number)
     if kind is dict:
         if not isinstance(value, dict):
             raise ConfigError(f"{what} takes `name: value` pairs, not {value!r}")
-        return dict(value)
+        return {name: _entry(entry, f"{what}, '{name}'") for name, entry in value.items()}
     if isinstance(value, dict | list | bool):
         raise ConfigError(f"{what} takes text, not {value!r}")
     return str(value)
+
+
+def _entry(value: Any, what: str) -> Any:
+    """A value of a group: what reads as a number is one, and it is finite."""
+    number = _number(value)
+    if number is None or isinstance(value, bool):
+        return value
+    if not _is_finite(number):
+        raise ConfigError(f"{what} takes a finite number, not {value!r}")
+    return number
+
+
+def _is_finite(number: float | int | None) -> bool:
+    return number is not None and abs(number) <= sys.float_info.max  # false for NaN, and for integers beyond floats
 
 
 def _number(value: Any) -> float | int | None:
@@ -171,7 +186,7 @@ def command_line(
 
 
 def _split_groups(argv: Sequence[str], groups: Sequence[str]) -> tuple[list[str], dict[str, dict[str, Any]]]:
-    """Takes `--group.key value` out of the arguments; values are read as YAML scalars (numbers, true, null, text)."""
+    """Takes `--group.key value` out of the arguments; values are read as YAML (numbers, true, null, text, [lists])."""
     plain: list[str] = []
     grouped: dict[str, dict[str, Any]] = {}
     arguments = iter(argv)
@@ -185,8 +200,10 @@ def _split_groups(argv: Sequence[str], groups: Sequence[str]) -> tuple[list[str]
             value = next(arguments, None)
             if value is None:
                 raise ConfigError(f"command line: option '{argument}' needs a value")
-        number = _number(value)
-        grouped.setdefault(group, {})[key] = yaml.safe_load(value) if number is None else number
+        try:
+            grouped.setdefault(group, {})[key] = value if _number(value) is not None else yaml.safe_load(value)
+        except yaml.YAMLError as error:
+            raise ConfigError(f"command line: option '{argument}' cannot be read from {value!r}: {error}") from error
     return plain, grouped
 
 
