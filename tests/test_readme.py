@@ -1,6 +1,8 @@
 """The README's example runs as it stands, with an untrained backbone where the quickstart would put a trained one."""
 
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 from modeling_wsl import WSLConfig, WSLFeatureExtractor, WSLModel
@@ -27,3 +29,8 @@ def test_every_local_link_of_the_readme_leads_somewhere():
     local = [link for link in links if "://" not in link]
     assert local
     assert not [link for link in local if not (README.parent / link).exists()]
+
+
+def test_the_figures_of_the_readme_are_those_of_the_committed_results():
+    command = [sys.executable, README.parent / "benchmarks" / "fill_readme.py", "--check"]
+    assert subprocess.run(command, check=False).returncode == 0, "run: python benchmarks/fill_readme.py"

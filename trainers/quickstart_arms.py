@@ -44,6 +44,7 @@ def finetune_arms(
     images: dict[str, TensorDataset],
     config: FinetuneConfig,
     seeds: Sequence[int],
+    num_candidates: int,
     num_workers: int,
 ) -> dict[str, Any]:
     """Makes the initial weights of every arm and seed, fine-tunes each in a process of its own, and sums up.
@@ -51,9 +52,10 @@ def finetune_arms(
     Args:
         folder: of the quickstart; gets `arms/<arm>-<seed>.safetensors` and `.json`. Runs that are there are kept.
         held_out: the anchor's folder.
-        images: of the quickstart's digits; only "train" is used here, for batch-norm statistics.
+        images: of the quickstart's digits: "train" for batch-norm statistics, "validation" to choose among draws.
         config: of every run; its seed is replaced.
         seeds: one run of every arm for each.
+        num_candidates: draws of "anchor + noise" that its runs are the best of, as the generated models are.
         num_workers: processes.
 
     Returns:
@@ -62,8 +64,9 @@ def finetune_arms(
     """
     family = read_properties(held_out)["family"]
     tasks = []
+    noised = _best_noised(folder, held_out, images, len(seeds), num_candidates)
     for index, seed in enumerate(seeds):
-        for arm in _save_weights(folder, held_out, images["train"], index, seed):
+        for arm in _save_weights(folder, held_out, images["train"], noised[index], index, seed):
             stem = folder / "arms" / f"{arm.replace(' ', '_')}-{seed}"
             weights, outcome = stem.with_suffix(".safetensors"), stem.with_suffix(".json")
             tasks.append(ArmTask(arm, family, weights, outcome, replace(config, seed=seed)))
@@ -84,7 +87,30 @@ def finetune_arms(
     return {"arms": arms, "skipped": skipped, "seeds": list(seeds), "config": asdict(config)}
 
 
-def _save_weights(folder: Path, held_out: Path, train: TensorDataset, index: int, seed: int) -> list[str]:
+def _best_noised(
+    folder: Path, held_out: Path, images: dict[str, TensorDataset], count: int, num_candidates: int
+) -> list[dict[str, torch.Tensor]]:
+    """The best `count` of `num_candidates` noised anchors, chosen as the generated models were: without this, the
+    selection alone would set the generated arm apart."""
+    family = read_properties(held_out)["family"]
+    draw = folder / "generated" / "draw_0"
+    origins = json.loads((draw / "provenance.json").read_text(encoding="utf-8"))["tensors"]
+    sampled = [name for name, origin in origins.items() if origin == "sampled"]
+    anchor, generated = open_checkpoint(held_out).state_dict(), open_checkpoint(draw).state_dict()
+    candidates = []
+    for seed in range(num_candidates):
+        model = new_model(family, seed=0)
+        noised = with_noise(anchor, generated, sampled, seed)
+        model.load_state_dict(_with_own_statistics(family, noised, images["train"]))
+        _, accuracy = evaluate_classifier(model, images["validation"], use_cpu=True)
+        candidates.append((accuracy, model.state_dict()))
+    candidates.sort(key=lambda candidate: -candidate[0])
+    return [state for _, state in candidates[:count]]
+
+
+def _save_weights(
+    folder: Path, held_out: Path, train: TensorDataset, noised: dict[str, torch.Tensor], index: int, seed: int
+) -> list[str]:
     """Writes the initial weights of every arm for one seed; returns the arms there are."""
     feature_extractor = AutoFeatureExtractor.from_pretrained(folder / "backbone")
     latent_size = AutoConfig.from_pretrained(folder / "backbone").latent_size
@@ -100,7 +126,6 @@ def _save_weights(folder: Path, held_out: Path, train: TensorDataset, index: int
     disturbed = {
         "PCA": projected(feature_extractor, fit_pca(windows, latent_size, 500_000), anchor),
         "random projection": projected(feature_extractor, random_directions, anchor),
-        "anchor + noise": with_noise(anchor, generated, sampled, seed),
         "anchor permuted": permuted(anchor, sampled, seed),
     }
     arms = {
@@ -108,6 +133,7 @@ def _save_weights(folder: Path, held_out: Path, train: TensorDataset, index: int
         "generated": generated,
         "reconstructed": open_checkpoint(folder / "generated" / "reconstructed").state_dict(),
         **{arm: _with_own_statistics(family, state, train) for arm, state in disturbed.items()},
+        "anchor + noise": noised,
         "scratch": scratch,
     }
     inherited = inherited_only(generated, origins, scratch)

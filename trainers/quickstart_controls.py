@@ -17,7 +17,7 @@ ARMS = {
     "reconstructed": "the anchor through the backbone and back, without the noise of a draw",
     "PCA": "the anchor through PCA over tokens to the same latent size, fitted on the same training models",
     "random projection": "the anchor through a random orthogonal projection to the same latent size",
-    "anchor + noise": "the anchor plus Gaussian noise, each tensor as far from the anchor as the generated one's",
+    "anchor + noise": "the anchor plus Gaussian noise, each tensor as far off as the generated one's; the best draws",
     "anchor permuted": "the anchor with the entries of each tensor shuffled: its statistics, nothing else",
     "inherited only": "what generation took from the anchor untouched, all else as in scratch",
     "scratch": "the architecture's own random initialisation: the lower bound",

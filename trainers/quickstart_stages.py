@@ -168,6 +168,7 @@ def finetune(place: Place) -> dict[str, Any]:
         place.images,
         place.config.finetune,
         seeds=[1_000 * (place.seed + 1) + number for number in range(place.config.finetune_seeds)],
+        num_candidates=place.config.num_candidates,
         num_workers=place.config.num_workers,
     )
 
