@@ -21,15 +21,19 @@ from modeling_wsl import WSLFeatureExtractor, open_checkpoint
 from modeling_wsl.tokenization import read_tokens
 
 
-def seconds(function, repeats: int) -> float:
-    """The median wall time of a call, after one that is not counted."""
-    function()
-    times = []
-    for _ in range(repeats):
-        start = time.perf_counter()
-        function()
-        times.append(time.perf_counter() - start)
-    return statistics.median(times)
+def share_of_copy(function, flat: torch.Tensor, repeats: int) -> tuple[float, float]:
+    """Median time of copying `flat` over that of `function`, run in turn so that both meet the same machine.
+
+    Returns the share and the copy's seconds; the first run of each is not counted.
+    """
+    copies, times = [], []
+    for _ in range(repeats + 1):
+        for durations, call in ((copies, lambda: torch.empty_like(flat).copy_(flat)), (times, function)):
+            start = time.perf_counter()
+            call()
+            durations.append(time.perf_counter() - start)
+    copy = statistics.median(copies[1:])
+    return copy / statistics.median(times[1:]), copy
 
 
 def loop_over_tokens(state: dict[str, torch.Tensor], token_size: int) -> torch.Tensor:
@@ -51,7 +55,7 @@ def tokens_alone(fx: WSLFeatureExtractor, state: dict[str, torch.Tensor]) -> tor
     tokens = torch.empty(manifest.num_tokens, manifest.token_size)
     for block in manifest.blocks:
         out = tokens[block.first_token : block.end_token]
-        read_tokens(out, block, 0, block.num_tokens, lambda spec: state[spec.name], lambda name, values: None)
+        read_tokens(out, block, 0, block.num_tokens, lambda spec: state[spec.name])
     return tokens
 
 
@@ -64,22 +68,26 @@ def measure(name: str, tokenization: str, repeats: int, folder: Path) -> dict:
     tokens, manifest = features["tokens"], features["manifest"]
     flat = torch.randn(manifest.num_parameters)
 
-    copy = seconds(lambda: torch.empty_like(flat).copy_(flat), repeats)
     rows = {
         "tokens, mask, positions, finite check": lambda: fx(state),
+        "tokens, mask, positions": lambda: fx(state, allow_nonfinite=True),
         "tokens alone": lambda: tokens_alone(fx, state),
         "streamed from safetensors": lambda: [None for _ in fx.stream(path)],
         "decoded": lambda: fx.decode(tokens, manifest),
         "plain loop over tokens (tokens alone)": lambda: loop_over_tokens(state, fx.token_size),
     }
-    shares = {row: round(copy / seconds(function, repeats), 3) for row, function in rows.items()}
+    shares, copies = {}, []
+    for row, function in rows.items():
+        share, copy = share_of_copy(function, flat, 2 if row.startswith("plain") else repeats)
+        shares[row] = round(share, 3)
+        copies.append(copy)
     return {
         "model": name,
         "tokenization": tokenization,
         "parameters": manifest.num_parameters,
         "tokens": manifest.num_tokens,
         "padding": round(manifest.padding, 6),
-        "memcpy_gb_per_s": round(flat.nbytes / copy / 1e9, 2),
+        "memcpy_gb_per_s": round(flat.nbytes / statistics.median(copies) / 1e9, 2),
         "share_of_memcpy": shares,
     }
 

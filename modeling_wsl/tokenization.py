@@ -14,32 +14,28 @@ from .manifest import Block, TensorSpec
 
 # Reads a stored tensor: the whole of it, possibly as a view on a memory-mapped file.
 TensorReader = Callable[[TensorSpec], torch.Tensor]
-# Told of every piece of a tensor that was read.
-PieceCheck = Callable[[str, torch.Tensor], None]
 
 
-def read_tokens(out: torch.Tensor, block: Block, start: int, stop: int, read: TensorReader, check: PieceCheck) -> None:
+def read_tokens(out: torch.Tensor, block: Block, start: int, stop: int, read: TensorReader) -> None:
     """Fills `out` with tokens `[start, stop)` of a block, padding included.
 
     Args:
         out: contiguous `[stop - start, d_t]`; overwritten.
         block: where the tokens come from.
         start, stop: token indices within the block.
-        read, check: see `TensorReader` and `PieceCheck`.
+        read: see `TensorReader`.
     """
-    matrices = [(spec.name, read(spec).reshape(block.rows, -1)) for spec in block.tensors]  # each [rows, width]
+    matrices = [read(spec).reshape(block.rows, -1) for spec in block.tensors]  # each [rows, width]
     token_size = out.shape[1]
     for first, last, row, rows, columns in _pieces(block, start, stop, token_size):
         piece = out[first - start : last - start].view(rows, -1)  # [rows, columns of these tokens]
         end = min(columns + piece.shape[1], block.row_entries)
         piece[:, end - columns :] = 0
         left = 0  # first column of the matrix at hand
-        for name, matrix in matrices:
+        for matrix in matrices:
             a, b = max(columns, left), min(end, left + matrix.shape[1])
             if a < b:
-                values = piece[:, a - columns : b - columns]
-                values.copy_(matrix[row : row + rows, a - left : b - left])
-                check(name, values)  # the copy: in the cache by now, and widened from dtypes that are slow to sum
+                piece[:, a - columns : b - columns].copy_(matrix[row : row + rows, a - left : b - left])
             left += matrix.shape[1]
 
 
