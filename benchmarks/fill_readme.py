@@ -52,7 +52,8 @@ def representation_rows() -> list[str]:
     lines = ["random_projection", "pca", "r2_first", "r2_best", "r2_last"]
     return [
         f"{backbone} trained on {training} for {facts['minutes']:.0f} minutes on {facts['device']};",
-        f"R2 per standardised token on {validation} ({facts['validation_tokens']:,} tokens), all at {budget}:",
+        f"R2 per standardised token on {validation} ({facts['validation_tokens']:,} tokens), all at {budget}",
+        "(the first two get each token's mean and deviation for nothing; the backbone pays two of its numbers for them):",
         "",
         "| random projection | PCA of the training models | backbone at step 0 | backbone, best | backbone, last |",
         "|---|---|---|---|---|",
