@@ -8,7 +8,6 @@ Writes a safetensors file of that size into a temporary folder first (2.6 GB in 
 import argparse
 import json
 import multiprocessing
-import os
 import tempfile
 import threading
 import time
@@ -17,6 +16,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 
+from datasets_scripts.files import write_json
 from modeling_wsl import WSLFeatureExtractor
 
 
@@ -96,9 +96,7 @@ def main() -> None:
     print(json.dumps(report, indent=1))
     if arguments.output:
         arguments.output.parent.mkdir(parents=True, exist_ok=True)
-        temporary = arguments.output.with_suffix(".tmp")
-        temporary.write_text(json.dumps(report, indent=1) + "\n")
-        os.replace(temporary, arguments.output)
+        write_json(arguments.output, report)
 
 
 if __name__ == "__main__":

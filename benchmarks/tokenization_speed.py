@@ -7,7 +7,6 @@ The claim: weights become tokens, and tokens weights, at a large share of the sp
 
 import argparse
 import json
-import os
 import statistics
 import tempfile
 import time
@@ -17,6 +16,7 @@ import timm
 import torch
 from safetensors.torch import save_file
 
+from datasets_scripts.files import write_json
 from modeling_wsl import WSLFeatureExtractor, open_checkpoint
 from modeling_wsl.tokenization import read_tokens
 
@@ -108,9 +108,7 @@ def main() -> None:
     print(json.dumps(report, indent=1))
     if arguments.output:
         arguments.output.parent.mkdir(parents=True, exist_ok=True)
-        temporary = arguments.output.with_suffix(".tmp")
-        temporary.write_text(json.dumps(report, indent=1) + "\n")
-        os.replace(temporary, arguments.output)
+        write_json(arguments.output, report)
 
 
 if __name__ == "__main__":
