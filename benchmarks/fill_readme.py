@@ -53,7 +53,7 @@ def representation_rows() -> list[str]:
     return [
         f"{backbone} trained on {training} for {facts['minutes']:.0f} minutes on {facts['device']};",
         f"R2 per standardised token on {validation} ({facts['validation_tokens']:,} tokens), all at {budget}",
-        "(the two lines get each token's mean and deviation for nothing; the backbone pays two of its numbers for them):",
+        "(the two lines get each token's mean and deviation for nothing; the backbone pays two numbers for them):",
         "",
         "| random projection | PCA of the training models | backbone at step 0 | backbone, best | backbone, last |",
         "|---|---|---|---|---|",
