@@ -7,14 +7,12 @@ command then goes on, and ends with the same bytes as an uninterrupted run (`wor
 """
 
 import logging
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
 from typing import Any
 
-import torch
 from datasets.utils import tqdm  # tqdm.auto that heeds HF_DATASETS_DISABLE_PROGRESS_BARS and disable_progress_bars()
 
 from modeling_wsl.checkpoint_errors import shorten
@@ -38,7 +36,7 @@ from .sources import ModelSource, expand_sources
 from .splits import SplitItem, assign_splits, duplicate_groups
 from .tokenize_config import TokenizeConfig, TokenizeError
 from .work_folder import WorkFolder, compare_runs, finished_run, remove_refusals
-from .worker_pool import run_tasks
+from .worker_pool import one_thread, run_tasks
 
 
 logger = logging.getLogger(__name__)
@@ -156,7 +154,7 @@ def _tokenize_models(
     if done := len(models) - len(tasks):
         logger.info("%d of %d models were done before", done, len(models))
     refused, unreachable = 0, []
-    with _one_thread(), tqdm(total=len(models), initial=done, desc="Tokenizing", unit="model") as bar:
+    with one_thread(), tqdm(total=len(models), initial=done, desc="Tokenizing", unit="model") as bar:
         for outcome in run_tasks(tokenize_model, tasks, config.num_workers, tokenize_model.__module__):
             if outcome.status == UNREACHABLE:
                 unreachable.append(outcome)
@@ -170,20 +168,6 @@ def _tokenize_models(
             f"{len(unreachable)} models could not be fetched, the first: {unreachable[0].reason} The others are done: "
             "run the same command again."
         )
-
-
-@contextmanager
-def _one_thread() -> Iterator[None]:
-    """One torch thread: weights come in many small tensors, where waiting for threads takes longer than the work.
-
-    136 public models on two busy cores: 4 to 10 s with one thread, 20 to 27 s with two.
-    """
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 def _plan(

@@ -17,7 +17,8 @@ from transformers.utils.logging import is_progress_bar_enabled
 from trainers.finetune import FinetuneConfig, evaluate_classifier, finetune
 
 from .digits import MEAN, NUM_CLASSES, STD, digits_splits
-from .worker_pool import run_tasks
+from .files import write_json
+from .worker_pool import one_thread, run_tasks
 
 
 logger = logging.getLogger(__name__)
@@ -171,9 +172,7 @@ def read_properties(folder: str | os.PathLike) -> dict:
 
 def train_member(folder: Path, member: Member, config: ZooConfig) -> dict:
     """Trains one member on one thread and writes its folder; returns its properties."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
+    with one_thread():
         architecture = ARCHITECTURES[member.family]
         images = digits_splits(architecture.image_size)
         model = new_model(member.family, member.seed)
@@ -188,8 +187,6 @@ def train_member(folder: Path, member: Member, config: ZooConfig) -> dict:
         )
         history = finetune(model, images["train"], images["validation"], training, progress=False)
         test_loss, test_accuracy = evaluate_classifier(model, images["test"], use_cpu=True)
-    finally:
-        torch.set_num_threads(threads)
     properties = {
         **asdict(member),
         "architecture": architecture.name,
@@ -240,7 +237,4 @@ def _claim(output_dir: Path, config: ZooConfig) -> None:
             details = ", ".join(f"{key} was {found.get(key)}, now {record[key]}" for key in changed)
             raise ValueError(f"{output_dir} holds a zoo made with other settings ({details}). Choose another folder.")
         return
-    output_dir.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text(json.dumps(record, indent=2) + "\n")
-    os.replace(temporary, path)
+    write_json(path, record)

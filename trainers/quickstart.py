@@ -11,8 +11,9 @@ from time import monotonic
 from typing import Any
 
 import huggingface_hub.constants
-import torch
 
+from datasets_scripts.files import write_json
+from datasets_scripts.worker_pool import one_thread
 from datasets_scripts.zoo import ZooConfig
 
 from . import quickstart_stages as stages
@@ -84,7 +85,7 @@ def quickstart(
     folder = Path(output_dir)
     results: dict[str, Any] = {"settings": _claim(folder, seed, config), "versions": versions()}
     place = stages.Place(folder, seed, config)
-    with _offline(), _one_thread():
+    with _offline(), one_thread():
         for number, (name, work) in enumerate(stages.STAGES.items(), start=1):
             logger.info("[%d/%d] %s", number, len(stages.STAGES) + 1, name)
             results[name] = _stage(folder / "stages" / f"{name}.json", lambda work=work: work(place))
@@ -93,14 +94,6 @@ def quickstart(
         write_json(folder / RESULTS_FILE, results)
         write_report(results, folder)
     return results
-
-
-def write_json(path: Path, content: dict[str, Any]) -> None:
-    """Writes JSON under a temporary name first."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-    os.replace(temporary, path)
 
 
 def _stage(record: Path, work: Callable[[], dict[str, Any]]) -> dict[str, Any]:
@@ -147,16 +140,3 @@ def _offline() -> Iterator[None]:
             del os.environ["HF_HUB_OFFLINE"]
         else:
             os.environ["HF_HUB_OFFLINE"] = variable
-
-
-@contextmanager
-def _one_thread() -> Iterator[None]:
-    """One thread for each process: with more, sums are rounded in an order that depends on the number of cores, and on
-    a busy machine threads that wait for each other make everything ten times slower.
-    """
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)

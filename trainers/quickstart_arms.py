@@ -1,7 +1,6 @@
 """Fine-tunes the held-out architecture from every kind of initial weights: same images, same order, same steps."""
 
 import json
-import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -16,7 +15,8 @@ from transformers import AutoConfig, AutoFeatureExtractor
 from transformers.utils.logging import is_progress_bar_enabled
 
 from datasets_scripts.digits import digits_splits
-from datasets_scripts.worker_pool import run_tasks
+from datasets_scripts.files import replacing, write_json
+from datasets_scripts.worker_pool import one_thread, run_tasks
 from datasets_scripts.zoo import ARCHITECTURES, new_model, read_properties
 from modeling_wsl.batch_norm import reestimate_batch_norm
 from modeling_wsl.checkpoints import open_checkpoint
@@ -139,12 +139,10 @@ def _save_weights(
     inherited = inherited_only(generated, origins, scratch)
     if inherited is not None:
         arms["inherited only"] = inherited
-    (folder / "arms").mkdir(exist_ok=True)
     for arm, state in arms.items():
         path = folder / "arms" / f"{arm.replace(' ', '_')}-{seed}.safetensors"
-        temporary = path.with_name(f".{path.name}.tmp")
-        save_file({name: value.contiguous() for name, value in state.items()}, temporary)
-        os.replace(temporary, path)
+        with replacing(path) as temporary:
+            save_file({name: value.contiguous() for name, value in state.items()}, temporary)
     return list(arms)
 
 
@@ -157,23 +155,17 @@ def _with_own_statistics(family: str, state: dict[str, torch.Tensor], train: Ten
 
 def _run_arm(task: ArmTask) -> tuple[str, float]:
     """Fine-tunes one arm on one thread, writes its outcome and returns its arm and test accuracy."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
+    with one_thread():
         images = digits_splits(ARCHITECTURES[task.family].image_size)
         model = new_model(task.family, seed=0)
         model.load_state_dict(load_file(task.weights))
         history = finetune(model, images["train"], images["validation"], task.config, progress=False)
         loss, accuracy = evaluate_classifier(model, images["test"], use_cpu=task.config.use_cpu)
-    finally:
-        torch.set_num_threads(threads)
     outcome = {
         "seed": task.config.seed,
         "history": [asdict(metrics) for metrics in history],
         "test_accuracy": accuracy,
         "test_loss": loss,
     }
-    temporary = task.outcome.with_name(f".{task.outcome.name}.tmp")
-    temporary.write_text(json.dumps(outcome) + "\n", encoding="utf-8")
-    os.replace(temporary, task.outcome)
+    write_json(task.outcome, outcome)
     return task.arm, accuracy

@@ -2,12 +2,13 @@
 
 import base64
 import io
-import os
 from collections.abc import Sequence
 from html import escape
 from pathlib import Path
 from string import Template
 from typing import Any
+
+from datasets_scripts.files import replacing
 
 from .quickstart_figures import FIGURES
 
@@ -39,9 +40,8 @@ def write_report(results: dict[str, Any], folder: Path) -> Path:
 
 
 def _write(path: Path, content: bytes) -> None:
-    temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_bytes(content)
-    os.replace(temporary, path)
+    with replacing(path) as temporary:
+        temporary.write_bytes(content)
 
 
 def _texts(results: dict[str, Any]) -> dict[str, str]:
