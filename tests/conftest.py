@@ -28,13 +28,17 @@ os.environ |= {
 }
 
 
-@pytest.fixture
-def hub():
-    """The Hub that this process and its commands talk to; empty at the start of every test."""
-    _HUB.repositories.clear()
-    _HUB.requests.clear()
-    _HUB.failures.clear()
+@pytest.fixture(scope="session")
+def hub_server():
+    """The Hub that this process and its commands talk to, as the last test left it; for fixtures of whole modules."""
     return _HUB
+
+
+@pytest.fixture
+def hub(hub_server):
+    """The same, empty at the start of every test."""
+    hub_server.reset()
+    return hub_server
 
 
 def pytest_sessionfinish():

@@ -1,72 +1,219 @@
-"""A lean Hub on loopback: what the client of huggingface_hub asks for when it reads models, and the errors it knows.
+"""A Hub on loopback that the real clients of huggingface_hub read from and write to; standard library and PyYAML only.
 
 `with HubServer() as hub: hub.add("org/name", {"config.json": b"{}"})`, and point HF_ENDPOINT at `hub.url` before
-huggingface_hub is imported (`conftest.py` does). It keeps everything in memory and never touches a network.
+huggingface_hub is imported (`conftest.py` does). As a process of its own: `python tests/hub_server.py --port 0`.
+The parts: `hub_state` keeps, `hub_exchange` answers one request, `hub_read_routes` and `hub_write_routes` say what,
+`hub_faults` spoils it.
 """
 
-import hashlib
-import json
+import argparse
+import itertools
 import re
+import signal
+import socketserver
+import sys
+import tempfile
 import threading
-from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from urllib.parse import unquote, urlsplit
+from collections.abc import Callable
+from http.server import ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+from hub_control import CONTROL_ROUTES
+from hub_exchange import Exchange, Refusal
+from hub_faults import Fault, FaultRules
+from hub_log import RequestLog
+from hub_read_routes import CDN_ROUTES, READ_ROUTES, unquoted
+from hub_state import DEFAULT_ACCOUNTS, Account, Clock, Commit, HubFile, Repository, as_file
+from hub_uploads import UPLOAD_ROUTES
+from hub_write_routes import WRITE_ROUTES
 
 
-API = re.compile(r"/api/models/([^/]+/[^/]+)(?:/(revision|tree)/([^/]+))?(?:/.*)?")
-RESOLVE = re.compile(r"/([^/]+/[^/]+)/resolve/([^/]+)/(.+)")
-ERRORS = {"RepoNotFound": 404, "RevisionNotFound": 404, "EntryNotFound": 404, "GatedRepo": 403}
+PAGE_SIZE = 1000  # rows of a listing or a tree in one answer, as in production
 
 
-@dataclass
-class Repository:
-    """One model at one commit."""
+class LoopbackServer(ThreadingHTTPServer):
+    daemon_threads = True
+    request_queue_size = 256
 
-    files: dict[str, bytes]
-    gated_to: frozenset[str] = frozenset()  # tokens that may read it; empty: everyone
-    revisions: dict[str, str] = field(default_factory=dict)  # branch or tag -> commit
-
-    @property
-    def commit(self) -> str:
-        return hashlib.sha1(repr(sorted(self.files.items())).encode()).hexdigest()
+    def server_bind(self) -> None:
+        socketserver.TCPServer.server_bind(self)  # HTTPServer's own would ask a name server for its name
+        self.server_name, self.server_port = self.server_address[:2]
 
 
-class HubServer:
-    """Serves models on 127.0.0.1 in a thread. `requests` logs "METHOD /path"; clear it as you like."""
+class HubServer(RequestLog):
+    """Serves models, datasets and Spaces on 127.0.0.1 in threads of this process.
 
-    def __init__(self):
-        self.repositories: dict[str, Repository] = {}
-        self.requests: list[str] = []
-        self.failures: dict[str, int] = {}  # substring of "METHOD /path" -> HTTP status, for as long as it is there
-        hub = self
+    `cdn`: LFS files are fetched from a second port, as in production. `multipart`: LFS files above so many bytes are
+    uploaded in parts of that size. `requests` logs "METHOD /path", `log` all about it; clear them as you like.
+    """
 
-        class Handler(HubHandler):
-            server_state = hub
+    def __init__(self, port: int = 0, cdn: bool = False, multipart: int | None = None):
+        super().__init__()
+        self.state_lock = threading.RLock()
+        self.uploads = tempfile.TemporaryDirectory(prefix="tests-hub-")
+        self.multipart = multipart
+        routes = [*READ_ROUTES, *WRITE_ROUTES, *UPLOAD_ROUTES, *CONTROL_ROUTES]
+        self._servers = [self._listen(port, routes, is_cdn=False)]
+        self.url = f"http://127.0.0.1:{self._servers[0].server_address[1]}"
+        self.cdn_url = None
+        if cdn:
+            self._servers.append(self._listen(0, CDN_ROUTES, is_cdn=True))
+            self.cdn_url = f"http://localhost:{self._servers[1].server_address[1]}"  # another host: 1.33 ignores ports
+        self.reset()
 
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self._server.daemon_threads = True
-        self.url = f"http://127.0.0.1:{self._server.server_address[1]}"
+    def reset(self) -> None:
+        """Empties the Hub: no repositories, no faults, no log."""
+        with self.state_lock:
+            for path in Path(self.uploads.name).iterdir():
+                path.unlink()
+            self.repositories: dict[str, Repository] = {}  # models by id, others by "datasets/<id>", "spaces/<id>"
+            self.failures: dict[
+                str, int
+            ] = {}  # substring of "METHOD /path" -> HTTP status, for as long as it is there
+            self.faults = FaultRules()
+            self.crashes: list[str] = []  # tracebacks of errors of this server, which answered 500
+            self.accounts: dict[str, Account] = dict(DEFAULT_ACCOUNTS)
+            self.stored: dict[str, HubFile] = {}  # sha256 -> LFS file that was uploaded
+            self.page_size = PAGE_SIZE
+            self._clock = Clock()
+            self._numbers = itertools.count()
+            self._facts: dict[tuple, dict[str, Any]] = {}
+        self.clear_log()
 
-    def add(self, repo_id: str, files: dict[str, bytes | str], gated_to: tuple[str, ...] = ()) -> str:
-        """Publishes a model (again, at a new commit); returns the commit."""
-        contents = {name: data.encode() if isinstance(data, str) else data for name, data in files.items()}
-        repository = Repository(contents, frozenset(gated_to))
-        repository.revisions = {"main": repository.commit}
-        self.repositories[repo_id] = repository
-        return repository.commit
+    def _listen(self, port: int, routes: list, is_cdn: bool) -> LoopbackServer:
+        table = [(method, re.compile(path), answer) for method, path, answer in routes]
+
+        class Handler(Exchange):
+            hub = self
+
+            def route(self) -> None:
+                method = "GET" if self.command == "HEAD" else self.command
+                for verb, path, answer in table:
+                    if verb == method and (match := path.fullmatch(self.raw_path)):
+                        answer(self, **unquoted(match.groupdict()))
+                        return
+                raise Refusal(404, "", f"{self.command} {self.raw_path} is unknown to the tests' Hub")
+
+        Handler.is_cdn = is_cdn
+        return LoopbackServer(("127.0.0.1", port), Handler)
+
+    # what a test does
+
+    def add(
+        self,
+        repo_id: str,
+        files: dict[str, HubFile | bytes | str | Path],
+        gated_to: tuple[str, ...] = (),
+        *,
+        repo_type: str = "model",
+        revision: str = "main",
+        title: str = "Upload files",
+        gated: bool | str = False,
+        **facts: Any,
+    ) -> str:
+        """Publishes a repository, or a new commit whose files are exactly `files`; returns the commit.
+
+        A text or bytes are contents, a Path is a file on disk that is served from there. `facts` are fields of
+        `hub_state.Repository`: private, disabled, vanished, downloads, likes, labels, info.
+        """
+        contents = {name: as_file(source) for name, source in files.items()}
+        with self.state_lock:
+            key = self._key(repo_id, repo_type)
+            repository = self.repositories.get(key)
+            if repository is None:
+                repository = self.repositories[key] = Repository(repo_id, repo_type, number=next(self._numbers))
+            repository.gated_to = frozenset(gated_to)
+            repository.gated = gated or ("auto" if gated_to else False)
+            for name, value in facts.items():
+                if name not in Repository.__dataclass_fields__:
+                    raise TypeError(f"{name} is no field of a repository")
+                setattr(repository, name, value)
+            commit = self.commit_to(repository, contents, title, repository.owner, revision)
+            repository.created = repository.created or commit.date
+            return commit.id
+
+    def find(self, repo_id: str, repo_type: str = "model") -> Repository | None:
+        return self.repositories.get(self._key(repo_id, repo_type))
+
+    def remove(self, repo_id: str, repo_type: str = "model") -> None:
+        with self.state_lock:
+            del self.repositories[self._key(repo_id, repo_type)]
+
+    def move(self, repo_id: str, repo_type: str = "model") -> str:
+        """Gives a repository a new commit, with a file `moved.txt` more; returns the commit."""
+        with self.state_lock:
+            repository = self.repositories[self._key(repo_id, repo_type)]
+            number = len(repository.commits)
+            files = repository.files | {"moved.txt": HubFile(f"commit {number}")}
+            return self.commit_to(repository, files, f"Move {number}", repository.owner, "main").id
+
+    def fault(self, match: str, **action: Any) -> Fault:
+        """Orders a fault (fields: `hub_faults.Fault`); `.fired` of what is returned counts the requests it hit."""
+        fault = Fault(match, **action)
+        self.faults.append(fault)
+        return fault
+
+    def add_account(self, token: str, name: str, orgs: tuple[str, ...] = (), role: str = "write") -> None:
+        self.accounts[token] = Account(name, tuple(orgs), role)
 
     def downloaded(self, repo_id: str) -> list[str]:
         """Names of the files of a model whose bytes were sent."""
         prefix = f"GET /{repo_id}/resolve/"
         return sorted({r[len(prefix) :].split("/", 1)[1] for r in self.requests if r.startswith(prefix)})
 
+    # what the answers need
+
+    @staticmethod
+    def _key(repo_id: str, repo_type: str) -> str:
+        return repo_id if repo_type == "model" else f"{repo_type}s/{repo_id}"
+
+    def repositories_of(self, repo_type: str) -> list[Repository]:
+        with self.state_lock:
+            return [found for found in self.repositories.values() if found.repo_type == repo_type]
+
+    def account_of(self, token: str) -> Account | None:
+        """The account of a token; an unknown token that begins with `hf_` is one of a user of that name."""
+        if token not in self.accounts and token.startswith("hf_"):
+            return Account(token.removeprefix("hf_"))
+        return self.accounts.get(token)
+
+    def commit_to(
+        self, repository: Repository, files: dict[str, HubFile], title: str, author: str, revision: str
+    ) -> Commit:
+        return repository.add_commit(files, self._clock, title, author, revision)
+
+    def cached_facts(self, repository: Repository, commit: Commit, read: Callable) -> dict[str, Any]:
+        """What follows from the files of a commit is read once."""
+        state = (repository.private, repository.gated, repository.disabled, repository.downloads, repository.likes)
+        key = (repository.number, commit.id, *state, repository.labels, repr(repository.info))
+        if key not in self._facts:
+            self._facts[key] = read(repository, commit)
+        return self._facts[key]
+
+    def carry_out(self, fault: Fault) -> None:
+        """Does what a fault does to the Hub itself before the request is answered."""
+        if fault.do is not None:
+            fault.do(self)
+        if fault.remove is not None:
+            self.remove(fault.remove)
+        if fault.disable is not None:
+            self.repositories[fault.disable].disabled = True
+        if fault.move is not None:
+            self.move(fault.move)
+
+    # its life
+
     def start(self) -> "HubServer":
-        threading.Thread(target=self._server.serve_forever, args=(0.05,), daemon=True).start()
+        for server in self._servers:
+            threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True).start()
         return self
 
     def stop(self) -> None:
-        self._server.shutdown()
-        self._server.server_close()
+        for server in self._servers:
+            server.shutdown()
+            server.server_close()
+        self.uploads.cleanup()
 
     def __enter__(self) -> "HubServer":
         return self.start()
@@ -75,107 +222,25 @@ class HubServer:
         self.stop()
 
 
-class HubHandler(BaseHTTPRequestHandler):
-    """Answers one connection; `server_state` is the HubServer."""
+def main() -> None:
+    parser = argparse.ArgumentParser(description="A Hub on loopback, until it is interrupted. Prints its address.")
+    parser.add_argument("--port", type=int, default=0, help="0: any free one")
+    parser.add_argument("--cdn", action="store_true", help="LFS files come from a second port")
+    parser.add_argument("--mixed", action="store_true", help="publishes the mixed models of hub_models.py")
+    options = parser.parse_args()
+    with HubServer(options.port, options.cdn) as hub:
+        if options.mixed:
+            from hub_models import seed_mixed
 
-    protocol_version = "HTTP/1.1"
-    server_state: HubServer
+            seed_mixed(hub)
+        sys.stdout.write(f"{hub.url}\n")
+        sys.stdout.flush()
+        signal.signal(signal.SIGTERM, lambda *_: sys.exit())
+        try:
+            threading.Event().wait()
+        except KeyboardInterrupt:
+            sys.exit()
 
-    def do_HEAD(self) -> None:
-        self.answer()
 
-    def do_GET(self) -> None:
-        self.answer()
-
-    def answer(self) -> None:
-        # the client quotes a revision with safe="", so the raw path is split first and unquoted part by part
-        path = urlsplit(self.path).path
-        request = f"{self.command} {unquote(path)}"
-        self.server_state.requests.append(request)
-        for part, status in self.server_state.failures.items():
-            if part in request:
-                self.send(status, b'{"error": "failure on request of the test"}')
-                return
-        if match := API.fullmatch(path):
-            self.answer_api(*match.groups())
-        elif match := RESOLVE.fullmatch(path):
-            self.answer_file(*match.groups())
-        else:
-            self.refuse("RepoNotFound")
-
-    def repository(self, repo_id: str, revision: str | None) -> Repository | None:
-        repository = self.server_state.repositories.get(unquote(repo_id))
-        revision = unquote(revision or "main")
-        if repository is None:
-            self.refuse("RepoNotFound")
-        elif repository.gated_to and self.headers.get("Authorization", "")[7:] not in repository.gated_to:
-            self.refuse("GatedRepo")
-        elif revision not in (repository.commit, *repository.revisions):
-            self.refuse("RevisionNotFound")
-        else:
-            return repository
-        return None
-
-    def answer_api(self, repo_id: str, route: str | None, revision: str | None) -> None:
-        # production tells everyone what is in a gated repository, and keeps the files: so does this
-        gated = self.server_state.repositories.get(unquote(repo_id))
-        known = {"main", *(gated.revisions if gated else ()), *([gated.commit] if gated else ())}
-        repository = gated if gated and gated.gated_to and unquote(revision or "main") in known else None
-        repository = repository or self.repository(repo_id, revision)
-        if repository is None:
-            return
-        if route == "tree":
-            rows = [
-                {"type": "file", "path": name, "size": len(data), "oid": hashlib.sha1(data).hexdigest()}
-                for name, data in repository.files.items()
-            ]
-            self.send(200, json.dumps(rows).encode())
-            return
-        info = {
-            "id": unquote(repo_id),
-            "sha": repository.commit,
-            "private": False,
-            "gated": "auto" if repository.gated_to else False,
-            "tags": [],
-            "siblings": [{"rfilename": name} for name in repository.files],
-        }
-        self.send(200, json.dumps(info).encode())
-
-    def answer_file(self, repo_id: str, revision: str, name: str) -> None:
-        repository = self.repository(repo_id, revision)
-        if repository is None:
-            return
-        data = repository.files.get(unquote(name))
-        if data is None:
-            self.refuse("EntryNotFound", {"X-Repo-Commit": repository.commit})
-            return
-        headers = {
-            "X-Repo-Commit": repository.commit,
-            "ETag": f'"{hashlib.sha256(data).hexdigest()}"',
-            "X-Linked-Size": str(len(data)),
-            "Accept-Ranges": "bytes",
-        }
-        if match := re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers.get("Range", "")):
-            first, last = int(match[1]), min(int(match[2] or len(data) - 1), len(data) - 1)
-            if first >= len(data):
-                self.send(416, b"", headers)
-                return
-            headers["Content-Range"] = f"bytes {first}-{last}/{len(data)}"
-            self.send(206, data[first : last + 1], headers)
-            return
-        self.send(200, data, headers)
-
-    def refuse(self, code: str, headers: dict[str, str] | None = None) -> None:
-        body = json.dumps({"error": code}).encode()
-        self.send(ERRORS[code], body, {"X-Error-Code": code, "X-Error-Message": code, **(headers or {})})
-
-    def send(self, status: int, body: bytes, headers: dict[str, str] | None = None) -> None:
-        self.send_response(status)
-        for name, value in {"Content-Length": str(len(body)), **(headers or {})}.items():
-            self.send_header(name, value)
-        self.end_headers()
-        if self.command != "HEAD":
-            self.wfile.write(body)
-
-    def log_message(self, format: str, *args: object) -> None:
-        """Keeps the test output quiet; `HubServer.requests` is the log."""
+if __name__ == "__main__":
+    main()
