@@ -109,6 +109,8 @@ def coerce(value: Any, hint: Any, what: str) -> Any:
         if not isinstance(value, dict):
             raise ConfigError(f"{what} takes `name: value` pairs, not {value!r}")
         return {name: _entry(entry, f"{what}, '{name}'") for name, entry in value.items()}
+    if value is None:  # `author:` with nothing behind it
+        return ""
     if isinstance(value, dict | list | bool):
         raise ConfigError(f"{what} takes text, not {value!r}")
     return str(value)

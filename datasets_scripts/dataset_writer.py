@@ -1,16 +1,17 @@
 """From the parts of all models to Parquet files. Which rows go into which file is settled before any is written."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from .files import replacing
 from .schema import MODELS, WINDOWS, model_features, shard_path
-from .tokenize_config import TokenizeConfig
+from .tokenize_config import DatasetConfig
 from .window_rows import window_schema
 from .work_folder import WorkFolder
 
@@ -43,17 +44,22 @@ class PlannedModel:
 
     Attributes:
         index: of its part and record.
-        split: which split it goes to.
         row_bytes: of each of its windows; empty for a refused model.
         record_bytes: of its row of the config `models`.
-        duplicate_group: None for a refused model.
+        columns: that row without the manifest; what it says outranks the record, for the other models decide on
+            splits, groups and the outcome of a duplicate.
+        family: whose files its windows go to; None where all families share them.
     """
 
     index: int
-    split: str
     row_bytes: tuple[int, ...]
     record_bytes: int
-    duplicate_group: str | None
+    columns: Mapping[str, Any]
+    family: str | None = None
+
+    @property
+    def split(self) -> str:
+        return self.columns["split"]
 
 
 @dataclass(frozen=True)
@@ -62,7 +68,7 @@ class ShardTask:
 
     shard: Shard
     models: tuple[PlannedModel, ...]
-    config: TokenizeConfig
+    config: DatasetConfig
     output: Path
 
 
@@ -71,13 +77,20 @@ def plan_shards(models: Sequence[PlannedModel], max_bytes: int) -> list[Shard]:
     shards = []
     for split in dict.fromkeys(model.split for model in models):
         here = [model for model in models if model.split == split]
-        windows = [(model.index, row, size) for model in here for row, size in enumerate(model.row_bytes)]
+        for family in dict.fromkeys(model.family for model in here):
+            mine = [model for model in here if model.family == family]
+            windows = [(model.index, row, size) for model in mine for row, size in enumerate(model.row_bytes)]
+            shards += _shards_of(WINDOWS, split, family, _cut(windows, max_bytes))
         records = [(model.index, 0, model.record_bytes) for model in here]
-        for config_name, rows in ((WINDOWS, windows), (MODELS, records)):
-            files = _cut(rows, max_bytes)
-            paths = [shard_path(config_name, split, number, len(files)) for number in range(len(files))]
-            shards += [Shard(config_name, path, runs) for path, runs in zip(paths, files, strict=True)]
+        shards += _shards_of(MODELS, split, None, _cut(records, max_bytes))
     return shards
+
+
+def _shards_of(config_name: str, split: str, family: str | None, files: Sequence[tuple[Run, ...]]) -> list[Shard]:
+    return [
+        Shard(config_name, shard_path(config_name, split, number, len(files), family), runs)
+        for number, runs in enumerate(files)
+    ]
 
 
 def _cut(rows: Sequence[tuple[int, int, int]], max_bytes: int) -> list[tuple[Run, ...]]:
@@ -109,7 +122,14 @@ def write_shard(task: ShardTask) -> str:
 
 def _write_windows(task: ShardTask, path: Path) -> None:
     schema = window_schema(task.config.token_size, task.config.dtype)
-    writer = pq.ParquetWriter(
+    with windows_writer(path, schema) as writer:
+        for group in _row_groups(task):
+            writer.write_table(pa.Table.from_batches(group, schema), row_group_size=len(group))
+
+
+def windows_writer(path: Path, schema: pa.Schema) -> pq.ParquetWriter:
+    """A writer of rows of the config `windows`."""
+    return pq.ParquetWriter(
         path,
         schema,
         # Real weights in float16 shrink to 0.87; plain Parquet is written only a tenth faster, for the time goes into
@@ -119,9 +139,6 @@ def _write_windows(task: ShardTask, path: Path) -> None:
         use_dictionary=["model_id"],
         write_statistics=SEARCHABLE,
     )
-    with writer:
-        for group in _row_groups(task):
-            writer.write_table(pa.Table.from_batches(group, schema), row_group_size=len(group))
 
 
 def _row_groups(task: ShardTask) -> Iterator[list[pa.RecordBatch]]:
@@ -148,7 +165,7 @@ def _write_models(task: ShardTask, path: Path) -> None:
             rows = []
             for model in part:
                 record = work.read_record(model.index)
-                rows.append({**record.row, "split": model.split, "duplicate_group": model.duplicate_group})
+                rows.append({**record.row, **model.columns})
             writer.write_table(pa.Table.from_pylist(rows, schema))
 
 

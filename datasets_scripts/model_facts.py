@@ -2,16 +2,16 @@
 
 import logging
 import re
-from collections.abc import Mapping
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import yaml
-from huggingface_hub import HfApi, metadata_load
+from huggingface_hub import HfApi, ModelInfo, metadata_load
 
 from modeling_wsl.checkpoint_errors import CheckpointError, read_json
 
+from .composition import describe
 from .sources import ModelSource
 
 
@@ -30,11 +30,28 @@ class ModelFacts:
     owner: str | None
     licence: str | None
     library: str | None
+    architecture: str | None
     family: str | None
     task: str | None
+    training_data: str | None
+    base_model: str | None
 
 
-def find_facts(source: ModelSource, config: Mapping[str, Any], library: str | None, commit: str | None) -> ModelFacts:
+@dataclass(frozen=True)
+class HubFacts:
+    """What the Hub says of a model: its tags, and its card's front matter with `library_name` and `pipeline_tag`."""
+
+    tags: Sequence[str] = ()
+    card: Mapping[str, Any] = field(default_factory=dict)
+
+
+def find_facts(
+    source: ModelSource,
+    config: Mapping[str, Any],
+    library: str | None,
+    commit: str | None,
+    hub: HubFacts | None = None,
+) -> ModelFacts:
     """Reads the facts of a model; what is said first counts: a list of models, `model.json`, `config.json`, the
     card's front matter, the folder's name. Nothing is guessed from the weights.
 
@@ -43,15 +60,30 @@ def find_facts(source: ModelSource, config: Mapping[str, Any], library: str | No
         config: its parsed `config.json` or `adapter_config.json`, `{}` where there is none.
         library: "timm", "transformers" or "peft", where known.
         commit: of a model on the Hub.
+        hub: what the Hub says; None asks it, for a model that is there.
     """
-    record, card = _record(source), _card(source)
+    record = _record(source)
+    hub = hub or (HubFacts(card=_card(source)) if source.path else ask_hub(source))
+    card = hub.card
     pretrained = config.get("pretrained_cfg")  # timm's, with its licence
     pretrained = pretrained if isinstance(pretrained, dict) else {}
     given = source.facts
-    url = _first(record.get("source"), source.label)
+    stated_family = _first(given.get("family"), record.get("family"))
     base_model = _first(config.get("base_model_name_or_path"))
+    adapter = (
+        f"{config['peft_type'].lower()} of {base_model}" if _first(config.get("peft_type")) and base_model else None
+    )
+    composition = describe(
+        _first(record.get("source")) or source.model_id,
+        config=config,
+        tags=hub.tags,
+        card=card,
+        architecture=_first(config.get("architecture"), record.get("architecture"), config.get("model_type"), adapter),
+        task=_first(given.get("task"), record.get("task")),
+        library=library,
+    )
     return ModelFacts(
-        source=url,
+        source=_first(record.get("source"), source.label),
         revision=_first(commit, source.revision, record.get("revision"), record.get("commit")),
         owner=_first(given.get("owner"), record.get("owner"), _owner(source, record)),
         licence=_first(
@@ -63,16 +95,11 @@ def find_facts(source: ModelSource, config: Mapping[str, Any], library: str | No
             card.get("license"),
         ),
         library=_first(record.get("library"), library, card.get("library_name")),
-        family=_first(
-            given.get("family"),
-            record.get("family"),
-            config.get("architecture"),
-            config.get("model_type"),
-            f"{config['peft_type'].lower()} of {base_model}"
-            if _first(config.get("peft_type")) and base_model
-            else None,
-        ),
-        task=_first(given.get("task"), record.get("task"), card.get("pipeline_tag")),
+        architecture=composition.architecture,
+        family=stated_family or composition.family,
+        task=composition.task,
+        training_data=_first(record.get("training_data"), record.get("trained_on")) or composition.training_data,
+        base_model=composition.base_model,
     )
 
 
@@ -115,24 +142,28 @@ def _record(source: ModelSource) -> Mapping[str, Any]:
 
 
 def _card(source: ModelSource) -> Mapping[str, Any]:
-    """The front matter of the model's README.md: beside its weights, or as the Hub knows it."""
-    path = source.path
-    if path is None:
-        return _hub_card(source)
-    if not (path / "README.md").is_file():
+    """The front matter of the README.md beside a model's weights."""
+    path = source.path / "README.md"
+    if not path.is_file():
         return {}
     try:
-        return metadata_load(Path(path / "README.md")) or {}
+        return metadata_load(path) or {}
     except (yaml.YAMLError, ValueError, OSError) as error:
         logger.warning("%s: the front matter of README.md is left out: %s", source.model_id, error)
         return {}
 
 
-def _hub_card(source: ModelSource) -> Mapping[str, Any]:
+def ask_hub(source: ModelSource) -> HubFacts:
+    """What the Hub says of a model; nothing, with a warning, where it does not answer."""
     try:
         info = HfApi().model_info(source.location, revision=source.revision)
     except Exception as error:  # its client raises errors of three libraries; facts are no reason to stop
         logger.warning("%s: the Hub does not give its licence and task (%r)", source.model_id, error)
-        return {}
+        return HubFacts()
+    return hub_facts(info)
+
+
+def hub_facts(info: ModelInfo) -> HubFacts:
+    """The facts in an answer of the Hub."""
     said = {"library_name": info.library_name, "pipeline_tag": info.pipeline_tag}
-    return {**said, **(info.card_data.to_dict() if info.card_data else {})}
+    return HubFacts(tuple(info.tags or ()), {**said, **(info.card_data.to_dict() if info.card_data else {})})

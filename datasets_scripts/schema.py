@@ -2,6 +2,7 @@
 
     README.md                                    card; its front matter lists the configs `windows` and `models`
     windows/train-00000-of-00003.parquet         one row a window of consecutive tokens of one model
+    windows/train-resnet-00000-of-00003.parquet  the same, where every family has files, and so a config, of its own
     models/train-00000-of-00001.parquet          one row a model; models/refused-* holds those that were refused
     preprocessor_config.json                     the feature extractor's settings
     tokenize.json                                settings, sources and counts of the run that made the dataset
@@ -16,9 +17,12 @@ from typing import Any
 from datasets import Features, List, Value
 
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2  # 2: architecture, training data, base model, near copies and outcome are columns of `models`
 WINDOWS, MODELS = "windows", "models"
 TRAIN, VALIDATION, REFUSED = "train", "validation", "refused"
+WITHHELD = (
+    "withheld"  # split, status and outcome, in published datasets: models whose licence keeps their weights back
+)
 ACCEPTED = "accepted"  # of the column `status`, beside REFUSED
 MAX_WINDOW_SIZE = 4096
 PAYLOAD_DTYPES = ("float16", "float32")  # bfloat16 exists in neither Arrow nor Parquet
@@ -58,7 +62,12 @@ def window_features(token_size: int, dtype: str = "float16") -> Features:
 
 
 def model_features() -> Features:
-    """Columns of the config `models`. A refused model has a reason, and zero tokens and windows."""
+    """Columns of the config `models`. A refused model has an outcome (`outcomes.py`), a reason and no windows.
+
+    `architecture` is what the model's own files say (a timm name, a model type), `family` what `composition.py` makes
+    of it. `duplicate_group` joins models of bit-identical weights, `near_copy_group` fine-tunes of one base; both are
+    named after their first model.
+    """
     return Features(
         {
             "model_id": Value("string"),
@@ -67,8 +76,11 @@ def model_features() -> Features:
             "owner": Value("string"),
             "licence": Value("string"),
             "library": Value("string"),
+            "architecture": Value("string"),
             "family": Value("string"),
             "task": Value("string"),
+            "training_data": Value("string"),
+            "base_model": Value("string"),
             "num_parameters": Value("int64"),
             "num_tokens": Value("int64"),
             "num_windows": Value("int32"),
@@ -76,32 +88,47 @@ def model_features() -> Features:
             "manifest": Value("string"),
             "weights_sha256": Value("string"),
             "duplicate_group": Value("string"),
+            "near_copy_group": Value("string"),
             "split": Value("string"),
             "status": Value("string"),
+            "outcome": Value("string"),
             "reason": Value("string"),
         }
     )
 
 
-def shard_path(config: str, split: str, index: int, count: int) -> str:
-    """Path of a Parquet file relative to the dataset's folder: `windows/train-00000-of-00003.parquet`."""
-    return f"{config}/{split}-{index:05d}-of-{count:05d}.parquet"
+def shard_path(config: str, split: str, index: int, count: int, family: str | None = None) -> str:
+    """Path of a Parquet file relative to the dataset's folder: `windows/train-00000-of-00003.parquet`, or
+    `windows/train-resnet-00000-of-00003.parquet` where the files of a family lie apart.
+    """
+    part = split if family is None else f"{split}-{family}"
+    return f"{config}/{part}-{index:05d}-of-{count:05d}.parquet"
 
 
-def card_configs(splits: Mapping[str, Sequence[str]], content: str) -> list[dict[str, Any]]:
+def card_configs(
+    splits: Mapping[str, Sequence[str]], content: str, families: Mapping[str, Sequence[str]] | None = None
+) -> list[dict[str, Any]]:
     """The `configs:` of the card's front matter, by which `load_dataset` finds the files.
 
     Args:
         splits: config -> the splits that have at least one row, e.g. `{"windows": ["train", "validation"]}`.
         content: a hash of what the dataset holds. `datasets` tells local folders apart by their last name and their
             front matter alone: without it, another dataset in a folder of the same name comes out of its cache.
+        families: family -> the splits in which it has windows, where families have files of their own: each becomes a
+            config `windows-<family>` (paper, Table 2).
     """
-    return [
-        {
-            "config_name": config,
+
+    def entry(name: str, folder: str, patterns: Mapping[str, str]) -> dict[str, Any]:
+        return {
+            "config_name": name,
             "description": f"content {content}",
-            **({"default": True} if config == WINDOWS else {}),
-            "data_files": [{"split": split, "path": f"{config}/{split}-*.parquet"} for split in names],
+            **({"default": True} if name == WINDOWS else {}),
+            "data_files": [{"split": split, "path": f"{folder}/{pattern}"} for split, pattern in patterns.items()],
         }
-        for config, names in splits.items()
+
+    whole = [entry(name, name, {s: f"{s}-*.parquet" for s in names}) for name, names in splits.items()]
+    parts = [
+        entry(f"{WINDOWS}-{family}", WINDOWS, {s: f"{s}-{family}-[0-9]*.parquet" for s in names})
+        for family, names in (families or {}).items()
     ]
+    return [*whole, *parts]

@@ -2,7 +2,7 @@
 
 Two passes. First every model on its own: its windows go to a part file, its facts or the reason for its refusal to a
 record (`model_task`). Then, when the hashes and owners of all are known, the splits are drawn and the parts are
-assembled into Parquet files (`dataset_writer`). Both passes run in parallel and can be killed at any moment: the same
+assembled into Parquet files (`assembly`). Both passes run in parallel and can be killed at any moment: the same
 command then goes on, and ends with the same bytes as an uninterrupted run (`work_folder`).
 """
 
@@ -17,23 +17,11 @@ from datasets.utils import tqdm  # tqdm.auto that heeds HF_DATASETS_DISABLE_PROG
 
 from modeling_wsl.checkpoint_errors import shorten
 
-from .dataset_card import CardFacts, dataset_card
-from .dataset_writer import PlannedModel, ShardTask, plan_shards, write_shard
-from .model_task import UNREACHABLE, ModelTask, feature_extractor, tokenize_model
-from .schema import (
-    ACCEPTED,
-    CARD_FILE,
-    EXTRACTOR_FILE,
-    FORMAT_VERSION,
-    MODELS,
-    REFUSED,
-    REPORT_FILE,
-    TRAIN,
-    VALIDATION,
-    WINDOWS,
-)
+from .assembly import AssembledModel, counts, find_groups, read_models, write_dataset
+from .model_task import UNREACHABLE, ModelTask, tokenize_model
+from .schema import FORMAT_VERSION, REFUSED, REPORT_FILE, VALIDATION
 from .sources import ModelSource, expand_sources
-from .splits import SplitItem, assign_splits, duplicate_groups
+from .splits import assign_splits
 from .tokenize_config import TokenizeConfig, TokenizeError
 from .work_folder import WorkFolder, compare_runs, finished_run, remove_refusals
 from .worker_pool import one_thread, run_tasks
@@ -105,24 +93,22 @@ def tokenize(
         return _report(output, report["counts"], already_complete=True)
     with work.open(config.settings(), models):
         _tokenize_models(work, models, fingerprints, config)
-        planned, facts = _plan(work, models, config)
-        counts = _counts(facts, config.token_size)
-        _assemble(work, planned, config)
-        # Not save_pretrained: it adds the library's code, which a dataset has no use for.
-        work.write_text(output / EXTRACTOR_FILE, feature_extractor(config).to_json_string())
-        work.write_text(output / CARD_FILE, dataset_card(facts, config))
+        assembled = read_models(work, range(len(models)))
+        _draw_splits(assembled, config)
+        write_dataset(work, assembled, config, worker_module=tokenize_model.__module__)
         # The last file: with it, the dataset is complete.
         now = dict(zip((m.model_id for m in models), fingerprints, strict=True))
-        report = {"format": FORMAT_VERSION, "counts": counts, "settings": config.settings(), "models": now}
+        counted = counts(assembled, config)
+        report = {"format": FORMAT_VERSION, "counts": counted, "settings": config.settings(), "models": now}
         work.write_json(output / REPORT_FILE, report)
         work.remove()
-    if not counts["accepted"]:
-        first = "; ".join(f"{m.row['model_id']} {shorten(m.row['reason'])}" for m in facts[:3])
+    if not counted["accepted"]:
+        first = "; ".join(f"{m.row['model_id']} {shorten(m.row['reason'])}" for m in assembled[:3])
         raise TokenizeError(
-            f"None of the {len(facts)} models can be tokenized. The first: {first}. {output} lists all of them with "
-            "the reasons: config `models`, split `refused`. Run it again with other sources or settings."
+            f"None of the {len(assembled)} models can be tokenized. The first: {first}. {output} lists all of them "
+            "with the reasons: config `models`, split `refused`. Run it again with other sources or settings."
         )
-    return _report(output, counts, already_complete=False)
+    return _report(output, counted, already_complete=False)
 
 
 def _check_finished(output: Path, report: Mapping[str, Any], now: Mapping[str, Any]) -> None:
@@ -170,34 +156,14 @@ def _tokenize_models(
         )
 
 
-def _plan(
-    work: WorkFolder, models: Sequence[ModelSource], config: TokenizeConfig
-) -> tuple[list[PlannedModel], list[CardFacts]]:
-    """Duplicates and splits, and what the card and the layout of the files need of every model."""
-    rows = []
-    for index in range(len(models)):
-        row = dict(work.read_record(index).row)
-        del row["manifest"]  # the one long column: it stays on the disk
-        rows.append(row)
-    accepted = [row for row in rows if row["status"] == ACCEPTED]
-    items = [SplitItem(r["model_id"], r["owner"], r["weights_sha256"], r["num_tokens"]) for r in accepted]
-    groups = dict(zip((i.model_id for i in items), duplicate_groups(items), strict=True))
+def _draw_splits(models: Sequence[AssembledModel], config: TokenizeConfig) -> None:
+    """Writes groups and splits into the rows of the accepted models."""
+    items = find_groups(models)
     drawn = assign_splits(
         items, split_by=config.split_by, validation_fraction=config.validation_fraction, seed=config.seed
     )
-    splits = dict(zip((i.model_id for i in items), drawn, strict=True))
-    _warn_of_splits(items, drawn, config)
-    planned, facts = [], []
-    for index, row in enumerate(rows):
-        split, group = splits.get(row["model_id"], REFUSED), groups.get(row["model_id"])
-        starts = range(0, row["num_tokens"], config.window_size)
-        row_bytes = tuple(min(config.window_size, row["num_tokens"] - start) * config.token_bytes for start in starts)
-        planned.append(PlannedModel(index, split, row_bytes, work.record(index).stat().st_size, group))
-        facts.append(CardFacts(row, split, group))
-    return planned, facts
-
-
-def _warn_of_splits(items: Sequence[SplitItem], drawn: Sequence[str], config: TokenizeConfig) -> None:
+    for model, split in zip((m for m in models if m.accepted), drawn, strict=True):
+        model.row["split"] = split
     nameless = sum(item.owner is None for item in items)
     if config.split_by == "owner" and nameless:
         logger.warning("%d models name no owner; each is split as if it had one of its own", nameless)
@@ -205,27 +171,6 @@ def _warn_of_splits(items: Sequence[SplitItem], drawn: Sequence[str], config: To
         logger.warning(
             "There is no validation split: all models belong together. Tokenize with split_by model to divide them."
         )
-
-
-def _assemble(work: WorkFolder, planned: Sequence[PlannedModel], config: TokenizeConfig) -> None:
-    """The second pass: parts and records to Parquet files."""
-    work.begin_assembly(len(planned), (WINDOWS, MODELS))
-    shards = plan_shards(planned, config.shard_bytes)
-    tasks = [
-        ShardTask(shard, tuple(planned[run.model] for run in shard.runs), config, work.output) for shard in shards
-    ]
-    with tqdm(total=len(tasks), desc="Assembling", unit="file") as bar:
-        for _ in run_tasks(write_shard, tasks, config.num_workers, tokenize_model.__module__):
-            bar.update()
-
-
-def _counts(facts: Sequence[CardFacts], token_size: int) -> dict[str, Any]:
-    accepted = [m for m in facts if m.row["status"] == ACCEPTED]
-    totals = {key: sum(m.row[key] for m in accepted) for key in ("num_parameters", "num_tokens", "num_windows")}
-    by_split = {s: sum(m.row["num_tokens"] for m in accepted if m.split == s) for s in (TRAIN, VALIDATION)}
-    padding = 1 - totals["num_parameters"] / (totals["num_tokens"] * token_size) if accepted else 0.0
-    refused = len(facts) - len(accepted)
-    return {"accepted": len(accepted), "refused": refused, **totals, "padding": padding, "tokens_by_split": by_split}
 
 
 def _report(output: Path, counts: Mapping[str, Any], *, already_complete: bool) -> TokenizeReport:

@@ -13,8 +13,10 @@ class TokenizeError(ValueError):
 
 
 @dataclass(frozen=True)
-class TokenizeConfig:
-    """What decides the bytes of a dataset, beside its sources; and `num_workers`, which does not.
+class DatasetConfig:
+    """What decides the bytes of a dataset, beside its models; and `num_workers`, which does not.
+
+    What is common to `hf-wsl tokenize` and `hf-wsl collect`.
 
     Raises:
         TokenizeError: a value out of range or not among the choices.
@@ -43,7 +45,6 @@ class TokenizeConfig:
         "What a split never divides, beside duplicates: all models of an owner, or one model.",
         ("owner", "model"),
     )
-    validation_fraction: float = option(0.1, "Share of all tokens that the validation split holds at most.")
     seed: int = option(0, "Of the draw of the validation split.")
     min_parameters: int | None = option(
         None, "Models with fewer floating-point entries are refused; by default only mere remains of checkpoints."
@@ -51,6 +52,9 @@ class TokenizeConfig:
     max_shard_size: str = option("500MB", "Largest Parquet file, e.g. 500MB or 2GB.")
     max_row_group_size: str = option(
         "32MB", "Weights per row group, what a streaming reader holds at once; at least one row."
+    )
+    split_files_by_family: bool = option(
+        False, "Give the windows of each family Parquet files, and so a dataset config, of their own."
     )
     title: str = option("Tokenized model weights", "Heading of the dataset card.")
     num_workers: int = option(1, "Processes that work on models side by side. The result does not depend on it.")
@@ -64,8 +68,6 @@ class TokenizeConfig:
             raise TokenizeError(f"window_size is {self.window_size}; rows hold 1 to {MAX_WINDOW_SIZE} tokens.")
         if not 1 <= self.token_size < 1 << 16:
             raise TokenizeError(f"token_size is {self.token_size}; a token holds 1 to {(1 << 16) - 1} entries.")
-        if not 0 <= self.validation_fraction < 1:
-            raise TokenizeError(f"validation_fraction is {self.validation_fraction}; it lies in [0, 1).")
         if self.num_workers < 1:
             raise TokenizeError(f"num_workers is {self.num_workers}; it is at least 1.")
         parse_size("max_shard_size", self.max_shard_size)
@@ -87,6 +89,18 @@ class TokenizeConfig:
     def settings(self) -> dict[str, Any]:
         """All that decides the bytes of the dataset, for the fingerprint of a run."""
         return {key: value for key, value in dataclasses.asdict(self).items() if key != "num_workers"}
+
+
+@dataclass(frozen=True)
+class TokenizeConfig(DatasetConfig):
+    """The options of `hf-wsl tokenize`; see `DatasetConfig`."""
+
+    validation_fraction: float = option(0.1, "Share of all tokens that the validation split holds at most.")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 0 <= self.validation_fraction < 1:
+            raise TokenizeError(f"validation_fraction is {self.validation_fraction}; it lies in [0, 1).")
 
 
 def parse_size(name: str, text: str) -> int:

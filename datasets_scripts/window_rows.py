@@ -8,18 +8,14 @@ import pyarrow as pa
 import torch
 from transformers.feature_extraction_utils import BatchFeature
 
-from modeling_wsl.checkpoint_errors import CheckpointError
 from modeling_wsl.manifest import Segment, WeightManifest
 
+from .outcomes import RefusedModel
 from .schema import window_features
 
 
 # From here on rounding to the nearest gives infinity: half a step above the largest number.
 OVERFLOW = {"float16": 65520.0, "float32": 3.4028235677973366e38}
-
-
-class PayloadOverflowError(CheckpointError):
-    """A weight is larger than the stored dtype holds."""
 
 
 def window_row(
@@ -38,7 +34,7 @@ def window_row(
         a batch of one row.
 
     Raises:
-        PayloadOverflowError: a weight that is infinite in the payload's dtype; tensor and value are named.
+        RefusedModel: a weight that is infinite in the payload's dtype; tensor and value are named.
     """
     tokens, start, manifest = window["tokens"], window["token_start"], window["manifest"]
     stop = start + len(tokens)
@@ -52,8 +48,8 @@ def window_row(
         name = tensor_at(manifest, start + token, entry)
         value = tokens[token, entry].item()
         advice = "Tokenize with dtype float32" if dtype == "float16" else "No stored dtype is wider"
-        raise PayloadOverflowError(
-            source, f"tensor {name!r} holds {value:.9g}, more than {dtype} does ({limit:.6g})", advice
+        raise RefusedModel(
+            source, "overflow", f"tensor {name!r} holds {value:.9g}, more than {dtype} does ({limit:.6g})", advice
         )
     payload = tokens.to(getattr(torch, dtype))  # [T, d_t]
     valid = manifest.valid_entries(start, stop).to(torch.uint16)  # [T]

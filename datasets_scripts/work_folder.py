@@ -29,11 +29,13 @@ class ModelRecord:
 
     Attributes:
         fingerprint: of the source at the time.
-        row: its columns of the config `models`, without split and duplicate group, which depend on the other models.
+        row: its columns of the config `models`, without split and groups, which depend on the other models.
+        near_copy_fingerprint: what near copies are found by (`near_copies.py`); None for a refused model.
     """
 
     fingerprint: str
     row: Mapping[str, Any]
+    near_copy_fingerprint: Mapping[str, Any] | None = None
 
 
 class WorkFolder:
@@ -51,6 +53,10 @@ class WorkFolder:
 
     def record(self, index: int) -> Path:
         return self._records / f"{index:07d}.json"
+
+    def mark(self, key: str) -> Path:
+        """The file that holds the index of a model whose weight files have the hash `key`."""
+        return self.root / "weight_files" / key
 
     @contextmanager
     def open(self, settings: Mapping[str, Any], models: Sequence[ModelSource]) -> Iterator[None]:
@@ -120,11 +126,14 @@ class WorkFolder:
         self.record(index).unlink(missing_ok=True)
         self.part(index).unlink(missing_ok=True)
 
-    def begin_assembly(self, count: int, folders: Sequence[str]) -> None:
-        """Removes Parquet files that were assembled from other records than there are now (a source changed)."""
+    def begin_assembly(
+        self, indices: Sequence[int], rows: Sequence[Mapping[str, Any]], folders: Sequence[str]
+    ) -> None:
+        """Removes Parquet files that were assembled from other records or rows than there are now."""
         digest = hashlib.sha256()
-        for index in range(count):
+        for index, row in zip(indices, rows, strict=True):
             digest.update(self.record(index).read_bytes())
+            digest.update(json.dumps(dict(row), sort_keys=True).encode())
         plan = {"records": digest.hexdigest()}
         if not self._plan.is_file() or json.loads(self._plan.read_text(encoding="utf-8")) != plan:
             for folder in folders:

@@ -30,6 +30,18 @@ class NonFiniteWeightsError(CheckpointError):
     """A tensor holds NaN or infinite entries, and `allow_nonfinite` was not given."""
 
 
+class NoWeightsError(CheckpointError):
+    """A folder or repository has no weight file of a format that is read."""
+
+
+class NotTokenizableError(CheckpointError):
+    """A checkpoint has no tensor that tokens could be made of."""
+
+
+class TooFewParametersError(CheckpointError):
+    """A checkpoint has fewer floating-point entries than `min_parameters`."""
+
+
 def parse_json(source: object, data: bytes, what: str, *, unique_keys: bool = True) -> Any:
     """Parses JSON; with `unique_keys`, a key given twice is refused: two readers would see two different files.
 

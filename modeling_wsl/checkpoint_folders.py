@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from .checkpoint_errors import CheckpointError, read_json, shorten
+from .checkpoint_errors import CheckpointError, NoWeightsError, read_json, shorten
 from .checkpoint_formats import CONVERT, FOREIGN_SUFFIXES, READABLE, SAFETENSORS_SUFFIXES, SUFFIXES, TORCH_SUFFIXES
 
 
@@ -31,7 +31,8 @@ def choose_weights(source: object, names: Iterable[str]) -> str:
     """The one weight file (or index of shards) among the file names of a folder.
 
     Raises:
-        CheckpointError: there is none (what is there is listed, and named if its format is known), or several.
+        NoWeightsError: there is none; what is there is listed, and named if its format is known.
+        CheckpointError: there are several.
     """
     names = sorted(names)
     adapters = [name for name in ADAPTER_NAMES if name in names]
@@ -65,7 +66,7 @@ def choose_weights(source: object, names: Iterable[str]) -> str:
     if foreign:
         what, fix = SUFFIXES[PurePosixPath(foreign[0]).suffix.lower()]
         advice = f"{foreign[0]} {what}. {fix}"
-    raise CheckpointError(source, f"holds no weights that can be read; there is {listed}", advice)
+    raise NoWeightsError(source, f"holds no weights that can be read; there is {listed}", advice)
 
 
 @dataclass(frozen=True)

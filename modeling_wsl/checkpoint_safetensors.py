@@ -39,6 +39,7 @@ DTYPES: dict[str, tuple[int, str | None]] = {
     "F64": (64, "float64"),
     "C64": (64, "complex64"),
 }
+LENGTH_BYTES = 8  # of the header's own length, at the start of every file
 DAMAGED = "The file is damaged, cut off or forged; fetch or write it again"
 
 
@@ -54,41 +55,59 @@ def read_header(path: Path) -> SafetensorsHeader:
     """Reads and checks the header of a safetensors file; no weight is read.
 
     Raises:
-        CheckpointError: the header is longer than the file, is not JSON, names a tensor twice; a dtype is unknown, a
-            shape does not fill its byte range; ranges overlap, leave gaps or end elsewhere than the file.
+        CheckpointError: see `header_length` and `parse_header`.
     """
     size = os.stat(path).st_size
     with path.open("rb") as stream:
-        length = int.from_bytes(stream.read(8), "little")
-        if size < 8 or length > size - 8:
-            raise CheckpointError(path, f"its header is {length:,} bytes long, the whole file {size:,}", DAMAGED)
-        if length > MAX_JSON_BYTES:
-            raise CheckpointError(path, f"its header is {length:,} bytes long", f"At most {MAX_JSON_BYTES:,} are read")
-        data = stream.read(length)
+        length = header_length(path, stream.read(LENGTH_BYTES), size)
+        return parse_header(path, stream.read(length), size)
+
+
+def header_length(source: object, first: bytes, size: int) -> int:
+    """Bytes of the header that follows the first eight bytes of a file of `size` bytes.
+
+    Raises:
+        CheckpointError: the header is longer than the file, or than the safetensors library reads.
+    """
+    length = int.from_bytes(first[:LENGTH_BYTES], "little")
+    if size < LENGTH_BYTES or length > size - LENGTH_BYTES:
+        raise CheckpointError(source, f"its header is {length:,} bytes long, the whole file {size:,}", DAMAGED)
+    if length > MAX_JSON_BYTES:
+        raise CheckpointError(source, f"its header is {length:,} bytes long", f"At most {MAX_JSON_BYTES:,} are read")
+    return length
+
+
+def parse_header(source: object, data: bytes, size: int) -> SafetensorsHeader:
+    """Checks the header of a safetensors file of `size` bytes, wherever its bytes come from.
+
+    Raises:
+        CheckpointError: the header is not JSON, names a tensor twice; a dtype is unknown, a shape does not fill its
+            byte range; ranges overlap, leave gaps or end elsewhere than the file.
+    """
     if data[:1] != b"{":
-        raise CheckpointError(path, "its header does not start with '{', so it is no safetensors file", DAMAGED)
-    header = parse_json(path, data, "its header")
+        raise CheckpointError(source, "its header does not start with '{', so it is no safetensors file", DAMAGED)
+    header = parse_json(source, data, "its header")
     metadata = header.pop("__metadata__", {})
     if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
-        raise CheckpointError(path, "the __metadata__ of its header is not a mapping of strings", DAMAGED)
+        raise CheckpointError(source, "the __metadata__ of its header is not a mapping of strings", DAMAGED)
     tensors, ranges = {}, []
     for name, entry in header.items():
-        tensors[name], begin, end = read_entry(path, name, entry)
+        tensors[name], begin, end = read_entry(source, name, entry)
         ranges.append((begin, end, name))
     expected = 0
     for begin, end, name in sorted(ranges):
         if begin != expected:
             relation = "overlaps the tensor before it" if begin < expected else "leaves bytes out before it"
             reason = f"the byte range [{begin:,}, {end:,}) of tensor {shorten(name)} {relation}"
-            raise CheckpointError(path, reason, DAMAGED)
+            raise CheckpointError(source, reason, DAMAGED)
         expected = end
-    if 8 + length + expected != size:
-        there = size - 8 - length
-        raise CheckpointError(path, f"its tensors take {expected:,} bytes, {there:,} are there", DAMAGED)
+    if LENGTH_BYTES + len(data) + expected != size:
+        there = size - LENGTH_BYTES - len(data)
+        raise CheckpointError(source, f"its tensors take {expected:,} bytes, {there:,} are there", DAMAGED)
     return SafetensorsHeader(tensors, metadata)
 
 
-def read_entry(path: Path, name: str, entry: Any) -> tuple[TensorSpec, int, int]:
+def read_entry(source: object, name: str, entry: Any) -> tuple[TensorSpec, int, int]:
     """Checks one tensor's entry of the header; returns its spec, first byte and end."""
 
     def is_sizes(value: Any) -> bool:
@@ -97,26 +116,26 @@ def read_entry(path: Path, name: str, entry: Any) -> tuple[TensorSpec, int, int]
 
     if not isinstance(entry, dict) or not {"dtype", "shape", "data_offsets"} <= set(entry):
         reason = f"the entry of tensor {shorten(name)} lacks dtype, shape or data_offsets"
-        raise CheckpointError(path, reason, DAMAGED)
+        raise CheckpointError(source, reason, DAMAGED)
     dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
     if not isinstance(dtype, str) or dtype not in DTYPES:
-        raise CheckpointError(path, f"tensor {shorten(name)} has the unknown dtype {shorten(dtype)}", DAMAGED)
+        raise CheckpointError(source, f"tensor {shorten(name)} has the unknown dtype {shorten(dtype)}", DAMAGED)
     if not is_sizes(shape) or not is_sizes(offsets) or len(offsets) != 2:
         reason = f"tensor {shorten(name)} has the shape {shorten(shape)} and the byte range {shorten(offsets)}"
-        raise CheckpointError(path, reason, DAMAGED)
+        raise CheckpointError(source, reason, DAMAGED)
     bits, torch_name = DTYPES[dtype]
     begin, end = offsets
     if prod(shape) * bits != (end - begin) * 8:
         reason = (
             f"tensor {shorten(name)} of {dtype} {shape} needs {prod(shape) * bits // 8:,} bytes, not {end - begin:,}"
         )
-        raise CheckpointError(path, reason, DAMAGED)
+        raise CheckpointError(source, reason, DAMAGED)
     if torch_name is None:
         advice = "Convert it to a dtype that torch has, float16 for example"
-        raise CheckpointError(path, f"tensor {shorten(name)} has the dtype {dtype}, which torch lacks", advice)
+        raise CheckpointError(source, f"tensor {shorten(name)} has the dtype {dtype}, which torch lacks", advice)
     if dtype == "F4" and (not shape or shape[-1] % 2):
         reason = f"tensor {shorten(name)} of F4 {shape} does not fill whole bytes along its last dimension"
-        raise CheckpointError(path, reason, DAMAGED)
+        raise CheckpointError(source, reason, DAMAGED)
     shape = [*shape[:-1], shape[-1] // 2] if dtype == "F4" else shape
     return TensorSpec(name, tuple(shape), torch_name), begin, end
 

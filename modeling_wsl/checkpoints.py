@@ -10,7 +10,13 @@ from typing import Any
 import torch
 
 from .checkpoint_contents import Contents, file_contents, memory_contents
-from .checkpoint_errors import CheckpointError, NonFiniteWeightsError, shorten
+from .checkpoint_errors import (
+    CheckpointError,
+    NonFiniteWeightsError,
+    NotTokenizableError,
+    TooFewParametersError,
+    shorten,
+)
 from .checkpoint_folders import ADAPTER_NAMES, WEIGHT_NAMES, choose_weights, list_files, read_config
 from .checkpoint_hub import download, is_hub_id
 from .checkpoint_order import SIDECAR, Order, order_names
@@ -261,11 +267,11 @@ def check_size(checkpoint: Checkpoint, nested: bool, min_parameters: int | None)
     if not checkpoint.num_parameters:
         kinds = sorted({spec.dtype for spec in checkpoint.tensors.values()})
         reason = f"holds no floating-point tensor ({len(checkpoint.tensors)} tensors: {', '.join(kinds) or 'none'})"
-        raise CheckpointError(checkpoint.source, reason, "Dequantise the weights first, or pass another file")
+        raise NotTokenizableError(checkpoint.source, reason, "Dequantise the weights first, or pass another file")
     minimum = min_parameters if min_parameters is not None else MIN_NESTED_PARAMETERS * nested
     if checkpoint.num_parameters < minimum:
         reason = f"is degenerate: {checkpoint.num_parameters} floating-point entries, fewer than {minimum}"
-        raise CheckpointError(checkpoint.source, reason, "Pass min_parameters=0 to admit it")
+        raise TooFewParametersError(checkpoint.source, reason, "Pass min_parameters=0 to admit it")
 
 
 def local_subfolder(path: Path, subfolder: str) -> Path:

@@ -145,13 +145,14 @@ def test_facts_of_a_timm_folder(tmp_path):
     path = weights(tmp_path / "models--timm--resnet18" / "model.safetensors").parent
     config = {"architecture": "resnet18", "pretrained_cfg": {"license": "apache-2.0"}}
     facts = facts_of(path, config, "timm")
-    assert (facts.owner, facts.family, facts.licence, facts.library) == ("timm", "resnet18", "apache-2.0", "timm")
+    assert (facts.owner, facts.licence, facts.library) == ("timm", "apache-2.0", "timm")
+    assert (facts.architecture, facts.family) == ("resnet18", "resnet")
 
 
-def test_an_adapter_s_family_names_its_base(tmp_path):
+def test_an_adapter_names_its_base(tmp_path):
     path = weights(tmp_path / "lora" / "adapter_model.safetensors").parent
     facts = facts_of(path, {"peft_type": "LORA", "base_model_name_or_path": "org/base"}, "peft")
-    assert facts.family == "lora of org/base"
+    assert (facts.architecture, facts.base_model) == ("lora of org/base", "org/base")
 
 
 def test_a_checkpoint_file_has_its_record_beside_it(tmp_path):
@@ -160,7 +161,7 @@ def test_a_checkpoint_file_has_its_record_beside_it(tmp_path):
     path.with_suffix(".json").write_text(json.dumps({"owner": "ada", "family": "toy"}))
     first, second = (find_facts(m, {}, None, None) for m in expand_sources([tmp_path / "run"]))
     assert (first.owner, first.family) == ("ada", "toy")
-    assert (second.owner, second.family, second.licence) == (None, None, None)
+    assert (second.owner, second.family, second.licence) == (None, "unknown", None)
     assert second.source == "run/epoch_2.safetensors"  # no folder above the one that was named
 
 

@@ -1,34 +1,42 @@
 """Splits: nothing that belongs together parts, whatever the seed; the same seed draws the same."""
 
 import random
+from dataclasses import replace
+from itertools import combinations
 
 import pytest
-import yaml
-from huggingface_hub import DatasetCard
 
-from datasets_scripts.dataset_card import CardFacts, content_hash, dataset_card
 from datasets_scripts.dataset_writer import PlannedModel, plan_shards
-from datasets_scripts.splits import SplitItem, assign_splits, duplicate_groups
-from datasets_scripts.tokenize_config import TokenizeConfig
+from datasets_scripts.splits import SplitItem, assign_splits, assign_splits_by_count, duplicate_groups
 
 
-def population(seed: int, count: int = 60) -> list[SplitItem]:
-    """Models of a dozen owners and of none, every fifth a copy of another owner's model."""
+def population(seed: int, count: int = 60, owners: int = 12) -> list[SplitItem]:
+    """Models of a dozen owners and of none, every fifth a copy of another's model, every seventh a near copy."""
     draw = random.Random(seed)
     items = []
     for number in range(count):
-        owner = draw.choice([*(f"owner-{i}" for i in range(12)), None])
+        owner = draw.choice([*(f"owner-{i}" for i in range(owners)), None])
         sha256 = draw.choice(items).weights_sha256 if items and number % 5 == 0 else f"hash-{number}"
-        items.append(SplitItem(f"model-{number}", owner, sha256, draw.randint(1, 1000)))
+        near_to = draw.choice(items).near_copy_group if items and number % 7 == 0 else f"model-{number}"
+        items.append(SplitItem(f"model-{number}", owner, sha256, draw.randint(1, 1000), near_to))
     return items
 
 
+def divide(items, how, split_by, seed):
+    """Splits by share of tokens or by number of models."""
+    if how == "tokens":
+        return assign_splits(items, split_by=split_by, validation_fraction=0.3, seed=seed)
+    return assign_splits_by_count(items, split_by=split_by, validation_models=len(items) // 3, seed=seed)
+
+
+@pytest.mark.parametrize("how", ["tokens", "models"])
 @pytest.mark.parametrize("split_by", ["owner", "model"])
 @pytest.mark.parametrize("seed", range(20))
-def test_neither_copies_nor_owners_are_divided(split_by, seed):
-    items = population(seed)
-    splits = assign_splits(items, split_by=split_by, validation_fraction=0.3, seed=seed)
-    for key in ("weights_sha256", "owner") if split_by == "owner" else ("weights_sha256",):
+def test_copies_near_copies_and_owners_are_not_divided(how, split_by, seed):
+    items = population(seed, owners=60)
+    splits = divide(items, how, split_by, seed)
+    assert set(splits) == {"train", "validation"}
+    for key in ("weights_sha256", "near_copy_group", "owner")[: 3 if split_by == "owner" else 2]:
         seen = {}
         for item, split in zip(items, splits, strict=True):
             if getattr(item, key) is not None:
@@ -46,8 +54,57 @@ def test_validation_holds_about_its_share_of_tokens_and_never_more(fraction):
 
 def test_the_seed_decides_and_nothing_else_does():
     items = population(0)
-    draws = [assign_splits(items, split_by="model", validation_fraction=0.3, seed=seed) for seed in (0, 0, 1)]
-    assert draws[0] == draws[1] != draws[2]
+    for how in ("tokens", "models"):
+        draws = [divide(items, how, "model", seed) for seed in (0, 0, 1)]
+        assert draws[0] == draws[1] != draws[2]
+
+
+def test_without_near_copies_the_split_is_that_of_the_hashes_and_owners_alone():
+    items = [replace(item, near_copy_group=None) for item in population(3)]
+    alone = [replace(item, near_copy_group=item.model_id) for item in items]
+    for split_by in ("owner", "model"):
+        assert divide(items, "tokens", split_by, 0) == divide(alone, "tokens", split_by, 0)
+
+
+def test_near_copies_tie_their_owners():
+    items = [SplitItem(str(i), owner, str(i), 10) for i, owner in enumerate("aabbcc")]
+    tied = [replace(item, near_copy_group="base") if i in (1, 2) else item for i, item in enumerate(items)]
+    for how in ("tokens", "models"):
+        splits = divide(tied, how, "owner", 0)
+        assert splits == ["train"] * 4 + ["validation"] * 2
+
+
+def sizes_to_items(sizes: list[int]) -> list[SplitItem]:
+    return [SplitItem(f"{g}-{i}", f"owner-{g}", f"{g}-{i}", 1) for g, size in enumerate(sizes) for i in range(size)]
+
+
+def test_validation_has_as_many_models_as_whole_groups_allow_and_never_more():
+    draw = random.Random(0)
+    for seed in range(60):
+        sizes = [draw.choice((1, 2, 3, 5, 8, 13)) for _ in range(draw.randint(1, 8))]
+        items, wanted = sizes_to_items(sizes), draw.randint(0, sum(sizes) + 2)
+        splits = assign_splits_by_count(items, split_by="owner", validation_models=wanted, seed=seed)
+        unions = [
+            sum(union) for n in range(len(sizes)) for union in combinations(sizes, n)
+        ]  # at least one is left out
+        assert splits.count("validation") == max(size for size in unions if size <= wanted)
+
+
+def test_two_hundred_of_two_thousand_models_are_held_out_exactly():
+    draw = random.Random(1)
+    items = sizes_to_items([400, 300, 250] + [draw.choice((1, 1, 1, 2, 3, 7)) for _ in range(500)])
+    for seed in range(3):
+        splits = assign_splits_by_count(items, split_by="owner", validation_models=200, seed=seed)
+        assert splits.count("validation") == 200
+
+
+def test_every_group_comes_to_validation_with_some_seed():
+    items = sizes_to_items([1, 2, 3, 4, 5, 6])
+    seen = set()
+    for seed in range(60):
+        splits = assign_splits_by_count(items, split_by="owner", validation_models=7, seed=seed)
+        seen |= {item.owner for item, split in zip(items, splits, strict=True) if split == "validation"}
+    assert len(seen) == 6
 
 
 def test_models_without_an_owner_stand_for_themselves():
@@ -63,7 +120,9 @@ def test_one_owner_leaves_no_validation_and_two_leave_both():
     assert set(split("aaa", 0.3)) == {"train"}
     assert split("aaabb", 0.1) == ["train"] * 3 + ["validation"] * 2  # neither fits: the smaller one goes
     assert set(split("aabb", 0.0)) == {"train"}
-    assert assign_splits([], split_by="owner", validation_fraction=0.1, seed=0) == []
+    for how in ("tokens", "models"):
+        assert set(divide([SplitItem("one", "a", "x", 1)], how, "owner", 0)) == {"train"}
+        assert divide([], how, "owner", 0) == []
 
 
 def test_a_copy_is_named_after_the_first_of_its_group():
@@ -74,7 +133,13 @@ def test_a_copy_is_named_after_the_first_of_its_group():
 def test_every_window_is_planned_once_in_files_below_their_size():
     draw = random.Random(0)
     models = [
-        PlannedModel(i, draw.choice(["train", "validation"]), tuple(draw.choices(range(1, 900), k=n)), 200, None)
+        PlannedModel(
+            i,
+            tuple(draw.choices(range(1, 900), k=n)),
+            200,
+            {"split": draw.choice(["train", "validation"])},
+            draw.choice(["vit", "resnet"]),
+        )
         for i, n in enumerate(draw.choices(range(1, 12), k=50))
     ]
     for limit in (1000, 3000, 20_000, 10**9):
@@ -92,44 +157,3 @@ def test_every_window_is_planned_once_in_files_below_their_size():
             if shard.config_name == "windows":
                 sizes = [models[r.model].row_bytes[i] for r in shard.runs for i in range(r.first, r.first + r.count)]
                 assert sum(sizes) <= max(limit, 900)
-
-
-def facts(name: str, split: str, **columns) -> CardFacts:
-    row = {"model_id": name, "owner": "ada", "licence": "MIT", "family": "toy", "status": "accepted", "reason": None}
-    numbers = {"num_parameters": 90, "num_tokens": 10, "num_windows": 2}
-    return CardFacts({**row, **numbers, **columns}, split, columns.get("duplicate_group", name))
-
-
-def test_the_card_is_filled_from_the_counts_and_parsed_by_the_hub_s_library():
-    config = TokenizeConfig(token_size=10, seed=3, title="Toys, tokenized")
-    models = [
-        facts("a", "train"),
-        facts("b|c", "validation", licence="MIT (by mail)", family=None, owner=None),
-        *(facts(f"f{i}", "train", family=f"family-{i:02}") for i in range(30)),
-        facts("x", "refused", status="refused", reason="is <broken>\nand | odd", num_tokens=0, num_windows=0),
-    ]
-    text = dataset_card(models, config)
-    card = DatasetCard(text)
-    card.data.to_dict()
-    assert card.data.license == ["mit", "other"]
-    assert card.data.configs[0]["default"] is True
-    assert [split["split"] for split in card.data.configs[1]["data_files"]] == ["train", "validation", "refused"]
-    assert yaml.safe_load(text.split("---")[1])["pretty_name"] == "Toys, tokenized"
-    assert "The weights of 32 trained neural networks, 2,880 parameters in all, as 320 tokens" in text
-    assert "10.00% of the numbers are padding" in text
-    assert "12 more" in text
-    assert "| x | is &lt;broken> and \\| odd |" in text
-    assert "--token-size 10 --seed 3 --title 'Toys, tokenized'" in text
-    assert "More Information Needed" not in text
-
-
-def test_the_content_hash_follows_weights_splits_and_settings():
-    models, config = [facts("a", "train", weights_sha256="1")], TokenizeConfig()
-    known = {
-        content_hash(models, config),
-        content_hash([facts("a", "train", weights_sha256="2")], config),
-        content_hash([facts("a", "validation", weights_sha256="1")], config),
-        content_hash(models, TokenizeConfig(seed=1)),
-    }
-    assert len(known) == 4
-    assert content_hash(models, TokenizeConfig(num_workers=4)) in known

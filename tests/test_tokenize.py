@@ -11,7 +11,7 @@ import pytest
 import torch
 from zoo_fixtures import add_model, add_refused, make_zoo, tiny_state
 
-from datasets_scripts.model_task import feature_extractor
+from datasets_scripts.model_part import feature_extractor
 from datasets_scripts.schema import window_features
 from datasets_scripts.tokenize import tokenize
 from datasets_scripts.tokenize_config import TokenizeConfig, TokenizeError
@@ -152,7 +152,7 @@ def test_files_and_row_groups_stay_below_their_sizes(made):
         payloads = [sum(pq.ParquetFile(file).read_row_group(i)["num_tokens"].to_pylist()) for i in range(len(groups))]
         assert all(tokens * CONFIG.token_bytes <= 2000 for tokens in payloads)
     names = sorted(p.name for p in dataset.iterdir())
-    assert names == ["README.md", "models", "preprocessor_config.json", "tokenize.json", "windows"]
+    assert names == ["README.md", "composition.png", "models", "preprocessor_config.json", "tokenize.json", "windows"]
 
 
 def test_the_folder_carries_the_feature_extractor_s_settings(made):
@@ -217,7 +217,7 @@ def test_models_of_the_hub_come_with_commit_and_owner(tmp_path, hub):
     report = tokenize(["ada/net", "bob/missing"], tmp_path / "dataset", TokenizeConfig(validation_fraction=0.0))
     assert (report.accepted, report.refused) == (1, 1)
     (row,) = load(tmp_path / "dataset", "models", split="train")
-    assert (row["model_id"], row["owner"], row["revision"], row["family"]) == ("ada/net", "ada", commit, "tiny")
+    assert (row["model_id"], row["owner"], row["revision"], row["architecture"]) == ("ada/net", "ada", commit, "tiny")
     assert row["library"] == "transformers"
     (row,) = load(tmp_path / "dataset", "models", split="refused")
     assert "neither a local path nor a model on the Hub" in row["reason"]

@@ -15,7 +15,7 @@ import safetensors.torch
 import torch
 from zoo_fixtures import add_model, add_refused, make_zoo, tiny_state
 
-import datasets_scripts.model_task
+import datasets_scripts.model_part
 from datasets_scripts.sources import expand_sources
 from datasets_scripts.tokenize import tokenize
 from datasets_scripts.tokenize_config import TokenizeConfig, TokenizeError
@@ -96,7 +96,7 @@ def test_a_run_killed_before_any_of_its_renames_resumes_to_the_same_bytes(small_
 @pytest.mark.parametrize(
     ("place", "at"),
     [
-        ((datasets_scripts.model_task, "window_row"), 2),  # a part with one window
+        ((datasets_scripts.model_part, "window_row"), 2),  # a part with one window
         ((pq.ParquetWriter, "write_table"), 2),  # a Parquet file with one row group
     ],
     ids=["part", "parquet"],

@@ -1,0 +1,13 @@
+"""Tables of markdown, from text that may hold anything."""
+
+from collections.abc import Sequence
+
+
+def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]], text_columns: int = 1) -> str:
+    """A table whose first `text_columns` columns are aligned left and the others, numbers, right."""
+    align = ["---" if column < text_columns else "---:" for column in range(len(header))]
+    return "\n".join(f"| {' | '.join(line)} |" for line in [header, align, *(map(_cell, row) for row in rows)])
+
+
+def _cell(text: str) -> str:
+    return " ".join(text.split()).replace("|", "\\|").replace("<", "&lt;")

@@ -1,0 +1,129 @@
+"""The windows of one opened model into a part file, and its row of the config `models`."""
+
+import logging
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from modeling_wsl.checkpoint_errors import CheckpointError, NonFiniteWeightsError, NotTokenizableError, shorten
+from modeling_wsl.checkpoints import Checkpoint
+from modeling_wsl.feature_extraction_wsl import WSLFeatureExtractor
+
+from .model_facts import ModelFacts
+from .near_copies import fingerprint
+from .outcomes import outcome_of
+from .schema import ACCEPTED, REFUSED
+from .tokenize_config import DatasetConfig
+from .window_rows import window_row, window_schema
+from .work_folder import ModelRecord
+
+
+logger = logging.getLogger(__name__)
+# The columns of a refused model that tell of weights.
+NOTHING_STORED = {
+    "num_parameters": 0,
+    "num_tokens": 0,
+    "num_windows": 0,
+    "padding": 0.0,
+    "manifest": None,
+    "weights_sha256": None,
+}
+
+
+def feature_extractor(config: DatasetConfig) -> WSLFeatureExtractor:
+    """The feature extractor that a configuration describes."""
+    return WSLFeatureExtractor(
+        tokenization=config.tokenization,
+        token_size=config.token_size,
+        position_unit=config.position_unit,
+        batch_norm_statistics=config.batch_norm_statistics,
+    )
+
+
+@contextmanager
+def refusing(model_id: str, location: object) -> Iterator[None]:
+    """Makes whatever goes wrong while a model is read a reason to refuse it: files from the wild break in any way."""
+    try:
+        yield
+    except (CheckpointError, MemoryError):
+        raise
+    except Exception as error:
+        logger.warning("%s cannot be read", model_id, exc_info=True)
+        reason = f"cannot be read ({type(error).__name__}: {shorten(error)})"
+        raise CheckpointError(location, reason, "Look at the file, or at the log for where it happened") from error
+
+
+def write_part(
+    checkpoint: Checkpoint, model_id: str, config: DatasetConfig, path: Path
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Writes all windows of a model, one record batch each, as an Arrow file.
+
+    Returns:
+        the columns of the config `models` that follow from the weights, and the near-copy fingerprint.
+
+    Raises:
+        CheckpointError: the weights cannot be read, are not finite, or do not fit the stored dtype.
+        OSError: the part cannot be written.
+    """
+    schema = window_schema(config.token_size, config.dtype)
+    with refusing(model_id, checkpoint.source):
+        manifest = feature_extractor(config).layout(checkpoint.tensors, checkpoint.tied, checkpoint.tensor_order)
+        if not manifest.num_tokens:
+            reason = "holds nothing that is tokenised (batch-norm statistics and integers are not)"
+            raise NotTokenizableError(checkpoint.source, reason, "Tokenize with batch_norm_statistics tokenize")
+    with pa.OSFile(str(path), "wb") as file, pa.ipc.new_file(file, schema) as writer:
+        for row in _window_rows(checkpoint, model_id, config, schema):
+            writer.write_batch(row)
+    with refusing(model_id, checkpoint.source):
+        columns = {
+            "num_parameters": manifest.num_parameters,
+            "num_tokens": manifest.num_tokens,
+            "num_windows": -(-manifest.num_tokens // config.window_size),
+            "padding": manifest.padding,
+            "manifest": manifest.to_json(),
+            "weights_sha256": checkpoint.sha256(),
+        }
+        return columns, fingerprint(checkpoint)
+
+
+def _window_rows(
+    checkpoint: Checkpoint, model_id: str, config: DatasetConfig, schema: pa.Schema
+) -> Iterator[pa.RecordBatch]:
+    # Only what happens in here is caught: an error of the writer, which takes the rows, does not pass through.
+    with refusing(model_id, checkpoint.source):
+        for index, window in enumerate(feature_extractor(config).stream(checkpoint, config.window_size)):
+            yield window_row(
+                window, source=checkpoint.source, model_id=model_id, index=index, schema=schema, dtype=config.dtype
+            )
+
+
+def accepted_record(
+    source_fingerprint: str, model_id: str, facts: ModelFacts, part: tuple[Mapping[str, Any], Mapping[str, Any]]
+) -> ModelRecord:
+    """The record of a model whose part is written; `part` is what `write_part` returned."""
+    columns, near_copy_fingerprint = part
+    status = {"status": ACCEPTED, "outcome": ACCEPTED, "reason": None}
+    return ModelRecord(
+        source_fingerprint, {"model_id": model_id, **asdict(facts), **columns, **status}, near_copy_fingerprint
+    )
+
+
+def refused_record(source_fingerprint: str, model_id: str, facts: ModelFacts, error: CheckpointError) -> ModelRecord:
+    """The record of a model that is refused for the reason that `error` gives."""
+    # The advice on such weights is to admit them, which a dataset never does.
+    advice = "" if isinstance(error, NonFiniteWeightsError) else f" {error.advice}."
+    return ModelRecord(
+        source_fingerprint,
+        {
+            "model_id": model_id,
+            **asdict(facts),
+            **NOTHING_STORED,
+            "status": REFUSED,
+            "outcome": outcome_of(error),
+            "reason": f"{error.reason}.{advice}",
+        },
+    )

@@ -1,0 +1,66 @@
+"""What became of each model that a run met: the codes of the column `outcome`, and the refusal that carries one."""
+
+from modeling_wsl.checkpoint_errors import (
+    CheckpointError,
+    NonFiniteWeightsError,
+    NotTokenizableError,
+    NoWeightsError,
+    TooFewParametersError,
+)
+
+from .schema import ACCEPTED
+
+
+# In the order in which `hf-wsl collect` can tell: from the listing, the metadata, the header, the weights, the others.
+OUTCOMES = {
+    ACCEPTED: "its windows are in the dataset",
+    "gated": "its owner gives access on request",
+    "disabled": "the Hub has disabled it",
+    "vanished": "it was listed and is gone, or private by now",
+    "licence": "its licence is not among those asked for",
+    "remote_code": "only code of its own repository can load it",
+    "no_weights": "no weight file of a format that is read",
+    "quantized": "its weights are packed in few bits",
+    "too_small": "fewer parameters than asked for",
+    "too_large": "more parameters or bytes than asked for",
+    "unloadable": "neither transformers nor timm can build what its config names",
+    "missing_weights": "its architecture has tensors that the files lack",
+    "unexpected_weights": "the files have tensors that its architecture lacks",
+    "mismatched_weights": "a tensor has another shape than its architecture's",
+    "damaged": "a file is cut off, contradicts itself, has other bytes than promised, or holds code",
+    "not_finite": "a weight is NaN or infinite",
+    "overflow": "a weight is beyond the range of the stored dtype",
+    "not_tokenizable": "no floating-point tensor to make tokens of",
+    "duplicate": "its weights are bit for bit those of a model before it",
+    "network": "its files could not be fetched, while the Hub answered for others",
+}
+
+
+class RefusedModel(CheckpointError):
+    """A model that does not enter the dataset.
+
+    Attributes:
+        outcome: one of `OUTCOMES`.
+    """
+
+    def __init__(self, source: object, outcome: str, reason: str, advice: str):
+        super().__init__(source, reason, advice)
+        self.outcome = outcome
+
+    def __reduce__(self):
+        return type(self), (self.source, self.outcome, self.reason, self.advice)
+
+
+def outcome_of(error: CheckpointError) -> str:
+    """The code of an error that was raised while a model was read."""
+    if isinstance(error, RefusedModel):
+        return error.outcome
+    if isinstance(error, NonFiniteWeightsError):
+        return "not_finite"
+    if isinstance(error, NoWeightsError):
+        return "no_weights"
+    if isinstance(error, NotTokenizableError):
+        return "not_tokenizable"
+    if isinstance(error, TooFewParametersError):
+        return "too_small"
+    return "damaged"

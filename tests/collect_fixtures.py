@@ -1,0 +1,45 @@
+"""What the tests of `collect` share: its settings for the mixed models, and the bytes of a dataset."""
+
+import hashlib
+from dataclasses import replace
+from pathlib import Path
+
+import pyarrow.parquet as pq
+from hub_models import LARGEST, SMALLEST, TASKS
+
+from datasets_scripts.collect_config import CollectConfig
+
+
+CONFIG = CollectConfig(
+    tasks=",".join(TASKS),
+    licences="redistributable",
+    min_parameters=SMALLEST,
+    max_parameters=str(LARGEST),
+    num_train=90,
+    num_validation=10,
+    window_size=64,
+    retries=3,
+    retry_pause=0.01,
+)
+
+
+def configured(**changes) -> CollectConfig:
+    return replace(CONFIG, **changes)
+
+
+def hashes(folder: Path) -> dict[str, str]:
+    """Every file's SHA-256, hidden ones too."""
+    files = [path for path in folder.rglob("*") if path.is_file()]
+    return {path.relative_to(folder).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
+
+
+def model_rows(folder: Path) -> dict[str, dict]:
+    """The rows of the config `models`, by id."""
+    tables = [pq.read_table(path) for path in sorted((folder / "models").glob("*.parquet"))]
+    return {row["model_id"]: row for table in tables for row in table.to_pylist()}
+
+
+def window_rows(folder: Path) -> list[dict]:
+    """The rows of the config `windows`."""
+    tables = [pq.read_table(path) for path in sorted((folder / "windows").glob("*.parquet"))]
+    return [row for table in tables for row in table.to_pylist()]

@@ -1,0 +1,137 @@
+"""A collection ends with the same bytes with one worker and several, killed at any moment, and under every fault."""
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import datasets
+import pytest
+from collect_fixtures import CONFIG, configured, hashes, model_rows
+from hub_models import seed_mixed
+from huggingface_hub.utils import close_session
+
+import datasets_scripts.collect_task
+import datasets_scripts.files
+from datasets_scripts.collect import collect
+from datasets_scripts.hub_reader import HubReader
+
+
+@pytest.fixture(scope="module")
+def undisturbed(hub_server, tmp_path_factory):
+    """The hashes of the dataset that one worker makes without any fault, and the requests that it takes."""
+    hub_server.reset()
+    seed_mixed(hub_server)
+    folder = tmp_path_factory.mktemp("undisturbed") / "dataset"
+    collect(folder, CONFIG)
+    return hashes(folder), hub_server.totals()["requests"]
+
+
+def test_transient_faults_leave_the_same_dataset(hub, undisturbed, tmp_path):
+    seed_mixed(hub)
+    healthy = r"(?!.*(ghost|bad-disk))"
+    limited = {"status": 429, "headers": {"RateLimit": '"api";r=0;t=0'}}
+    faults = [
+        hub.fault(r"GET /api/models\?", times=1, status=503),
+        hub.fault(rf"^{healthy}GET /api/models/", times=2, skip=7, **limited),
+        hub.fault(rf"^{healthy}GET /api/models/", times=2, skip=13, status=500),
+        hub.fault(rf"^{healthy}GET .*config.json", times=2, skip=3, drop=True),
+        hub.fault(rf"^{healthy}GET .*safetensors", times=3, skip=2, cut=3_000),
+        hub.fault(rf"^{healthy}GET .*safetensors", times=2, skip=9, reset=20_000),
+        hub.fault(rf"^{healthy}GET .*safetensors", times=2, skip=14, corrupt=-1),
+        hub.fault(rf"^{healthy}GET .*safetensors", times=2, skip=20, truncate=10),
+        hub.fault(rf"^{healthy}GET .*\.bin", times=2, status=502),
+    ]
+    collect(tmp_path / "faulty", CONFIG)
+    assert all(fault.fired for fault in faults), [fault for fault in faults if not fault.fired]
+    assert hashes(tmp_path / "faulty") == undisturbed[0]
+
+
+@pytest.mark.slow
+def test_four_workers_make_the_dataset_of_one(hub, undisturbed, tmp_path):
+    seed_mixed(hub)
+    collect(tmp_path / "four", configured(num_workers=4))
+    assert hashes(tmp_path / "four") == undisturbed[0]
+    assert hub.totals()["peak"] > 1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("place", "steps"), [("rename", (1, 30, 40, 20)), ("answer", (1, 30, 40, 20))])
+def test_killed_at_any_moment_it_goes_on_to_the_same_bytes(hub, undisturbed, tmp_path, place, steps):
+    seed_mixed(hub)
+    for at in steps:  # counted anew in every run, which has less left to do
+        assert run_and_die(tmp_path / "killed", at, place)
+        assert not (tmp_path / "killed" / "tokenize.json").exists()
+    collect(tmp_path / "killed", CONFIG)
+    assert hashes(tmp_path / "killed") == undisturbed[0]
+
+
+def run_and_die(output: Path, at: int, place: str) -> bool:
+    """Collects in a forked process that kills itself at the `at`-th rename or answer; tells whether it did."""
+    close_session()  # else both processes would talk over one connection
+    pid = os.fork()
+    if pid == 0:
+        signal.alarm(120)
+        calls = 0
+
+        def dying(function):
+            def call(*args, **options):
+                nonlocal calls
+                calls += 1
+                if calls == at:
+                    os.kill(os.getpid(), signal.SIGKILL)
+                return function(*args, **options)
+
+            return call
+
+        if place == "rename":
+            datasets_scripts.files.os.replace = dying(os.replace)
+        else:
+            HubReader._heed = dying(HubReader._heed)
+        datasets.disable_progress_bars()
+        collect(output, CONFIG)
+        os._exit(0)
+    status = os.waitpid(pid, 0)[1]
+    assert status in (0, signal.SIGKILL)
+    return status == signal.SIGKILL
+
+
+def test_what_was_done_is_not_asked_for_again(hub, undisturbed, tmp_path):
+    seed_mixed(hub)
+    assert run_and_die(tmp_path / "killed", 80, "rename")
+    hub.clear_log()
+    collect(tmp_path / "killed", CONFIG)
+    assert not hub.downloaded("timm/resnet18.a1_in1k")
+    assert not any(request.startswith("GET /api/models?") for request in hub.requests)
+    assert hashes(tmp_path / "killed") == undisturbed[0]
+
+
+def test_the_listing_of_an_unfinished_run_stays_as_it_was(hub, undisturbed, tmp_path):
+    seed_mixed(hub)
+    assert run_and_die(tmp_path / "killed", 20, "rename")
+    hub.add("new/model", {"config.json": "{}"}, downloads=10**6, labels=("image-classification",))
+    collect(tmp_path / "killed", CONFIG)
+    assert "new/model" not in model_rows(tmp_path / "killed")
+    assert hashes(tmp_path / "killed") == undisturbed[0]
+
+
+@pytest.mark.slow
+def test_the_command_collects_prints_the_outcomes_and_recognises_a_finished_run(hub, undisturbed, tmp_path):
+    seed_mixed(hub)
+    recipe = tmp_path / "collect.yaml"
+    recipe.write_text("".join(f"{key}: {value}\n" for key, value in CONFIG.settings().items() if value is not None))
+    command = [sys.executable, "-m", "modeling_wsl.cli", "-q", "collect", "--config", str(recipe)]
+    command += ["--retries", "1", "--retry-pause", "0.01"]
+    first = subprocess.run([*command, "--output", str(tmp_path / "out")], capture_output=True, text=True)
+    assert first.returncode == 0, first.stderr
+    assert "27 accepted" in first.stdout and "3 duplicate" in first.stdout and "1 network" in first.stdout
+    assert hashes(tmp_path / "out") == undisturbed[0]
+    plan = subprocess.run(
+        [*command, "--output", str(tmp_path / "no"), "--dry-run"], capture_output=True, text=True, check=True
+    )
+    assert "models listed: 60" in plan.stdout and not (tmp_path / "no").exists()
+    wrong = subprocess.run(
+        [*command, "--output", str(tmp_path / "out"), "--seed", "5"], capture_output=True, text=True
+    )
+    assert wrong.returncode == 1 and "seed was 0, is 5" in wrong.stderr and len(wrong.stderr.splitlines()) == 1
