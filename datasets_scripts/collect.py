@@ -68,9 +68,9 @@ def collect(
     Raises:
         TokenizeError: the output holds something else, or a run with other settings; the Hub lists nothing; no model
             at all was accepted.
-        RunError: the Hub stopped answering; what is done is kept.
+        RunError: the Hub does not list models, or stopped answering; what is done is kept.
         WorkerError: a worker process died; what is done is kept.
-        HfHubHTTPError, OSError: the listing failed, or the output cannot be written.
+        OSError: the output cannot be written.
     """
     config = config or CollectConfig()
     work = WorkFolder(Path(output).absolute())
@@ -114,13 +114,12 @@ def prepare(work: WorkFolder, config: CollectConfig, named: Sequence[str]) -> Li
     """Fixes the candidates of a run, once; a run that goes on has the same ones, whatever the Hub lists by now.
 
     Raises:
-        TokenizeError, HfHubHTTPError, OSError: as `collect`.
+        TokenizeError, RunError, OSError: as `collect`.
     """
     with work.open(run_settings(config, named), []):
         if not is_prepared(work):
-            listing = (
-                named_candidates(expand_sources(named), new_reader(work, config)) if named else list_candidates(config)
-            )
+            hub = new_reader(work, config)
+            listing = named_candidates(expand_sources(named), hub) if named else list_candidates(config, hub)
             logger.info("%d models are listed", listing.num_listed)
             work.write_json(work.root / LISTING_FILE, asdict(listing))
         if memory := memory_folder(work.output):

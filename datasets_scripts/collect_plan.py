@@ -77,13 +77,13 @@ def plan_collection(
         sample_size: models to examine; with as many or fewer listed, all are and the figures are exact.
 
     Raises:
-        TokenizeError, RefusedModel, HfHubHTTPError, OSError: as `collect.collect`.
+        TokenizeError, RunError, RefusedModel: as `collect.collect`.
     """
     with tempfile.TemporaryDirectory(prefix="hf-wsl-plan-") as scratch, one_thread():
         folder = Path(scratch)
         hub = HubReader(Pace(folder / "pace"), retries=config.retries, pause=config.retry_pause)
         named = [str(model) for model in models]
-        listing = named_candidates(expand_sources(named), hub) if named else list_candidates(config)
+        listing = named_candidates(expand_sources(named), hub) if named else list_candidates(config, hub)
         drawn = sorted(
             random.Random(config.seed).sample(
                 range(len(listing.candidates)), min(sample_size, len(listing.candidates))

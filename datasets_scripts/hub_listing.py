@@ -6,9 +6,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
 
-from huggingface_hub import HfApi, ModelInfo
-from tqdm.auto import tqdm
-from transformers.utils.logging import is_progress_bar_enabled
+from huggingface_hub import ModelInfo
 
 from .collect_config import CollectConfig
 from .hub_reader import HubReader
@@ -62,17 +60,18 @@ class Listing:
     num_listed: int
 
 
-def list_candidates(config: CollectConfig) -> Listing:
+def list_candidates(config: CollectConfig, hub: HubReader) -> Listing:
     """Asks the Hub for all models of each task tag and puts them into one order.
 
     Raises:
         TokenizeError: the Hub lists nothing.
-        HfHubHTTPError, OSError: it cannot be asked, after the client's own retries.
+        RunError: it cannot be asked, after all retries.
     """
-    api, found, queries = HfApi(), {}, {}
+    found, queries = {}, {}
     for task in config.task_tags or [None]:
         name = task or "all"
-        answers = api.list_models(
+        infos = hub.list_models(
+            name,
             filter=[tag for tag in (task, *config.tag_list, config.library) if tag] or None,
             author=config.author or None,
             search=config.search or None,
@@ -81,9 +80,8 @@ def list_candidates(config: CollectConfig) -> Listing:
             full=True,
             cardData=True,
         )
-        queries[name] = 0
-        for info in tqdm(answers, desc=f"Listing {name}", unit="model", disable=not is_progress_bar_enabled()):
-            queries[name] += 1
+        queries[name] = len(infos)
+        for info in infos:
             found.setdefault(info.id, info)
     if not found:
         raise TokenizeError(

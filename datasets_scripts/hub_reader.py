@@ -24,10 +24,12 @@ from huggingface_hub.errors import (
     RevisionNotFoundError,
 )
 from huggingface_hub.utils import build_hf_headers, get_session, hf_raise_for_status, parse_ratelimit_headers
+from tqdm.auto import tqdm
+from transformers.utils.logging import is_progress_bar_enabled
 
 from modeling_wsl.checkpoint_errors import shorten
 
-from .errors import one_line
+from .errors import RunError, one_line
 from .outcomes import RefusedModel
 
 
@@ -135,6 +137,25 @@ class HubReader:
             RefusedModel: gated, disabled, vanished, or "network".
         """
         return self._ask(repo_id, lambda: self._api.model_info(repo_id, revision=revision, files_metadata=True))
+
+    def list_models(self, name: str, **query: Any) -> list[ModelInfo]:
+        """All models of a query of `HfApi.list_models`; after a fault it is asked again from the first page.
+
+        Args:
+            name: for the progress bar and messages.
+
+        Raises:
+            RunError: the Hub does not list them, after all retries.
+        """
+
+        def request() -> list[ModelInfo]:
+            hidden = not is_progress_bar_enabled()
+            return list(tqdm(self._api.list_models(**query), desc=f"Listing {name}", unit="model", disable=hidden))
+
+        try:
+            return self._ask(f"the listing of {name}", request)
+        except RefusedModel as error:
+            raise RunError(f"The Hub at {self._api.endpoint} does not list {name}: {error.reason}.") from error
 
     def is_answering(self) -> bool:
         """Whether the Hub answers at all, asked once: anything but silence and the errors of a server that is down."""

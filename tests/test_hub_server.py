@@ -305,10 +305,13 @@ def test_a_connection_is_dropped_or_reset_as_ordered(hub):
 
 
 def test_rate_limits_and_outages_are_waited_for_where_the_client_does(hub, api):
-    hub.add("org/net", {"config.json": "{}"})
-    limited = hub.fault("GET /api/models$", status=429, headers={"RateLimit": '"api";r=0;t=0'})
-    down = hub.fault("GET /api/models", status=503, skip=0)
-    assert [model.id for model in api.list_models()] == ["org/net"]
+    hub.page_size = 1
+    for name in ("org/net", "org/next"):
+        hub.add(name, {"config.json": "{}"})
+    # from the second page on: the first one is retried by newer clients alone
+    limited = hub.fault(r"GET /api/models\?", status=429, headers={"RateLimit": '"api";r=0;t=0'})
+    down = hub.fault(r"GET /api/models\?", status=503)
+    assert {model.id for model in api.list_models()} == {"org/net", "org/next"}
     assert limited.fired == down.fired == 1
     for status in (429, 500):
         fault = hub.fault("GET /api/models/org/net", status=status)
