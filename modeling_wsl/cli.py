@@ -114,6 +114,62 @@ def tokenize(
     )
 
 
+@app.command()
+@options_of("datasets_scripts.collect_config", "CollectConfig")
+def collect(
+    output: Annotated[Path, typer.Option(help="Folder of the dataset; on a file system that all ranks see.")],
+    models: Annotated[
+        list[str] | None, typer.Argument(help="Hub ids (org/name@revision) or lists of them, instead of a query.")
+    ] = None,
+    config: ConfigFile = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print what it would take; read no weights.")] = False,
+    ranks: Annotated[int, typer.Option(help="Run on datatrove, with so many shares of the models; 0 = here.")] = 0,
+    executor: Annotated[str, typer.Option(help="Of the ranks.", metavar="local|slurm|ray")] = "local",
+    executor_options: Annotated[
+        Path | None, typer.Option(help="YAML file of further arguments of datatrove's executor: workers, time ...")
+    ] = None,
+    **options: Any,
+) -> None:
+    """Collect models of the Hub into a tokenized dataset. Run it again to go on after an interruption.
+
+    Example: hf-wsl collect --output tokens --num-train 2000 --num-validation 200 --num-workers 4
+    """
+    from datasets_scripts.collect import collect as run
+    from datasets_scripts.collect_config import CollectConfig
+    from datasets_scripts.collect_plan import plan_collection
+    from datasets_scripts.config_sources import build, read_yaml
+
+    given = ("command line", {name: value for name, value in options.items() if value is not None})
+    from_file = (str(config), read_yaml(config) if config else {})
+    built = build(CollectConfig, from_file, given)
+    if dry_run:
+        typer.echo("\n".join(plan_collection(built, models or ()).lines()))
+        return
+    if ranks:
+        from datasets_scripts.collect_ranks import collect_with_ranks
+
+        report = collect_with_ranks(
+            output,
+            built,
+            models or (),
+            ranks=ranks,
+            executor=executor,
+            options=read_yaml(executor_options) if executor_options else None,
+        )
+        if report is None:
+            typer.echo(f"{output}: ranks are still to end; the last job, or this command again, makes the dataset")
+            return
+    else:
+        report = run(output, built, models or ())
+    table = ", ".join(f"{number} {outcome}" for outcome, number in report.outcomes.items())
+    totals = report.counts
+    typer.echo(f"{report.output}: {table}")
+    typer.echo(
+        f"{totals['accepted']} models, {totals['num_tokens']:,} tokens in {totals['num_windows']:,} windows, "
+        f"{totals['padding']:.3%} padding"
+    )
+
+
 @app.command(context_settings=PASS_ON, add_help_option=False)
 def pretrain(context: typer.Context) -> None:
     """Train a backbone on a tokenized dataset; `hf-wsl pretrain --help` lists all options.
@@ -128,9 +184,12 @@ def pretrain(context: typer.Context) -> None:
 @app.command()
 def embed(
     backbone: Annotated[str, typer.Argument(help="Folder or Hub id of a WSL model.")],
-    sources: Annotated[list[str], typer.Argument(help="Models, folders of models, Hub ids, or lists of these.")],
-    output: Annotated[Path, typer.Option(help="Parquet file: model_id, embedding, x, y.")],
+    sources: Annotated[
+        list[str], typer.Argument(help="Models, folders of models, Hub ids (org/name@revision), or lists of these.")
+    ],
+    output: Annotated[Path, typer.Option(help="Parquet file: model_id, revision, embedding, x, y.")],
     batch_size: Annotated[int, typer.Option(help="Windows per forward pass.")] = 8,
+    revision: Annotated[str | None, typer.Option(help="Branch, tag or commit of a backbone on the Hub.")] = None,
 ) -> None:
     """Embed models by their weights.
 
@@ -138,15 +197,19 @@ def embed(
     """
     from datasets_scripts.embed import embed as run
 
-    rows, refused = run(backbone, sources, output, batch_size)
+    rows, refused = run(backbone, sources, output, batch_size, revision)
     typer.echo(f"{output}: {rows} models embedded, {len(refused)} could not be read")
 
 
 @app.command()
 def generate(
     backbone: Annotated[str, typer.Argument(help="Folder or Hub id of a WSL model.")],
-    target: Annotated[str, typer.Argument(help="timm name, or folder or Hub id of a transformers or timm model.")],
-    anchors: Annotated[list[str], typer.Option(help="Trained model of that architecture; repeat for several.")],
+    target: Annotated[
+        str, typer.Argument(help="timm name, or folder or Hub id (org/name@revision) of a transformers or timm model.")
+    ],
+    anchors: Annotated[
+        list[str], typer.Option(help="Trained model of that architecture (org/name@revision); repeat for several.")
+    ],
     output: Annotated[Path, typer.Option(help="Folder; every model gets a folder of its own in it.")],
     num_samples: Annotated[int, typer.Option(help="Models to generate.")] = 1,
     seed: Annotated[int, typer.Option(help="Of all draws.")] = 0,
@@ -155,21 +218,52 @@ def generate(
         str, typer.Option(help="One draw for all tokens, or one for each.", metavar="shared|independent")
     ] = "shared",
     num_classes: Annotated[int | None, typer.Option(help="Of the target, where it differs from the anchors'.")] = None,
+    revision: Annotated[str | None, typer.Option(help="Branch, tag or commit of a backbone on the Hub.")] = None,
 ) -> None:
     """Generate models of an architecture from trained anchors.
 
     Example: hf-wsl generate backbone resnet18 --anchors models/resnet18 --output generated --num-samples 5
     """
-    from transformers import pipeline
-
-    import modeling_wsl  # noqa: F401  registers the task
+    from .pipelines import load_pipeline
 
     draws = {"num_samples": num_samples, "seed": seed, "bandwidth": bandwidth, "noise": noise}
-    generator = pipeline("weight-generation", model=backbone)
+    generator = load_pipeline("weight-generation", backbone, revision=revision)
     for index, model in enumerate(generator(target, anchors=anchors, num_classes=num_classes, **draws)):
         folder = output / f"{index:03d}"
         model.save_pretrained(folder)
         typer.echo(f"{folder}")
+
+
+@app.command()
+def publish(
+    folder: Annotated[Path, typer.Argument(help="Of a tokenized dataset, a backbone or a generated model.")],
+    repo_id: Annotated[str, typer.Argument(help="owner/name on the Hub; made where it does not exist.")],
+    private: Annotated[bool, typer.Option("--private", help="Make a new repository private.")] = False,
+    revision: Annotated[str | None, typer.Option(help="Branch to commit to.")] = None,
+    create_pr: Annotated[bool, typer.Option("--create-pr", help="Offer a pull request instead.")] = False,
+    licence: Annotated[
+        str | None, typer.Option(help="To publish a model under, as the Hub spells it, where none follows from facts.")
+    ] = None,
+    message: Annotated[str | None, typer.Option(help="Of the commit.")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print what would be done, and do nothing.")] = False,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
+) -> None:
+    """Put a dataset, backbone or generated model on the Hub, with a card made of facts. Run it again to go on.
+
+    Example: hf-wsl publish backbone org/hf-wsl-tiny --dry-run
+    """
+    from hub_cards.publish import publish as run
+    from hub_cards.publish_plan import PublishPlan
+
+    def confirm(plan: PublishPlan) -> bool:
+        typer.echo("\n".join(plan.lines()))
+        return not dry_run and (yes or plan.does_nothing or typer.confirm("Do this?"))
+
+    options = {"private": private, "revision": revision, "create_pr": create_pr, "licence": licence}
+    result = run(folder, repo_id, **options, message=message, confirm=confirm)
+    if result is not None:
+        done = f"{len(result.sent)} files sent" if result.sent else "nothing had changed"
+        typer.echo(f"{result.pull_request_url or result.commit_url} ({done})")
 
 
 @app.command()

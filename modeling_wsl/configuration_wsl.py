@@ -7,7 +7,7 @@ from typing import Any, Literal
 from huggingface_hub.dataclasses import strict
 from transformers.configuration_utils import PreTrainedConfig
 
-from .remote_code import AUTO_MAP, CUSTOM_PIPELINES, copy_code_files, is_remote_code
+from .remote_code import AUTO_MAP, CUSTOM_PIPELINES, copy_code_files, is_remote_code, without_code_files
 
 
 # A head that flattens the window is part of the published parameter counts of the three paper sizes. `nano` and `tiny`
@@ -206,6 +206,9 @@ class WSLConfig(PreTrainedConfig):
         """What config.json holds: the values, and where the code that reads them lies."""
         return {**super().to_diff_dict(), "auto_map": dict(AUTO_MAP), "custom_pipelines": dict(CUSTOM_PIPELINES)}
 
+    def _get_files_timestamps(self, working_dir: str | os.PathLike) -> dict[str, float]:
+        return without_code_files(super()._get_files_timestamps(working_dir))
+
     def save_pretrained(self, save_directory: str | os.PathLike, push_to_hub: bool = False, **kwargs):
         """As `PreTrainedConfig.save_pretrained`, and copies the code files that `auto_map` names beside config.json.
 
@@ -216,4 +219,5 @@ class WSLConfig(PreTrainedConfig):
         type(self)._auto_class = None
         if not os.path.isfile(save_directory):
             copy_code_files(save_directory)
-        super().save_pretrained(save_directory, push_to_hub=push_to_hub, **kwargs)
+        # As text: to name the repository after it, transformers splits it.
+        super().save_pretrained(os.fspath(save_directory), push_to_hub=push_to_hub, **kwargs)

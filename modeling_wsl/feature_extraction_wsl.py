@@ -3,7 +3,7 @@
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
-from os import PathLike
+from os import PathLike, fspath
 from typing import Any
 
 import torch
@@ -12,7 +12,7 @@ from transformers.feature_extraction_utils import BatchFeature, FeatureExtractio
 
 from .checkpoints import Checkpoint, open_checkpoint
 from .manifest import TensorSpec, WeightManifest
-from .remote_code import copy_code_files
+from .remote_code import copy_code_files, without_code_files
 from .tokenization import read_tokens, write_tokens
 
 
@@ -193,7 +193,11 @@ class WSLFeatureExtractor(FeatureExtractionMixin):
             "auto_map": {"AutoFeatureExtractor": f"{__name__.rsplit('.', 1)[-1]}.{type(self).__name__}"},
         }
 
+    def _get_files_timestamps(self, working_dir: str | PathLike) -> dict[str, float]:
+        return without_code_files(super()._get_files_timestamps(working_dir))
+
     def save_pretrained(self, save_directory: str | PathLike, push_to_hub: bool = False, **kwargs: Any) -> list[str]:
         """Writes `preprocessor_config.json`, and the code files that let it load without the library installed."""
         copy_code_files(save_directory)
-        return super().save_pretrained(save_directory, push_to_hub=push_to_hub, **kwargs)
+        # As text: to name the repository after it, transformers splits it.
+        return super().save_pretrained(fspath(save_directory), push_to_hub=push_to_hub, **kwargs)

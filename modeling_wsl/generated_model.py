@@ -10,6 +10,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from huggingface_hub import CommitInfo, create_repo, upload_folder
 from torch import Tensor, nn
 
 from .targets import Target
@@ -73,6 +74,41 @@ class GeneratedModel:
         finally:
             shutil.rmtree(temporary)
         return folder
+
+    def push_to_hub(
+        self,
+        repo_id: str,
+        *,
+        commit_message: str = "Upload generated model",
+        private: bool | None = None,
+        revision: str | None = None,
+        create_pr: bool = False,
+        token: str | bool | None = None,
+    ) -> CommitInfo:
+        """Uploads what `save_pretrained` writes, to a repository that is made where it does not exist.
+
+        It brings no card; `hf-wsl publish` writes one, from the provenance and the licences of the anchors.
+
+        Args:
+            private: of a new repository; None leaves it to the owner's settings.
+            revision: branch, which must exist.
+
+        Returns:
+            the commit.
+
+        Raises:
+            huggingface_hub.errors.HfHubHTTPError: the Hub refuses.
+        """
+        repo_id = create_repo(repo_id, private=private, token=token, exist_ok=True).repo_id
+        with tempfile.TemporaryDirectory() as folder:
+            return upload_folder(
+                repo_id=repo_id,
+                folder_path=self.save_pretrained(Path(folder) / "model"),
+                commit_message=commit_message,
+                revision=revision,
+                create_pr=create_pr,
+                token=token,
+            )
 
 
 def package_versions() -> dict[str, str | None]:

@@ -50,6 +50,15 @@ def copy_code_files(folder: str | os.PathLike) -> list[Path]:
     return written
 
 
+def without_code_files(timestamps: dict[str, float]) -> dict[str, float]:
+    """Of the files that a folder had before a save with `push_to_hub=True`, those that need not be uploaded.
+
+    transformers uploads what is newer than its note of the folder, which it takes when the code is there already.
+    """
+    shipped = {path.name for path in code_files()}
+    return {name: time for name, time in timestamps.items() if name not in shipped}
+
+
 def entry_points() -> dict[str, type]:
     """The classes that `AUTO_MAP` and `CUSTOM_PIPELINES` name, by Auto class and by task.
 
