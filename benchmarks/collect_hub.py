@@ -24,10 +24,18 @@ from urllib.request import Request, urlopen
 
 TESTS = Path(__file__).resolve().parent.parent / "tests"
 # Real sizes, random weights: 4 to 102 MB each, 0.6 GB in all. Speed does not depend on what the weights are.
-ARCHITECTURES = (
-    "resnet18 resnet34 resnet50 vit_tiny_patch16_224 vit_small_patch16_224 convnext_pico convnext_tiny efficientnet_b0 "
-    "swin_tiny_patch4_window7_224 mobilenetv3_large_100 deit_small_patch16_224 test_vit"
-).split()
+ARCHITECTURES = [
+    *(
+        "resnet18",
+        "resnet34",
+        "resnet50",
+        "convnext_pico",
+        "convnext_tiny",
+        "efficientnet_b0",
+        "mobilenetv3_large_100",
+    ),
+    *("vit_tiny_patch16_224", "vit_small_patch16_224", "deit_small_patch16_224", "swin_tiny_patch4_window7_224"),
+]
 
 
 @contextmanager
@@ -107,7 +115,6 @@ def timed_collection(url: str, output: Path, config) -> dict:
         "seconds": round(seconds, 3),
         "outcomes": dict(report.outcomes),
         "requests": totals["requests"],
-        "requests_at_once": totals["peak"],
         "bytes_received": totals["bytes"],
         "peak_weights_on_disk": watch.peak["disk"],
         "peak_weights_in_memory": watch.peak["memory"],
@@ -116,7 +123,7 @@ def timed_collection(url: str, output: Path, config) -> dict:
     }
 
 
-def mixed_models(folder: Path) -> dict:
+def mixed_models(folder: Path, repeats: int) -> dict:
     """Part one: sixty models, good and broken."""
     with hub_process("--mixed") as url:
         from collect_fixtures import configured
@@ -127,19 +134,17 @@ def mixed_models(folder: Path) -> dict:
 
 def real_sizes(folder: Path, repeats: int) -> dict:
     """Part two: models of real size; collected, and merely downloaded, by turns."""
-    import timm
-    import torch
-    from timm.models import save_for_hf
-
     with hub_process() as url:
-        from huggingface_hub import constants, hf_hub_download
+        import timm
+        import torch
+        from huggingface_hub import hf_hub_download
+        from timm.models import save_for_hf
 
         from datasets_scripts.collect_config import CollectConfig
 
-        constants.ENDPOINT, constants.HUGGINGFACE_CO_URL_TEMPLATE = url, url + "/{repo_id}/resolve/{revision}/{filename}"
         total = 0
-        for architecture in ARCHITECTURES:
-            torch.manual_seed(0)
+        for seed, architecture in enumerate(ARCHITECTURES):
+            torch.manual_seed(seed)
             place = folder / architecture
             save_for_hf(timm.create_model(architecture), place, safe_serialization=True)
             (place / "README.md").write_text("---\nlicense: mit\npipeline_tag: image-classification\n---\n")
@@ -161,7 +166,11 @@ def real_sizes(folder: Path, repeats: int) -> dict:
             downloads.append(round(download(folder / "cache"), 3))
             for workers, memory in ((1, "1GB"), (1, "1KB"), (2, "1GB")):
                 config = CollectConfig(
-                    tasks="image-classification", num_workers=workers, max_memory=memory, num_train=90, num_validation=10
+                    tasks="image-classification",
+                    num_workers=workers,
+                    max_memory=memory,
+                    num_train=90,
+                    num_validation=10,
                 )
                 run = timed_collection(url, folder / "collected", config)
                 runs.append({"held_in": "memory" if memory == "1GB" else "disk", **run})
@@ -187,19 +196,30 @@ def real_sizes(folder: Path, repeats: int) -> dict:
     }
 
 
+PARTS = {"mixed": mixed_models, "real_sizes": real_sizes}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", type=Path, required=True)
     parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--part", choices=PARTS, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     sys.path.insert(0, str(TESTS))
     os.environ["PYTHONPATH"] = os.pathsep.join([str(TESTS), os.environ.get("PYTHONPATH", "")])
-    with tempfile.TemporaryDirectory() as folder:
-        report = {"mixed": mixed_models(Path(folder)), "real_sizes": real_sizes(Path(folder), arguments.repeats)}
-    from datasets_scripts.files import write_json
-
-    write_json(arguments.output, report)
-    print(json.dumps(report["real_sizes"]["summary"], indent=1))
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(scratch)
+        if arguments.part:
+            report = PARTS[arguments.part](folder, arguments.repeats)
+        else:  # a process for each: the workers of a process keep the Hub that they began with
+            report = {}
+            for part in PARTS:
+                file = folder / f"{part}.json"
+                own = [__file__, "--output", str(file), "--repeats", str(arguments.repeats), "--part", part]
+                subprocess.run([sys.executable, *own], check=True)
+                report[part] = json.loads(file.read_text())
+    arguments.output.parent.mkdir(parents=True, exist_ok=True)
+    arguments.output.write_text(json.dumps(report, indent=1) + "\n")
 
 
 if __name__ == "__main__":

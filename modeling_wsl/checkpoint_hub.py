@@ -7,6 +7,7 @@ from huggingface_hub import HfApi, hf_hub_download, snapshot_download
 from huggingface_hub.errors import (
     EntryNotFoundError,
     GatedRepoError,
+    HfHubHTTPError,
     LocalEntryNotFoundError,
     OfflineModeIsEnabled,
     RepositoryNotFoundError,
@@ -24,6 +25,7 @@ from .checkpoint_order import SIDECAR
 logger = logging.get_logger(__name__)
 
 CONFIG_NAMES = ("config.json", "adapter_config.json", SIDECAR)
+LOGIN = "log in (`hf auth login`, HF_TOKEN, or token= in Python)"
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+", re.ASCII)
 
 
@@ -31,6 +33,12 @@ def is_hub_id(source: str) -> bool:
     """True for "org/name"; a weight file's suffix makes it a path, so mistyped files are not looked for online."""
     suffix = PurePosixPath(source).suffix.lower()
     return bool(HUB_ID.fullmatch(source)) and suffix not in (*SAFETENSORS_SUFFIXES, *TORCH_SUFFIXES, *SUFFIXES)
+
+
+def hub_source(source: str, revision: str | None = None) -> tuple[str, str | None] | None:
+    """Id and revision of "org/name" or "org/name@revision" (its own counts first); None for anything else."""
+    repo_id, _, own = source.partition("@")
+    return (repo_id, own or revision) if is_hub_id(repo_id) else None
 
 
 def download(repo_id: str, *, revision: str | None, token: str | bool | None, subfolder: str) -> tuple[Path, str]:
@@ -116,19 +124,21 @@ def cached(source: str, repo_id: str, revision: str | None, subfolder: str, erro
 
 
 def hub_error(source: str, revision: str | None, error: Exception) -> CheckpointError:
-    """Words an error of the Hub's client."""
+    """Words an error of the Hub's client about a model."""
+    return CheckpointError(source, *hub_problem(error, revision))
+
+
+def hub_problem(error: Exception, revision: str | None, kind: str = "model") -> tuple[str, str]:
+    """What an error of the Hub's client about a `kind` of repository means, and what to do about it."""
     if isinstance(error, GatedRepoError):  # a RepositoryNotFoundError too, so it comes first
-        advice = "Accept its terms on the Hub, then pass token= or run `hf auth login`"
-        return CheckpointError(source, "is a gated repository on the Hub", advice)
+        return "is a gated repository on the Hub", f"Accept its terms there, then {LOGIN}"
     if isinstance(error, RepositoryNotFoundError):
-        advice = "Check the name; a private repository needs token= or `hf auth login`"
-        return CheckpointError(source, "is neither a local path nor a model on the Hub", advice)
+        return f"is neither a local path nor a {kind} on the Hub", f"Check the name; for a private one {LOGIN}"
     if isinstance(error, RevisionNotFoundError):
-        return CheckpointError(
-            source, f"has no revision {shorten(revision)} on the Hub", "Pass a branch, tag or commit"
-        )
+        return f"has no revision {shorten(revision)} on the Hub", "Pass a branch, tag or commit"
     if isinstance(error, OfflineModeIsEnabled):
-        return CheckpointError(source, "is not in the local cache, and HF_HUB_OFFLINE is set", "Unset it to download")
+        return "is not in the local cache, and HF_HUB_OFFLINE is set", "Unset it to download"
+    if any(isinstance(e, HfHubHTTPError) and e.response.status_code == 401 for e in (error, error.__cause__)):
+        return "cannot be read: the Hub does not know the access token", f"Unset HF_TOKEN, or {LOGIN}"
     first = (str(error).strip().splitlines() or [""])[0]
-    reason = f"cannot be downloaded ({type(error).__name__}: {shorten(first)})"
-    return CheckpointError(source, reason, "Check the connection and try again")
+    return f"cannot be downloaded ({type(error).__name__}: {shorten(first)})", "Check the connection and try again"

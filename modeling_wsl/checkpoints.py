@@ -18,7 +18,7 @@ from .checkpoint_errors import (
     shorten,
 )
 from .checkpoint_folders import ADAPTER_NAMES, WEIGHT_NAMES, choose_weights, list_files, read_config
-from .checkpoint_hub import download, is_hub_id
+from .checkpoint_hub import download, hub_source
 from .checkpoint_order import SIDECAR, Order, order_names
 from .manifest import TensorSpec
 
@@ -193,7 +193,7 @@ def open_checkpoint(
         source: a state dict, a module, a file (safetensors, torch.save, an index of shards), a folder (of
             transformers, timm or PEFT, or with one weight file), a Hub id (`org/name`), or a `Checkpoint`, which is
             returned as it is.
-        revision: branch, tag or commit of a Hub id.
+        revision: branch, tag or commit of a Hub id that does not name its own (`org/name@revision`).
         token: access token for private and gated models of the Hub.
         subfolder: folder within a folder or Hub model.
         key: which state dict of a training checkpoint is meant, names joined by dots (`"ema.model"`); needed only
@@ -229,8 +229,9 @@ def open_checkpoint(
     elif isinstance(source, (str, os.PathLike)):
         name = os.fspath(source)
         path = Path(name).expanduser()
-        if not path.exists() and isinstance(source, str) and is_hub_id(source):
-            path, commit = download(source, revision=revision, token=token, subfolder=subfolder)
+        if not path.exists() and isinstance(source, str) and (found := hub_source(source, revision)):
+            name = found[0]
+            path, commit = download(name, revision=found[1], token=token, subfolder=subfolder)
         elif not path.exists():
             advice = "Pass a path that exists, or a Hub id of the form org/name"
             raise CheckpointError(name, "is no file or folder" + " (a broken link)" * path.is_symlink(), advice)

@@ -14,9 +14,6 @@ from importlib import metadata
 from pathlib import Path
 from typing import Annotated, Any
 
-import datasets
-import huggingface_hub
-import transformers
 import typer
 
 
@@ -43,6 +40,10 @@ def log_level(
     for package in ("modeling_wsl", "datasets_scripts", "trainers", "hub_cards"):
         logging.getLogger(package).setLevel(level)
     if quiet:
+        import datasets
+        import huggingface_hub
+        import transformers
+
         datasets.disable_progress_bars()
         huggingface_hub.utils.disable_progress_bars()
         transformers.logging.disable_progress_bar()

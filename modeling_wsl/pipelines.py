@@ -4,14 +4,18 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from itertools import chain
 from os import PathLike
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from transformers import Pipeline, PreTrainedModel
+from transformers import Pipeline, PreTrainedModel, pipeline
 
 from .anchors import AnchorSource
-from .checkpoint_errors import CheckpointError
+from .checkpoint_errors import CheckpointError, shorten
+from .checkpoint_folders import read_config
+from .checkpoint_hub import download_config, hub_source
+from .configuration_wsl import WSLConfig
 from .feature_extraction_wsl import Source
 from .generated_model import GeneratedModel
 from .generation import STREAM_WINDOW, GenerationSettings, generate, plan_generation
@@ -54,6 +58,57 @@ class WeightPipeline(Pipeline):
         return super().__call__(inputs, batch_size=1, **kwargs)
 
 
+def load_pipeline(
+    task: str,
+    backbone: str | PathLike,
+    *,
+    revision: str | None = None,
+    token: str | bool | None = None,
+    **options: Any,
+) -> WeightPipeline:
+    """`transformers.pipeline` with the errors of `find_backbone`, and everything of a Hub id at one commit.
+
+    Args:
+        task: "weight-embedding" or "weight-generation".
+        backbone, revision, token: see `find_backbone`.
+        options: of the pipeline.
+    """
+    name, commit = find_backbone(backbone, revision=revision, token=token)
+    return pipeline(task, model=name, revision=commit, token=token, **options)
+
+
+def find_backbone(
+    backbone: str | PathLike, *, revision: str | None = None, token: str | bool | None = None
+) -> tuple[str, str | None]:
+    """Makes sure that there is a backbone, by its config, before anything is loaded.
+
+    Args:
+        backbone: folder, or Hub id (`org/name`, `org/name@revision`).
+        revision: branch, tag or commit of a Hub id that does not name its own.
+        token: for private and gated backbones; by default the one of the login.
+
+    Returns:
+        The folder, and None; or the Hub id, and the commit that the revision stands for now.
+
+    Raises:
+        CheckpointError: it is missing, may not be read, or is no backbone.
+    """
+    name, folder, commit = str(backbone), Path(backbone).expanduser(), None
+    if not folder.exists() and (found := hub_source(name, revision)):
+        name, revision = found
+        folder = download_config(name, revision=revision, token=token)
+        commit = folder.name  # in the cache; a branch may move between one file and the next
+    elif revision is not None:
+        raise CheckpointError(name, f"has no revision {shorten(revision)}, for it is no Hub id", "Leave revision out")
+    library, config = read_config(folder) if folder.is_dir() else (None, {})
+    if not config:
+        raise CheckpointError(name, "is neither a folder with a config.json nor a Hub id", "Name a trained backbone")
+    kind = config.get("model_type")
+    if library != "peft" and kind != WSLConfig.model_type:  # an adapter names its backbone, which is loaded with it
+        raise CheckpointError(name, f"is no backbone: its model_type is {shorten(kind)}", "Name a trained backbone")
+    return name, commit
+
+
 class WeightEmbeddingPipeline(WeightPipeline):
     """Embeds models by their weights: the mean latent over all tokens (paper, section 3.4).
 
@@ -73,7 +128,8 @@ class WeightEmbeddingPipeline(WeightPipeline):
         batch_size: windows per forward pass; default 8.
         autocast_dtype: run the backbone under autocast to this type ("bfloat16").
         progress: show a progress bar; default true.
-        revision, token, subfolder, key, order, allow_nonfinite, min_parameters: see `open_checkpoint`.
+        revision, token, subfolder, key, order, allow_nonfinite, min_parameters: of the source, see `open_checkpoint`;
+            `revision` and `token` of `pipeline` are the backbone's.
 
     Raises:
         CheckpointError: a source cannot be read safely.
@@ -154,7 +210,8 @@ class WeightGenerationPipeline(WeightPipeline):
         initialise: modules or tensors of the target to initialise anew instead of sampling them.
         num_samples, num_candidates, seed, bandwidth, noise, window_size, halo, batch_size, autocast_dtype,
             batch_norm_images, rank, progress: see `GenerationSettings`.
-        revision, token, subfolder, key, order, allow_nonfinite, min_parameters: of the anchors, see `open_checkpoint`.
+        revision, token, subfolder, key, order, allow_nonfinite, min_parameters: of the anchors, see `open_checkpoint`;
+            the token opens the target too. `revision` and `token` of `pipeline` are the backbone's.
 
     Raises:
         ValueError: the target is unknown, or an anchor does not match it; the message names the tensors.

@@ -27,7 +27,7 @@ from .architectures import (
 )
 from .checkpoint_errors import CheckpointError
 from .checkpoint_folders import read_config
-from .checkpoint_hub import download_config, is_hub_id
+from .checkpoint_hub import download_config, hub_source, is_hub_id
 from .checkpoints import Checkpoint, open_checkpoint
 from .manifest import TensorSpec, WeightManifest
 
@@ -177,17 +177,21 @@ def resolve_target(
 
     Args:
         target: a timm name ("resnet18"; it wins over a folder of that name), a folder (timm's, transformers', or any
-            checkpoint), a file, a Hub id, a transformers config, a module, a manifest, a checkpoint or a state dict.
+            checkpoint), a file, a Hub id (also `org/name@revision`), a transformers config, a module, a manifest, a
+            checkpoint or a state dict.
         num_classes: classes of the classifier, for timm and transformers targets.
         target_kwargs: for `timm.create_model` (`img_size`, `in_chans`, ...) or, with a transformers target, entries of
             its config.
-        hub_options: `revision`, `token`, where the target is a Hub id.
+        hub_options: `revision` (that of `org/name@revision` counts first), `token`, where the target is a Hub id.
 
     Raises:
         ValueError: nothing of that name, or an option that the target cannot have.
         CheckpointError: a Hub model without config.json, or a config.json that must not be built.
     """
     options = dict(target_kwargs or {})
+    revision = hub_options.get("revision")
+    if isinstance(target, str) and not Path(target).exists() and (found := hub_source(target, revision)):
+        target, hub_options["revision"] = found
     timm_name = isinstance(target, str) and not Path(target).is_file() and is_timm_name(target)
     if hub_options.get("revision") is not None and (timm_name or not _on_hub(target)):
         raise ValueError(

@@ -2,6 +2,7 @@
 
 import math
 import os
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -19,6 +20,9 @@ from transformers.utils.output_capturing import capture_outputs
 
 from .configuration_wsl import WSLConfig
 from .remote_code import entry_points
+
+
+COMMIT = re.compile(r"[0-9a-f]{40}")
 
 
 @dataclass
@@ -130,6 +134,21 @@ class WSLPreTrainedModel(PreTrainedModel):
     _supports_attention_backend = True
     _can_compile_fullgraph = True
     _can_record_outputs = {"hidden_states": WSLLayer, "attentions": WSLAttention}
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path, *model_args, **kwargs):
+        """As `PreTrainedModel.from_pretrained`, and `config._commit_hash` names the commit, where that is known.
+
+        It is in the Auto classes and `pipeline`, and where `revision` is a commit. transformers 5.17 notes it itself,
+        newer ones do not; generated models name it as the state of their backbone.
+        """
+        loaded = super().from_pretrained(pretrained_model_name_or_path, *model_args, **kwargs)
+        revision = kwargs.get("revision") or ""
+        revision = getattr(revision, "resolved", revision)  # newer Auto classes look a branch or tag up beforehand
+        if COMMIT.fullmatch(revision) and not os.path.isdir(pretrained_model_name_or_path):
+            model = loaded[0] if isinstance(loaded, tuple) else loaded  # a tuple with output_loading_info
+            model.config._commit_hash = revision
+        return loaded
 
     def save_pretrained(self, save_directory: str | os.PathLike, *args, **kwargs):
         """As `PreTrainedModel.save_pretrained`; config.json and the code beside it are the configuration's business.

@@ -7,7 +7,8 @@ from modeling_wsl import WSLConfig, WSLModel
 from modeling_wsl.losses import reconstruction_r2
 from modeling_wsl.manifest import mask_from_valid_entries
 from trainers.baselines import Covariance, evaluate, fit_pca, random_projection, standardize
-from trainers.window_data import WindowDataset, load_windows
+from trainers.dataset_source import load_windows
+from trainers.window_data import WindowDataset
 
 
 @pytest.fixture(scope="module")

@@ -5,28 +5,34 @@ import json
 import logging
 import os
 import signal
-import subprocess
-import sys
 import time
-from pathlib import Path
 
 import pytest
 import torch
-from accelerate.state import AcceleratorState
-from safetensors.torch import load_file
+from pretrain_fixtures import (
+    arguments,
+    command,
+    finish,
+    lines_of,
+    one_thread_and_a_fresh_accelerator,  # noqa: F401  a fixture
+    weights,
+)
 from transformers import AutoFeatureExtractor, AutoModel, AutoModelForPreTraining
-from window_fixtures import same_tensors, small_model_arguments, write_dataset
+from window_fixtures import same_tensors, write_dataset
 
 from datasets_scripts.config_sources import ConfigError
 from modeling_wsl.losses import R2Accumulator
 from trainers.checkpointing import CheckpointStateError, last_checkpoint
 from trainers.crops import tiles
+from trainers.dataset_source import load_windows
 from trainers.pretrain import main, run
 from trainers.pretrain_trainer import NonFiniteLossError
 from trainers.validation import to_device
-from trainers.window_data import DatasetError, WindowDataset, load_windows
+from trainers.window_data import WindowDataset
+from trainers.window_table import DatasetError
 
 
+pytestmark = pytest.mark.usefixtures("one_thread_and_a_fresh_accelerator")
 PLAIN = {"noise_std": 0, "contrastive_weight": 0, "mask_ratio": 0}
 
 
@@ -34,50 +40,6 @@ PLAIN = {"noise_std": 0, "contrastive_weight": 0, "mask_ratio": 0}
 def data(tmp_path_factory):
     lengths = {"train": [40, 7, 33, 16, 3, 90, 25, 64, 12, 20, 31], "validation": [30, 5, 44]}
     return write_dataset(tmp_path_factory.mktemp("pretrain") / "data", lengths)
-
-
-@pytest.fixture(autouse=True)
-def one_thread_and_a_fresh_accelerator():
-    threads, deterministic = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
-    torch.set_num_threads(1)
-    yield
-    AcceleratorState._reset_state(reset_partial_state=True)
-    torch.set_num_threads(threads)
-    torch.use_deterministic_algorithms(deterministic)
-
-
-def arguments(data, output_dir, *more, model=None, **options):
-    defaults = {"config": "nano", "dataset": data, "output_dir": output_dir, "batch_size": 4, "use_cpu": "true"}
-    defaults |= {"max_steps": 6, "logging_steps": 2, "eval_steps": 3}
-    words = [word for key, value in {**defaults, **options}.items() for word in (f"--{key}", str(value))]
-    return [*words, *small_model_arguments(**(model or {})), *more]
-
-
-def command(words, launcher=("-m", "trainers.pretrain"), **options):
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "ACCELERATE_USE_CPU": "yes"}
-    return subprocess.Popen(
-        [sys.executable, *launcher, *words],
-        cwd=Path(__file__).parent.parent,
-        env=environment,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        **options,
-    )
-
-
-def finish(process):
-    output, _ = process.communicate(timeout=120)
-    assert process.returncode == 0, output
-    return output
-
-
-def lines_of(output_dir):
-    return [json.loads(line) for line in (Path(output_dir) / "metrics.jsonl").read_text().splitlines()]
-
-
-def weights(folder):
-    return load_file(Path(folder) / "model.safetensors")
 
 
 def test_a_run_that_sigterm_stopped_and_latest_resumed_equals_an_uninterrupted_one(data, tmp_path):
@@ -142,22 +104,6 @@ def test_eight_windows_at_once_equal_eight_accumulated(data, tmp_path, normaliza
     )
     # The mean of the micro-batches' means, the common mistake, is another number on windows of unequal length.
     assert len({line["loss"] for line in first if "loss" in line}) == 3
-
-
-def test_two_processes_equal_one(data, tmp_path):
-    options = {"mixed_precision": "no", "adam_epsilon": 1e-3, "model": {**PLAIN, "loss_normalization": "token"}}
-    launcher = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "-m", "trainers.pretrain")
-    two = command(arguments(data, tmp_path / "two", batch_size=2, gradient_accumulation_steps=2, **options), launcher)
-    main(arguments(data, tmp_path / "one", batch_size=8, **options))
-    finish(two)
-    expected = weights(tmp_path / "one")
-    for name, tensor in weights(tmp_path / "two").items():
-        torch.testing.assert_close(tensor, expected[name], atol=2e-6, rtol=1e-4)
-    one, two = lines_of(tmp_path / "one"), lines_of(tmp_path / "two")
-    assert [line["step"] for line in one] == [line["step"] for line in two]
-    for first, second in zip(one, two, strict=True):
-        for key in {"loss", "val_r2", "pca_r2", "random_projection_r2"} & first.keys():
-            assert first[key] == pytest.approx(second[key], rel=1e-5)
 
 
 def test_the_output_folder_loads_and_scores_what_the_log_says(data, tmp_path, caplog):
@@ -325,7 +271,7 @@ def test_what_a_user_can_mend_is_one_line_on_stderr(data, tmp_path, capsys, opti
         ({"model": {"position_encoding": "learned", "max_positions": "[99,9,9]"}}, DatasetError, "up to k ="),
         ({"model": {"latent_size": 64}}, ConfigError, "PCA, which has 24 directions"),
         ({"size": "huge"}, ConfigError, "Unknown size 'huge'"),
-        ({"dataset": "nowhere/at-all"}, DatasetError, "neither a folder nor a dataset"),
+        ({"dataset": "nowhere/at-all"}, DatasetError, "neither a local path nor a dataset on the Hub"),
         ({"dataset": ""}, ConfigError, "'dataset' is missing"),
         ({"resume_from_checkpoint": "nowhere"}, CheckpointStateError, "no trainer_state.json"),
     ],

@@ -7,7 +7,9 @@ from window_fixtures import write_dataset
 
 from modeling_wsl.manifest import Segment, positions_from_segments
 from trainers.crops import Crop, TrainingOrder, batches_of, crop_start, steps_for_epochs, tiles
-from trainers.window_data import DatasetError, WindowDataset, load_windows, make_loader
+from trainers.dataset_source import load_windows
+from trainers.window_data import WindowDataset, make_loader
+from trainers.window_table import DatasetError
 
 
 LENGTHS = {"train": [40, 7, 33, 16, 1, 90, 25, 64, 12], "validation": [30, 5]}
@@ -199,7 +201,7 @@ def test_a_dataset_written_again_under_the_same_name_is_read_anew(tmp_path):
 
 
 def test_a_folder_that_is_no_dataset_is_refused(tmp_path):
-    with pytest.raises(DatasetError, match="neither a folder nor a dataset on the Hub"):
+    with pytest.raises(DatasetError, match="neither a folder nor a dataset id"):
         load_windows(str(tmp_path / "nothing"))
     with pytest.raises(DatasetError, match="hf-wsl tokenize"):
         load_windows(str(tmp_path))

@@ -7,7 +7,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 
-from datasets_scripts.schema import window_features
+from datasets_scripts.schema import model_features, window_features
 from modeling_wsl.feature_extraction_wsl import WSLFeatureExtractor
 from modeling_wsl.manifest import Segment
 
@@ -17,7 +17,10 @@ configs:
 - config_name: windows
   default: true
   data_files:
-{files}
+{windows}
+- config_name: models
+  data_files:
+{models}
 ---
 """
 
@@ -56,17 +59,20 @@ def write_dataset(
     rank: int = 6,
     seed: int = 0,
     rows_per_file: int = 7,
+    rows_per_group: int | None = None,
     edit=None,
 ) -> Path:
-    """Writes windows of the given lengths per split, in several Parquet files, and the tokenizer's settings.
+    """Writes windows of the given lengths per split, two a model, in several Parquet files, and what lies beside them.
 
     Args:
+        rows_per_group: rows of a row group; None: a file is one.
         edit: called with each row's dict before it is written; to damage one.
     """
     generator = np.random.default_rng(seed)
     basis = generator.normal(size=(rank, token_size))
     schema = window_features(token_size).arrow_schema
-    (folder / "windows").mkdir(parents=True)
+    for config in ("windows", "models"):
+        (folder / config).mkdir(parents=True)
     for split, split_lengths in lengths.items():
         rows = [
             make_row(generator, basis, length, f"{split}/model-{i // 2}", i % 2, (i % 2) * split_lengths[i - 1])
@@ -78,11 +84,22 @@ def write_dataset(
         parts = [rows[i : i + rows_per_file] for i in range(0, len(rows), rows_per_file)]
         for i, part in enumerate(parts):
             name = f"{split}-{i:05d}-of-{len(parts):05d}.parquet"
-            pq.write_table(pa.Table.from_pylist(part, schema=schema), folder / "windows" / name)
-    files = "".join(
-        f"  - split: {split}\n    path: windows/{split}-*.parquet\n" for split in lengths if lengths[split]
-    )
-    (folder / "README.md").write_text(CARD.format(files=files.rstrip("\n")))
+            table = pa.Table.from_pylist(part, schema=schema)
+            pq.write_table(table, folder / "windows" / name, row_group_size=rows_per_group)
+        models = [
+            {"model_id": f"{split}/model-{i // 2}", "split": split, "num_windows": len(own), "num_tokens": sum(own)}
+            for i in range(0, len(split_lengths), 2)
+            for own in (split_lengths[i : i + 2],)
+        ]
+        table = pa.Table.from_pylist(models, schema=model_features().arrow_schema)
+        pq.write_table(table, folder / "models" / f"{split}-00000-of-00001.parquet")
+    files = {
+        config: "\n".join(
+            f"  - split: {split}\n    path: {config}/{split}-*.parquet" for split in lengths if lengths[split]
+        )
+        for config in ("windows", "models")
+    }
+    (folder / "README.md").write_text(CARD.format(**files))
     WSLFeatureExtractor(token_size=token_size).save_pretrained(folder)
     return folder
 
@@ -105,3 +122,8 @@ def small_model_arguments(**overrides: object) -> list[str]:
 def same_tensors(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]) -> bool:
     """Whether two state dicts hold the same bits."""
     return first.keys() == second.keys() and all(torch.equal(first[key], second[key]) for key in first)
+
+
+def publishable(folder: Path) -> dict[str, Path]:
+    """The files of a folder as a commit on the tests' Hub takes them."""
+    return {path.relative_to(folder).as_posix(): path for path in sorted(folder.rglob("*")) if path.is_file()}

@@ -17,6 +17,7 @@ from modeling_wsl.losses import MIN_STD, R2Accumulator, token_moments
 from modeling_wsl.manifest import mask_from_valid_entries
 
 from .crops import tiles
+from .training_batches import TrainingBatches
 from .window_data import WindowDataset
 
 
@@ -88,18 +89,21 @@ class Covariance:
         return LinearBaseline(components.float().contiguous(), mean.float())
 
 
-def fit_pca(dataset: WindowDataset, rank: int, max_tokens: int, *, affine: bool = True) -> LinearBaseline:
+def fit_pca(
+    dataset: WindowDataset | TrainingBatches, rank: int, max_tokens: int, *, affine: bool = True
+) -> LinearBaseline:
     """PCA over the training tokens, each standardised.
 
     Args:
+        dataset: whose `sample` gives the tokens.
         rank: latent size r; at most d_t directions exist.
-        max_tokens: tokens to fit on, evenly spaced over the split.
+        max_tokens: tokens to fit on, about.
         affine: false divides tokens by their std without centring them and fits about the origin. Such a map commutes
             with the scale of a token, so it also holds for tokens that are not standardised (`linear_path` without
             `token_standardization`).
     """
     covariance = Covariance(dataset.token_size)
-    for tokens, mask in _evenly_spaced(dataset, max_tokens):
+    for tokens, mask in _chunks(dataset.sample(max_tokens)):
         standardized, _, std = standardize(tokens, mask)
         vectors = standardized if affine else tokens * mask / std.clamp(min=MIN_STD)
         covariance.update(vectors[(std > MIN_STD).squeeze(-1)])  # a token of equal entries has no direction
@@ -125,19 +129,18 @@ def evaluate(baselines: dict[str, LinearBaseline], dataset: WindowDataset, max_w
     return {name: float(score.compute()) for name, score in scores.items()}
 
 
-def _evenly_spaced(dataset: WindowDataset, max_tokens: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-    """Every stride-th token of the split as (tokens, mask) chunks, the count running on from window to window."""
-    stride = max(1, -(-int(dataset.num_tokens.sum()) // max_tokens))
+def _chunks(sample: Iterator[tuple[np.ndarray, np.ndarray]]) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    """Sampled tokens and valid entries as (tokens, mask) of some thousand tokens each."""
     parts: list[tuple[np.ndarray, np.ndarray]] = []
-    held = first = 0
-    for row in range(len(dataset)):
-        tokens, valid = dataset.window(row)
-        parts.append((tokens[first::stride], valid[first::stride]))
-        held += len(parts[-1][0])
-        first = (first - len(tokens)) % stride
-        if held >= _CHUNK or row == len(dataset) - 1:
+    held = 0
+    for part in sample:
+        parts.append(part)
+        held += len(part[0])
+        if held >= _CHUNK:
             yield _as_tensors(*(np.concatenate(column) for column in zip(*parts, strict=True)))
             parts, held = [], 0
+    if parts:
+        yield _as_tensors(*(np.concatenate(column) for column in zip(*parts, strict=True)))
 
 
 def _as_tensors(tokens: np.ndarray, valid: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:

@@ -21,6 +21,8 @@ from transformers.utils import logging as hf_logging
 
 from datasets_scripts.files import write_json
 
+from .distribution import as_part_of, whole
+
 
 OPTIMIZER_FILE, STATE_FILE = "optimizer.safetensors", "trainer_state.json"
 _MOMENTS = ("step", "exp_avg", "exp_avg_sq")  # AdamW's state of a parameter
@@ -55,7 +57,8 @@ def checkpoint_step(folder: Path) -> int:
 def save_checkpoint(
     output_dir: str | Path,
     model: PreTrainedModel,
-    optimizer: torch.optim.Optimizer,
+    weights: dict[str, torch.Tensor] | None,
+    moments: dict[str, torch.Tensor],
     feature_extractor: FeatureExtractionMixin,
     state: dict[str, Any],
     keep: int,
@@ -63,6 +66,8 @@ def save_checkpoint(
     """Writes `checkpoint-<state["step"]>` through a temporary folder, then deletes all but the `keep` newest.
 
     Args:
+        weights: see `save_model`.
+        moments: see `optimizer_tensors`.
         state: JSON content of trainer_state.json; must hold "step".
         keep: complete checkpoints that stay, the one just written among them in any case.
 
@@ -74,8 +79,8 @@ def save_checkpoint(
     partial = output_dir / f"{_PARTIAL}{final.name}"
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
-    save_model(partial, model, feature_extractor)
-    save_file(_optimizer_tensors(model, optimizer), partial / OPTIMIZER_FILE)
+    save_model(partial, model, feature_extractor, weights)
+    save_file(moments, partial / OPTIMIZER_FILE)
     write_json(partial / STATE_FILE, state)
     publish_folder(partial, final)
     for old in list_checkpoints(output_dir)[:-keep]:
@@ -84,12 +89,21 @@ def save_checkpoint(
     return final
 
 
-def save_model(folder: Path, model: PreTrainedModel, feature_extractor: FeatureExtractionMixin) -> None:
-    """Writes what `from_pretrained` reads, quietly (a bar per file would cut through the run's own)."""
+def save_model(
+    folder: Path,
+    model: PreTrainedModel,
+    feature_extractor: FeatureExtractionMixin,
+    weights: dict[str, torch.Tensor] | None = None,
+) -> None:
+    """Writes what `from_pretrained` reads, quietly (a bar per file would cut through the run's own).
+
+    Args:
+        weights: of a model that lies in parts on several processes; None: the model's own.
+    """
     shown = hf_logging.is_progress_bar_enabled()
     hf_logging.disable_progress_bar()
     try:
-        model.save_pretrained(folder)
+        model.save_pretrained(folder, state_dict=weights)
     finally:
         if shown:
             hf_logging.enable_progress_bar()
@@ -153,21 +167,33 @@ def load_optimizer(checkpoint: Path, model: PreTrainedModel, optimizer: torch.op
                 raise CheckpointStateError(
                     f"{path}: no state for parameter '{name}'. The model has changed since it was saved"
                 )
-            state[index] = {moment: file.get_tensor(f"{name}.{moment}") for moment in _MOMENTS}
-            if state[index]["exp_avg"].shape != parameter.shape:
+            moments = {moment: file.get_tensor(f"{name}.{moment}") for moment in _MOMENTS}
+            if moments["exp_avg"].shape != parameter.shape:
                 raise CheckpointStateError(
-                    f"{path}: '{name}' is {list(state[index]['exp_avg'].shape)}, the model has {list(parameter.shape)}"
+                    f"{path}: '{name}' is {list(moments['exp_avg'].shape)}, the model has {list(parameter.shape)}"
                 )
+            state[index] = {
+                moment: as_part_of(tensor, parameter) if tensor.shape == parameter.shape else tensor
+                for moment, tensor in moments.items()
+            }
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
 
 
-def _optimizer_tensors(model: PreTrainedModel, optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
-    return {
-        f"{name}.{moment}": optimizer.state[parameter][moment].detach().cpu().contiguous()
-        for name, parameter in _parameter_names(model, optimizer)
-        if parameter in optimizer.state
-        for moment in _MOMENTS
-    }
+def optimizer_tensors(
+    model: PreTrainedModel, optimizer: torch.optim.Optimizer, keep: bool = True
+) -> dict[str, torch.Tensor]:
+    """AdamW's moments by parameter name, whole and on the CPU.
+
+    Args:
+        keep: false for the processes that only help to put moments together which lie in parts; they get {}.
+    """
+    tensors = {}
+    for name, parameter in _parameter_names(model, optimizer):
+        for moment in _MOMENTS if parameter in optimizer.state else ():
+            tensor = whole(optimizer.state[parameter][moment].detach())
+            if keep:
+                tensors[f"{name}.{moment}"] = tensor.cpu().contiguous()
+    return tensors
 
 
 def _parameter_names(model: PreTrainedModel, optimizer: torch.optim.Optimizer) -> list[tuple[str, torch.nn.Parameter]]:

@@ -26,22 +26,24 @@ from modeling_wsl import WSLForPreTraining
 from modeling_wsl.feature_extraction_wsl import WSLFeatureExtractor
 
 from .checkpointing import publish_files, read_state, save_model
+from .distribution import check_distribution, refuse_deepspeed, whole_weights
 from .pretrain_config import PretrainConfig
 from .pretrain_setup import (
     FACTS_FILE,
     check_tokens,
     find_checkpoint,
     linear_start,
-    load_feature_extractor,
+    load_splits,
     make_deterministic,
     make_model,
+    open_dataset,
     prepare_folder,
     size_of,
-    validation_windows,
 )
 from .pretrain_trainer import PretrainTrainer
+from .training_batches import StoredBatches
 from .validation import Validation
-from .window_data import WindowDataset, load_windows
+from .window_data import WindowDataset
 
 
 logger = logging.getLogger(__name__)
@@ -74,6 +76,7 @@ def pretrain(config: PretrainConfig) -> dict[str, Any]:
             raise ConfigError(
                 f"option 'report_to': {name} is not installed. Run `pip install {name}`, or leave it out"
             )
+    refuse_deepspeed()
     try:
         accelerator = Accelerator(
             mixed_precision=config.mixed_precision,
@@ -85,17 +88,18 @@ def pretrain(config: PretrainConfig) -> dict[str, Any]:
         )
     except ValueError as error:  # for example bfloat16 on a GPU that has none
         raise ConfigError(f"accelerate refuses these options: {error}") from error
+    check_distribution(accelerator)
+    config = config.for_processes(accelerator.num_processes)
     make_deterministic(config)
     checkpoint = find_checkpoint(config)
-    with accelerator.main_process_first():
-        splits = load_windows(config.dataset, config.dataset_revision)
+    source, commit = open_dataset(config, checkpoint, accelerator)
     model = make_model(config, checkpoint)
-    feature_extractor = load_feature_extractor(config)
-    train = WindowDataset(splits["train"], pad_to=model.config.window_size, split="train")
+    with accelerator.local_main_process_first():  # of each node: it fetches, the others find it in the cache
+        feature_extractor = source.feature_extractor()
+        train, held_out = load_splits(source, config, model.config.window_size)
     check_tokens(model.config, feature_extractor, train)
-    held_out = validation_windows(splits, config)
     if held_out is not None:
-        check_tokens(model.config, feature_extractor, held_out)
+        check_tokens(model.config, feature_extractor, StoredBatches(held_out))
     baselines: dict[str, float] = {}
     if checkpoint is not None:
         baselines = read_state(checkpoint)["baselines"]
@@ -106,17 +110,19 @@ def pretrain(config: PretrainConfig) -> dict[str, Any]:
     if held_out is not None:
         batch_size = config.eval_batch_size or config.batch_size
         validation = Validation(accelerator, held_out, model.config.window_size, batch_size, config.max_eval_windows)
-    trainer = PretrainTrainer(config, accelerator, model, train, validation, feature_extractor, baselines, checkpoint)
+    trainer = PretrainTrainer(
+        config, accelerator, model, train, validation, feature_extractor, baselines, checkpoint, commit
+    )
     if accelerator.is_main_process:  # only now, when nothing is left that could refuse the run
         prepare_folder(config, checkpoint)
     accelerator.wait_for_everyone()
-    describe(accelerator, model, train, held_out, trainer)
+    describe(accelerator, model, held_out, trainer)
     try:
         status = trainer.train()
         facts = facts_of(config, status, trainer, held_out)
+        if status != "interrupted":
+            save_finished(accelerator, model, feature_extractor, output_dir, config.save_dtype)
         if accelerator.is_main_process:
-            if status != "interrupted":
-                save_finished(model, feature_extractor, output_dir, config.save_dtype)
             write_json(output_dir / FACTS_FILE, facts)
         accelerator.wait_for_everyone()
     finally:
@@ -128,7 +134,7 @@ def facts_of(
     config: PretrainConfig, status: str, trainer: PretrainTrainer, held_out: WindowDataset | None
 ) -> dict[str, Any]:
     """What a card or a table may say about the run."""
-    model, train, history = trainer.unwrapped, trainer.train_windows, trainer.r2_history
+    model, size, history = trainer.unwrapped, trainer.batches.size, trainer.r2_history
     none = {"step": None, "val_r2": None}
     last, best = (history[-1], max(history, key=lambda line: line["val_r2"])) if history else (none, none)
     return {
@@ -141,8 +147,9 @@ def facts_of(
         "windows_per_step": trainer.windows_per_step,
         "tokens_seen": trainer.tokens_seen,
         "seconds": round(trainer.seconds, 1),
-        "train_windows": len(train),
-        "train_tokens": int(train.num_tokens.sum()),
+        "dataset_commit": trainer.dataset_commit,
+        "train_windows": size.windows,
+        "train_tokens": size.tokens,
         "validation_tokens": 0 if held_out is None else int(held_out.num_tokens.sum()),
         "val_r2": last["val_r2"],
         "val_r2_step": last["step"],
@@ -151,6 +158,7 @@ def facts_of(
         "val_r2_history": history,
         "baselines": trainer.baselines,
         "processes": trainer.accelerator.num_processes,
+        "distribution": trainer.accelerator.distributed_type.value,
         "device": trainer.accelerator.device.type,
         "versions": versions(),
         "config": config.to_dict(),
@@ -161,7 +169,6 @@ def facts_of(
 def describe(
     accelerator: Accelerator,
     model: WSLForPreTraining,
-    train: WindowDataset,
     held_out: WindowDataset | None,
     trainer: PretrainTrainer,
 ) -> None:
@@ -172,8 +179,8 @@ def describe(
     logger.info(
         "%.3g M parameters; %d windows, %d tokens, %s; steps %d to %d of %d windows; %d process(es) on %s",
         model.num_parameters() / 1e6,
-        len(train),
-        int(train.num_tokens.sum()),
+        trainer.batches.size.windows,
+        trainer.batches.size.tokens,
         validation,
         trainer.step,
         trainer.total_steps,
@@ -184,13 +191,24 @@ def describe(
 
 
 def save_finished(
-    model: WSLForPreTraining, feature_extractor: WSLFeatureExtractor, output_dir: Path, dtype: str
+    accelerator: Accelerator,
+    model: WSLForPreTraining,
+    feature_extractor: WSLFeatureExtractor,
+    output_dir: Path,
+    dtype: str,
 ) -> None:
-    """Writes the finished model into the output folder itself, in the dtype it is to be shared in."""
+    """Writes the finished model into the output folder itself, in the dtype it is to be shared in.
+
+    Every process must call it: they may each hold a part of the model.
+    """
+    model = model.to(getattr(torch, dtype))
+    weights = whole_weights(accelerator, model)
+    if not accelerator.is_main_process:
+        return
     partial = output_dir / ".partial-model"
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir()
-    save_model(partial, model.to(getattr(torch, dtype)), feature_extractor)
+    save_model(partial, model, feature_extractor, weights)
     publish_files(partial, output_dir)
 
 

@@ -27,7 +27,20 @@ class PretrainConfig:
 
     # data
     dataset: str = option("", "tokenized dataset: a folder written by `hf-wsl tokenize`, or a dataset id on the Hub")
-    dataset_revision: str | None = option(None, "branch, tag or commit of a dataset on the Hub")
+    dataset_revision: str | None = option(
+        None, "branch, tag or commit of a dataset on the Hub; a resumed run stays at the commit that it began with"
+    )
+    streaming: bool = option(
+        False,
+        "read training windows as they are used, for datasets larger than the disk; a worker decodes a hundred or so "
+        "a second, so give it `num_workers`",
+    )
+    shuffle_buffer: int = option(1024, "crops that each reading worker holds and shuffles when streaming, twice over")
+    crops_per_window: int = option(
+        1,
+        "crops taken of a window each time it is read when streaming: so many visits for one download; crops of one "
+        "window come close together",
+    )
     output_dir: str = option(
         "", "folder of the run: checkpoints, metrics.jsonl, the trained model, training_facts.json"
     )
@@ -35,8 +48,9 @@ class PretrainConfig:
     size: str = option("tiny", "size of the backbone (WSLConfig.from_size): nano, tiny, hf-small, hf-large, sane")
     model: dict = option({}, "any field of WSLConfig, over the size: --model.loss_normalization token")
     model_name_or_path: str | None = option(
-        None, "start from this backbone's weights and config instead of from `size`"
+        None, "start from the weights and config of this backbone, a folder or a Hub id, instead of from `size`"
     )
+    model_revision: str | None = option(None, "branch, tag or commit of `model_name_or_path` on the Hub")
     attn_implementation: str | None = option(None, "attention kernel: sdpa, eager, flash_attention_2 …")
     torch_compile: bool = option(False, "compile the model; pays off on a GPU after some minutes")
     activation_checkpointing: bool = option(False, "recompute activations in the backward pass: less memory, slower")
@@ -51,6 +65,11 @@ class PretrainConfig:
         1,
         "forward passes per optimiser step, whose gradient is that of the mean over all their weights; only "
         "loss_normalization=batch and the contrastive loss still see one pass at a time",
+    )
+    global_batch_size: int = option(
+        0,
+        "windows per optimiser step over all processes; batch_size is lowered and gradient_accumulation_steps set to "
+        "come to it, so that a recipe trains the same on any number of processes; 0 = off",
     )
     learning_rate: float = option(2e-5, "peak learning rate of AdamW")
     weight_decay: float = option(3e-9, "decoupled weight decay, on matrices only")
@@ -88,7 +107,15 @@ class PretrainConfig:
     )
 
     def __post_init__(self) -> None:
-        positive = ("batch_size", "gradient_accumulation_steps", "learning_rate", "logging_steps", "save_total_limit")
+        positive = (
+            "batch_size",
+            "gradient_accumulation_steps",
+            "learning_rate",
+            "logging_steps",
+            "save_total_limit",
+            "shuffle_buffer",
+            "crops_per_window",
+        )
         for name in positive:
             if not getattr(self, name) > 0:  # NaN is not
                 raise ConfigError(f"option '{name}' must be above 0, not {getattr(self, name)}")
@@ -103,6 +130,8 @@ class PretrainConfig:
         for name in ("adam_beta1", "adam_beta2"):
             if not 0 <= getattr(self, name) < 1:
                 raise ConfigError(f"option '{name}' must be in [0, 1), not {getattr(self, name)}")
+        if self.crops_per_window > 1 and not self.streaming:
+            raise ConfigError("option 'crops_per_window' is for streams: add --streaming, or leave it at 1")
         for tracker in self.trackers:
             if tracker not in TRACKERS:
                 raise ConfigError(f"option 'report_to' names '{tracker}'; choose among {', '.join(TRACKERS)}")
@@ -111,6 +140,24 @@ class PretrainConfig:
     def trackers(self) -> list[str]:
         """The trackers of `report_to`, without blanks."""
         return [name.strip() for name in self.report_to.split(",") if name.strip()]
+
+    def for_processes(self, num_processes: int) -> PretrainConfig:
+        """These options with the batch_size and gradient_accumulation_steps that come to `global_batch_size`.
+
+        Raises:
+            ConfigError: it cannot be shared out evenly.
+        """
+        if self.global_batch_size == 0:
+            return self
+        share, rest = divmod(self.global_batch_size, num_processes)
+        batch_size = min(self.batch_size, share)
+        if rest or share == 0 or share % batch_size:
+            raise ConfigError(
+                f"option 'global_batch_size' is {self.global_batch_size}, which {num_processes} process(es) cannot "
+                f"share in passes of {self.batch_size} windows or all at once. Choose a batch_size that divides it, "
+                "or --global_batch_size 0"
+            )
+        return dataclasses.replace(self, batch_size=batch_size, gradient_accumulation_steps=share // batch_size)
 
     def require_paths(self) -> None:
         """Raises ConfigError unless the dataset and the output folder were given."""

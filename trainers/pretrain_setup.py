@@ -9,8 +9,8 @@ from pathlib import Path
 
 import datasets
 import torch
-from accelerate.utils import set_seed
-from huggingface_hub import hf_hub_download
+from accelerate import Accelerator
+from accelerate.utils import broadcast_object_list, set_seed
 from huggingface_hub.errors import StrictDataclassError
 
 from datasets_scripts.config_sources import ConfigError, nearest
@@ -19,11 +19,15 @@ from datasets_scripts.files import write_text
 from modeling_wsl import WSLConfig, WSLForPreTraining
 from modeling_wsl.configuration_wsl import SIZES
 from modeling_wsl.feature_extraction_wsl import WSLFeatureExtractor
+from modeling_wsl.pipelines import find_backbone
 
 from .baselines import evaluate, fit_pca, random_projection
 from .checkpointing import checkpoint_step, last_checkpoint, list_checkpoints, read_state, remove_leftovers
+from .dataset_source import DatasetSource, SplitSize
 from .pretrain_config import PretrainConfig
-from .window_data import DatasetError, WindowDataset
+from .training_batches import StoredBatches, StreamedBatches, TrainingBatches
+from .window_data import WindowDataset
+from .window_table import DatasetError
 
 
 logger = logging.getLogger(__name__)
@@ -123,7 +127,10 @@ def make_model(config: PretrainConfig, checkpoint: Path | None) -> WSLForPreTrai
                 )
         return WSLForPreTraining.from_pretrained(checkpoint, dtype=torch.float32, **attention)
     try:
-        return WSLForPreTraining.from_pretrained(source, dtype=torch.float32, **attention, **config.model)
+        name, commit = find_backbone(source, revision=config.model_revision)
+        return WSLForPreTraining.from_pretrained(
+            name, revision=commit or "main", dtype=torch.float32, **attention, **config.model
+        )
     except (OSError, ValueError, RuntimeError, StrictDataclassError) as error:  # RuntimeError: shapes that do not fit
         raise ConfigError(f"options 'model_name_or_path' ({source}) and 'model': {one_line(error)}") from error
 
@@ -138,28 +145,28 @@ def size_of(config: WSLConfig) -> str | None:
     return None
 
 
-def load_feature_extractor(config: PretrainConfig) -> WSLFeatureExtractor:
-    """The tokenizer settings that lie beside the dataset; DatasetError where they do not."""
-    folder = Path(config.dataset)
-    if not folder.is_dir():
-        try:
-            settings = hf_hub_download(
-                config.dataset, "preprocessor_config.json", repo_type="dataset", revision=config.dataset_revision
-            )
-        except Exception as error:  # of the client, without a common class
-            raise DatasetError(
-                f"dataset '{config.dataset}': its preprocessor_config.json cannot be fetched ({one_line(error)})"
-            ) from error
-        folder = Path(settings).parent
-    if not (folder / "preprocessor_config.json").is_file():
-        raise DatasetError(
-            f"dataset '{config.dataset}' has no preprocessor_config.json, so a model trained on it could not "
-            "tokenize. `hf-wsl tokenize` writes one; copy it into the folder"
-        )
-    return WSLFeatureExtractor.from_pretrained(folder)
+def open_dataset(
+    config: PretrainConfig, checkpoint: Path | None, accelerator: Accelerator
+) -> tuple[DatasetSource, str | None]:
+    """The dataset, and the commit that all processes read where it lies on the Hub: the checkpoint's, if it has one.
+
+    Raises:
+        ConfigError: a revision of a folder.
+        DatasetError: there is no such dataset or revision, or it may not be read.
+    """
+    state = {} if checkpoint is None else read_state(checkpoint)
+    same = all(state.get("config", {}).get(name) == getattr(config, name) for name in ("dataset", "dataset_revision"))
+    commit = [state.get("dataset_commit") if same else None]
+    if accelerator.is_main_process and commit == [None]:
+        commit = [DatasetSource(config.dataset, config.dataset_revision).commit()]
+    broadcast_object_list(commit)
+    source = DatasetSource(config.dataset, commit[0] or config.dataset_revision)
+    if source.folder is not None and config.dataset_revision is not None:
+        raise ConfigError(f"option 'dataset_revision' is for datasets on the Hub, and '{config.dataset}' is a folder")
+    return source, commit[0]
 
 
-def check_tokens(config: WSLConfig, feature_extractor: WSLFeatureExtractor, windows: WindowDataset) -> None:
+def check_tokens(config: WSLConfig, feature_extractor: WSLFeatureExtractor, windows: TrainingBatches) -> None:
     """Raises DatasetError where the dataset's tokens are not the ones that the model takes."""
     cut = {name: getattr(feature_extractor, name) for name in ("tokenization", "position_unit")}
     for name, value in {"token_size": windows.token_size, **cut}.items():
@@ -170,13 +177,7 @@ def check_tokens(config: WSLConfig, feature_extractor: WSLFeatureExtractor, wind
                 f"tokenize with {name} {expected}"
             )
     if config.position_encoding == "learned":
-        for name, highest, size in zip("nlk", windows.highest_positions(), config.max_positions, strict=True):
-            if highest >= size:
-                raise DatasetError(
-                    f"split '{windows.split}' has positions up to {name} = {highest}, the learned table holds {size} "
-                    f"(max_positions {list(config.max_positions)}). Use --model.position_encoding sinusoidal, or "
-                    "larger --model.max_positions '[n, l, k]'"
-                )
+        windows.check_positions(config.max_positions)
     if feature_extractor.token_size != windows.token_size:
         raise DatasetError(
             f"preprocessor_config.json says token_size {feature_extractor.token_size}, the windows hold "
@@ -184,10 +185,27 @@ def check_tokens(config: WSLConfig, feature_extractor: WSLFeatureExtractor, wind
         )
 
 
-def validation_windows(splits: datasets.DatasetDict, config: PretrainConfig) -> WindowDataset | None:
+def load_splits(
+    source: DatasetSource, config: PretrainConfig, window_size: int
+) -> tuple[TrainingBatches, WindowDataset | None]:
+    """The training windows, on the disk or as a stream, and the validation windows.
+
+    Raises:
+        DatasetError: they cannot be read, contradict themselves, or there is no validation split and one is asked for.
+    """
+    if config.streaming:
+        sizes = source.sizes()
+        validation = source.validation(sizes.get("validation", SplitSize()), config.max_eval_windows)
+        return StreamedBatches(source.stream(), sizes["train"]), validation_windows(validation, config)
+    splits = source.load()
+    train = WindowDataset(splits["train"], pad_to=window_size, split="train")
+    return StoredBatches(train), validation_windows(splits.get("validation"), config)
+
+
+def validation_windows(rows: datasets.Dataset | None, config: PretrainConfig) -> WindowDataset | None:
     """The validation split, or None (with a warning) where the dataset has none and none is asked for."""
-    if "validation" in splits and len(splits["validation"]):
-        return WindowDataset(splits["validation"], split="validation")
+    if rows is not None and len(rows):
+        return WindowDataset(rows, split="validation")
     if config.eval_steps:
         raise DatasetError(
             f"dataset '{config.dataset}' has no validation windows, and eval_steps is {config.eval_steps}. Tokenize "
@@ -198,7 +216,7 @@ def validation_windows(splits: datasets.DatasetDict, config: PretrainConfig) -> 
 
 
 def linear_start(
-    config: PretrainConfig, model: WSLForPreTraining, train: WindowDataset, held_out: WindowDataset | None
+    config: PretrainConfig, model: WSLForPreTraining, train: TrainingBatches, held_out: WindowDataset | None
 ) -> dict[str, float]:
     """Gives PCA to the model's linear path where it has one, and scores both baselines on held-out tokens."""
     latent_size = model.config.latent_size

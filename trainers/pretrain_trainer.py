@@ -15,26 +15,26 @@ from typing import Any, NoReturn
 import numpy as np
 import torch
 from accelerate import Accelerator
-from accelerate.utils import DistributedType
+from accelerate.utils import gather_object
 from transformers import FeatureExtractionMixin, PreTrainedModel
 
 from datasets_scripts.config_sources import ConfigError
 from datasets_scripts.errors import RunError
 from modeling_wsl.losses import loss_scale
 
-from .checkpointing import load_optimizer, read_state, save_checkpoint
-from .crops import TrainingOrder, steps_for_epochs
+from .checkpointing import load_optimizer, optimizer_tensors, read_state, save_checkpoint
+from .crops import steps_for_epochs
+from .distribution import all_finite, spread, whole_weights
 from .optimization import SCHEDULES, make_optimizer, set_step
 from .pretrain_config import PretrainConfig
 from .run_log import RunLog, comparison_line
 from .step_sums import NAMES, StepSums
 from .stop_request import StopRequest
+from .training_batches import BatchPlan, TrainingBatches
 from .validation import Validation, to_device
-from .window_data import WindowDataset, make_loader
 
 
 logger = logging.getLogger(__name__)
-_DISTRIBUTED = (DistributedType.NO, DistributedType.MULTI_CPU, DistributedType.MULTI_GPU, DistributedType.MULTI_XPU)
 # Options that decide what the next step computes; a resumed run that changes one is told so.
 _TRAJECTORY = (
     "seed",
@@ -47,6 +47,9 @@ _TRAJECTORY = (
     "lr_schedule",
     "warmup_fraction",
     "mixed_precision",
+    "streaming",
+    "shuffle_buffer",
+    "crops_per_window",
 )
 
 
@@ -59,16 +62,17 @@ class PretrainTrainer:
 
     Args:
         config: the run's options.
-        accelerator: decides device, processes and autocast. Data-parallel runs only.
+        accelerator: decides device, processes and autocast; see `check_distribution`.
         model: on any device; float32.
-        train: training windows, padded to the model's window size.
+        train: training windows.
         validation: None trains without evaluation.
         feature_extractor: saved beside every checkpoint.
         baselines: R2 of the reference lines, by name; shown beside the model's.
         checkpoint: folder to resume from.
+        dataset_commit: of a dataset on the Hub, kept in the checkpoints.
 
     Raises:
-        ConfigError: a kind of distribution that checkpoints cannot hold.
+        ConfigError: processes that do not see one output_dir.
         CheckpointStateError: a checkpoint that does not fit the model.
     """
 
@@ -77,25 +81,24 @@ class PretrainTrainer:
         config: PretrainConfig,
         accelerator: Accelerator,
         model: PreTrainedModel,
-        train: WindowDataset,
+        train: TrainingBatches,
         validation: Validation | None,
         feature_extractor: FeatureExtractionMixin,
         baselines: dict[str, float],
         checkpoint: Path | None = None,
+        dataset_commit: str | None = None,
     ) -> None:
-        if accelerator.distributed_type not in _DISTRIBUTED:
-            raise ConfigError(
-                f"accelerate is set to {accelerator.distributed_type}; pretraining runs on one process or "
-                "data-parallel (MULTI_GPU, MULTI_CPU). Choose that in `accelerate config`"
-            )
         self.config = config
         self.accelerator = accelerator
-        self.train_windows = train
+        self.batches = train
+        self.dataset_commit = dataset_commit
         self.validation = validation
         self.feature_extractor = feature_extractor
         self.baselines = baselines
         self.windows_per_step = config.batch_size * config.gradient_accumulation_steps * accelerator.num_processes
-        self.total_steps = config.max_steps or steps_for_epochs(len(train), self.windows_per_step, config.epochs)
+        self.total_steps = config.max_steps or steps_for_epochs(
+            train.size.windows, self.windows_per_step, config.epochs
+        )
         self.step = 0  # optimiser steps done
         self.tokens_seen = 0
         self.r2_history: list[dict[str, float]] = []
@@ -115,10 +118,10 @@ class PretrainTrainer:
             (renamed or self.unwrapped.gradient_checkpointing_enable)()
         if config.torch_compile:
             self.unwrapped.compile()
-        self.optimizer = make_optimizer(self.unwrapped, config)
+        self.model, self.optimizer = spread(accelerator, self.unwrapped, make_optimizer(self.unwrapped, config))
         if checkpoint is not None:
             self._resume(checkpoint)
-        self.model = accelerator.prepare_model(self.unwrapped)
+        self._check_agreement()
         self._last_checkpoint = checkpoint
         self._flags: torch.Tensor | None = None
         self._parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
@@ -149,18 +152,7 @@ class PretrainTrainer:
     def _loop(self) -> str:
         config = self.config
         last = min(self.total_steps, config.stop_at_step or self.total_steps)
-        order = TrainingOrder(
-            self.train_windows.num_tokens,
-            self.unwrapped.config.window_size,
-            seed=config.seed,
-            batch_size=config.batch_size,
-            accumulation=config.gradient_accumulation_steps,
-            rank=self.accelerator.process_index,
-            world_size=self.accelerator.num_processes,
-            first_step=self.step,
-            last_step=last,
-        )
-        batches = iter(make_loader(self.train_windows, order, config.num_workers))
+        batches = self.batches.batches(self._plan(), self.step, last)
         if self.step == 0:
             self._evaluate()
         self.unwrapped.train()
@@ -204,11 +196,14 @@ class PretrainTrainer:
             torch.manual_seed(_seed_of(config.seed, self.step, micro, accelerator.process_index))
             last = micro == len(inputs) - 1
             with contextlib.nullcontext() if last else accelerator.no_sync(self.model):
-                output = self.model(tokens, token_mask=token_mask, positions=positions, make_views=self._make_views)
+                with accelerator.autocast():
+                    output = self.model(
+                        tokens, token_mask=token_mask, positions=positions, make_views=self._make_views
+                    )
                 contrastive = output.loss_contrastive
                 of_windows = 1.0 / (len(inputs) * accelerator.num_processes)
                 loss = (1 - weight) * output.loss_reconstruction * shares[micro] + weight * contrastive * of_windows
-                # DistributedDataParallel takes the mean over processes; the shares already add up to one over all.
+                # The gradient becomes the mean over processes; the shares already add up to one over all.
                 accelerator.backward(loss * accelerator.num_processes)
             with torch.no_grad():
                 reconstruction = output.loss_reconstruction * shares[micro]
@@ -248,7 +243,7 @@ class PretrainTrainer:
         self.tokens_seen += tokens
         values |= {
             "lr": self.optimizer.param_groups[0]["lr"],
-            "epoch": self.step * self.windows_per_step / len(self.train_windows),
+            "epoch": self.step * self.windows_per_step / self.batches.size.windows,
             "elapsed_s": self.seconds,
         }
         self.log.metrics(self.step, values)
@@ -257,7 +252,7 @@ class PretrainTrainer:
         if self.validation is None or (self.r2_history and self.r2_history[-1]["step"] == self.step):
             return
         began = time.monotonic()
-        r2 = self.validation.r2(self.unwrapped.base_model, stopped=lambda: self.stop_request.reason is not None)
+        r2 = self.validation.r2(self.unwrapped, stopped=lambda: self.stop_request.reason is not None)
         if r2 is None:
             return
         self.r2_history.append({"step": self.step, "val_r2": r2})
@@ -273,16 +268,20 @@ class PretrainTrainer:
             return  # nothing to keep that is not there already
         self._log_metrics()
         began = time.monotonic()
-        finite = torch.stack([parameter.isfinite().all() for parameter in self.unwrapped.parameters()]).all()
-        if not finite:
+        if not all_finite(self.accelerator, self.unwrapped.parameters()):
             self._fail(f"a weight was not finite after step {self.step}")
-        if self.accelerator.is_main_process:
+        is_main = self.accelerator.is_main_process
+        weights = whole_weights(self.accelerator, self.unwrapped)
+        moments = optimizer_tensors(self.unwrapped, self.optimizer, keep=is_main)
+        state = self._state() | {"stream": gather_object([self.batches.state()])}
+        if is_main:
             save_checkpoint(
                 self.config.output_dir,
                 self.unwrapped,
-                self.optimizer,
+                weights,
+                moments,
                 self.feature_extractor,
-                self._state(),
+                state,
                 self.config.save_total_limit,
             )
         self.accelerator.wait_for_everyone()
@@ -323,9 +322,33 @@ class PretrainTrainer:
             "total_steps": self.total_steps,
             "windows_per_step": self.windows_per_step,
             "num_processes": self.accelerator.num_processes,
-            "train_windows": len(self.train_windows),
-            "train_tokens": int(self.train_windows.num_tokens.sum()),
+            "train_windows": self.batches.size.windows,
+            "train_tokens": self.batches.size.tokens,
         }
+
+    def _plan(self) -> BatchPlan:
+        config, model_config = self.config, self.unwrapped.config
+        return BatchPlan(
+            window_size=model_config.window_size,
+            batch_size=config.batch_size,
+            accumulation=config.gradient_accumulation_steps,
+            rank=self.accelerator.process_index,
+            world_size=self.accelerator.num_processes,
+            seed=config.seed,
+            num_workers=config.num_workers,
+            buffer_size=config.shuffle_buffer,
+            crops_per_window=config.crops_per_window,
+            max_positions=model_config.max_positions if model_config.position_encoding == "learned" else None,
+        )
+
+    def _check_agreement(self) -> None:
+        """Raises ConfigError where processes start at different steps: a node does not see the checkpoint."""
+        steps = self.accelerator.gather(torch.tensor([self.step], device=self.accelerator.device)).tolist()
+        if len(set(steps)) > 1:
+            raise ConfigError(
+                f"the processes start at different steps {sorted(set(steps))}: output_dir {self.config.output_dir} "
+                "must be one folder that all nodes see"
+            )
 
     def _state(self) -> dict[str, Any]:
         return {
@@ -335,20 +358,23 @@ class PretrainTrainer:
             "seconds": self.seconds,
             "r2_history": self.r2_history,
             "baselines": self.baselines,
+            "dataset_commit": self.dataset_commit,
             "config": self.config.to_dict(),
         }
 
     def _resume(self, checkpoint: Path) -> None:
         state = read_state(checkpoint)
         load_optimizer(checkpoint, self.unwrapped, self.optimizer)
+        if state["config"].get("streaming") and self.config.streaming:
+            self.batches.resume(state["stream"])
         self.step = state["step"]
         self.tokens_seen = state["tokens_seen"]
         self.r2_history = state["r2_history"]
         self._earlier_seconds = state["seconds"]
         now = self._shape() | {name: getattr(self.config, name) for name in _TRAJECTORY}
-        before = state["shape"] | {name: state["config"][name] for name in _TRAJECTORY}
+        before = state["shape"] | state["config"]
         for name, value in now.items():
-            if before[name] != value:
+            if before.get(name, value) != value:
                 # Allowed (more data, a longer run), but no longer the run that was interrupted.
                 logger.warning("%s: %s was %s and is %s now", checkpoint, name, before[name], value)
         if 0 < 60 * self.config.max_minutes <= self._earlier_seconds:

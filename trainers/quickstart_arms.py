@@ -22,9 +22,10 @@ from modeling_wsl.batch_norm import reestimate_batch_norm
 from modeling_wsl.checkpoints import open_checkpoint
 
 from .baselines import fit_pca, random_projection
+from .dataset_source import load_windows
 from .finetune import FinetuneConfig, evaluate_classifier, finetune
 from .quickstart_controls import ARMS, inherited_only, permuted, projected, with_noise
-from .window_data import WindowDataset, load_windows
+from .window_data import WindowDataset
 
 
 @dataclass(frozen=True)

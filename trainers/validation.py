@@ -13,6 +13,7 @@ from modeling_wsl.losses import R2Accumulator
 from modeling_wsl.manifest import mask_from_valid_entries
 
 from .crops import batches_of, tiles
+from .distribution import is_sharded
 from .window_data import WindowDataset, make_loader
 
 
@@ -32,6 +33,12 @@ class Validation:
         # Longest first: tiles of similar length share a batch, so little of it is padding.
         crops = sorted(tiles(dataset.num_tokens, window_size, max_windows), key=lambda crop: -crop.length)
         batches = batches_of(crops, batch_size, accelerator.process_index, accelerator.num_processes)
+        # Where the model lies in parts all processes must run every pass: who has no tiles left runs one again.
+        self.counted = len(batches)
+        self.in_step = is_sharded(accelerator)
+        if self.in_step:
+            longest = -(-len(crops[:: accelerator.num_processes]) // batch_size)
+            batches += [crops[:1]] * (longest - len(batches))
         self.loader: DataLoader = make_loader(dataset, batches, num_workers=0)
 
     @torch.no_grad()
@@ -39,20 +46,23 @@ class Validation:
         """R2, tokens standardised one by one; None where `stopped()` turned true on any process before the end.
 
         Args:
-            model: WSLModel; its training mode is left as it was.
+            model: WSLForPreTraining; its training mode is left as it was.
         """
         was_training = model.training
         model.eval()
         score = R2Accumulator()
         incomplete = False
-        for batch in self.loader:
-            if stopped():
-                incomplete = True
+        for number, batch in enumerate(self.loader):
+            incomplete = self._agreed(stopped())
+            if incomplete:
                 break
             tokens, token_mask, positions = to_device(batch, self.accelerator.device)
-            with self.accelerator.autocast():
-                reconstruction = model(tokens, token_mask=token_mask, positions=positions).reconstruction
-            score.update(reconstruction, tokens, token_mask)
+            # The whole model is called, for one that is sharded puts its parts together there; but not compiled, for
+            # tiles come in many shapes.
+            with self.accelerator.autocast(), torch.compiler.set_stance("force_eager"):
+                output = model(tokens, token_mask=token_mask, positions=positions, return_loss=False)
+            if number < self.counted:
+                score.update(output.reconstruction, tokens, token_mask)
         model.train(was_training)
         flag = torch.tensor([float(incomplete)], dtype=torch.float64)
         state = torch.cat([score.state(), flag]).to(self.accelerator.device)
@@ -60,6 +70,12 @@ class Validation:
         total = R2Accumulator()
         total.merge(state[:2])
         return None if state[2] > 0 else total.compute()
+
+    def _agreed(self, stopped: bool) -> bool:
+        """Whether to stop: for any process's sake where they run in step, else for this one's."""
+        if not self.in_step:
+            return stopped
+        return bool(self.accelerator.reduce(torch.tensor(float(stopped), device=self.accelerator.device), "sum"))
 
 
 def to_device(batch: dict[str, torch.Tensor], device: torch.device) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:

@@ -1,0 +1,187 @@
+"""The training split as the trainer takes it: its size, a sample for PCA, and the batches from one step to another."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import islice
+
+import datasets
+import numpy as np
+import torch
+
+from .crops import TrainingOrder
+from .dataset_source import SplitSize
+from .window_data import WindowDataset, make_loader
+from .window_stream import Place, WindowStream, read_shard, stream_loader
+from .window_table import DatasetError, WindowTable, check_columns, check_positions, every
+
+
+logger = logging.getLogger(__name__)
+Batches = Iterator[dict[str, torch.Tensor]]
+_SAMPLED_SHARDS = 16  # half a gigabyte of row groups
+# Fewer files than this for each reader, and their row groups are dealt out instead: shares of an epoch then differ
+# little, and a shuffled block holds windows of many models. To list the row groups, every file is opened once.
+_FILES_PER_READER = 4
+
+
+@dataclass(frozen=True)
+class BatchPlan:
+    """How training windows become batches.
+
+    Attributes:
+        window_size: tokens of a crop.
+        batch_size, accumulation: windows per forward pass, forward passes per step.
+        rank, world_size: this process among all.
+        seed: of order and crops.
+        num_workers: processes that read for this one.
+        buffer_size, crops_per_window, max_positions: of a stream, see `WindowStream`.
+    """
+
+    window_size: int
+    batch_size: int
+    accumulation: int
+    rank: int
+    world_size: int
+    seed: int
+    num_workers: int
+    buffer_size: int = 1024
+    crops_per_window: int = 1
+    max_positions: Sequence[int] | None = None
+
+
+class StoredBatches:
+    """Training windows on the disk. Which crops a step holds depends on neither workers nor processes."""
+
+    def __init__(self, windows: WindowDataset) -> None:
+        self.windows = windows
+        self.size = SplitSize(len(windows), int(windows.num_tokens.sum()))
+        self.token_size = windows.token_size
+
+    def check_positions(self, max_positions: Sequence[int]) -> None:
+        """Raises DatasetError where learned position tables of these sizes are too small."""
+        check_positions(self.windows.highest_positions(), max_positions, f"split '{self.windows.split}'")
+
+    def sample(self, max_tokens: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """Evenly spaced tokens, see `WindowDataset.sample`."""
+        return self.windows.sample(max_tokens)
+
+    def batches(self, plan: BatchPlan, first_step: int, last_step: int) -> Batches:
+        """The batches of one process for these steps, the second excluded."""
+        order = TrainingOrder(
+            self.windows.num_tokens,
+            plan.window_size,
+            seed=plan.seed,
+            batch_size=plan.batch_size,
+            accumulation=plan.accumulation,
+            rank=plan.rank,
+            world_size=plan.world_size,
+            first_step=first_step,
+            last_step=last_step,
+        )
+        return iter(make_loader(self.windows, order, plan.num_workers))
+
+    def state(self) -> list[list[int]]:
+        """Nothing: the step says where the order goes on."""
+        return []
+
+    def resume(self, states: list[list[list[int]]]) -> None:
+        """Nothing to take up."""
+
+
+class StreamedBatches:
+    """Training windows that are read as they are used.
+
+    Args:
+        rows: the training split, streaming.
+        size: of that split.
+
+    Raises:
+        DatasetError: a missing column, or tokens that are not fixed-size lists.
+    """
+
+    def __init__(self, rows: datasets.IterableDataset, size: SplitSize) -> None:
+        check_columns(list(rows.features), "split 'train'")
+        tokens = rows.features["tokens"]
+        if not (isinstance(tokens, datasets.List) and isinstance(tokens.feature, datasets.List)):
+            raise DatasetError(f"split 'train': column 'tokens' is {tokens}; tokens are fixed-size lists")
+        self.rows = rows
+        self.size = size
+        self.token_size = tokens.feature.length
+        self._saved: list[list[list[int]]] = []
+        self._places: list[Place] = []
+
+    def check_positions(self, max_positions: Sequence[int]) -> None:
+        """Nothing yet: a stream looks at positions when it reads them."""
+
+    def sample(self, max_tokens: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """About `max_tokens` tokens of the first windows of evenly spaced shards, as `WindowDataset.sample` gives."""
+        shards = np.unique(np.linspace(0, self.rows.num_shards - 1, _SAMPLED_SHARDS).round().astype(int))
+        for shard in shards:
+            for table in islice(read_shard(self.rows.with_format("arrow"), int(shard)), 1):
+                windows = WindowTable(table, f"split 'train', shard {shard}")
+                stride = max(1, -(-int(windows.num_tokens.sum()) * len(shards) // max_tokens))
+                yield from every(stride, map(windows.window, range(len(windows))))
+
+    def batches(self, plan: BatchPlan, first_step: int, last_step: int) -> Batches:
+        """The batches of one process for these steps, the second excluded.
+
+        Raises:
+            DatasetError: fewer row groups than readers. While reading: a row that contradicts itself, a position
+                beyond `max_positions`, a source that stays out of reach.
+        """
+        readers = max(1, plan.num_workers)
+        self._places = self._beginnings(plan.rank, plan.world_size, readers)
+        first = first_step * plan.accumulation
+        enough_files = self.rows.num_shards >= _FILES_PER_READER * readers * plan.world_size
+        stream = WindowStream(
+            self.rows if enough_files else self.rows.reshard(),
+            window_size=plan.window_size,
+            batch_size=plan.batch_size,
+            seed=plan.seed,
+            buffer_size=plan.buffer_size,
+            crops_per_window=plan.crops_per_window,
+            rank=plan.rank,
+            world_size=plan.world_size,
+            places=self._places,
+            first_reader=first % readers,
+            max_positions=plan.max_positions,
+        )
+        return self._followed(iter(stream_loader(stream, plan.num_workers)), first, last_step * plan.accumulation)
+
+    def _followed(self, batches: Batches, first: int, last: int) -> Batches:
+        """The batches numbered `first` to `last`, noting how far the readers have come."""
+        for number in range(first, last):
+            batch = next(batches)
+            if isinstance(batch, str):
+                raise DatasetError(batch)
+            self._places[number % len(self._places)] = Place(*batch.pop("place").tolist())
+            yield batch
+
+    def _beginnings(self, rank: int, world_size: int, readers: int) -> list[Place]:
+        if not self._saved:
+            return [Place()] * readers
+        if [len(places) for places in self._saved] == [readers] * world_size:
+            return [Place(*place) for place in self._saved[rank]]
+        epoch = 1 + max(place[0] for places in self._saved for place in places)
+        logger.warning(
+            "the stream was read by %d processes of %d workers and is by %d of %d now: it goes on with epoch %d",
+            len(self._saved),
+            len(self._saved[0]),
+            world_size,
+            readers,
+            epoch,
+        )
+        return [Place(epoch)] * readers
+
+    def state(self) -> list[list[int]]:
+        """How far this process's readers have come with the batches that were given out."""
+        return [list(place) for place in self._places]
+
+    def resume(self, states: list[list[list[int]]]) -> None:
+        """Goes on where the readers of every process stopped, by what `state` gave for each."""
+        self._saved = states
+
+
+TrainingBatches = StoredBatches | StreamedBatches
