@@ -61,8 +61,31 @@ def representation_rows() -> list[str]:
     ]
 
 
+def collect_rows() -> list[str]:
+    report = read("collect_hub.json")
+    mixed, real = report["mixed"]["runs"][0], report["real_sizes"]
+    outcomes = ", ".join(f"{number} {outcome.replace('_', ' ')}" for outcome, number in mixed["outcomes"].items())
+    held = max(run["peak_weights_on_disk"] for run in real["runs"])
+    rows = [
+        f"| {run['workers']} | {run['held_in']} | {run['models_per_second']:.2f} | {run['mb_per_second']:.0f} | "
+        f"{run['share_of_plain_download']:.2f} |"
+        for run in real["summary"]
+    ]
+    return [
+        f"Collecting {sum(mixed['outcomes'].values())} mixed models from a Hub on loopback took {mixed['requests']} "
+        f"requests and {mixed['seconds']:.1f} s: {outcomes}.",
+        f"{real['models']} models of real size ({real['weight_bytes'] / 1e6:.0f} MB), listed, examined, fetched,",
+        f"checked, tokenized and written, with at most {held / 1e6:.0f} MB of weight files on the disk at once,",
+        f"beside the client's plain download of the same files ({real['plain_download_mb_per_second']:.0f} MB/s):",
+        "",
+        "| workers | weight files in | models/s | MB/s | share of plain download |",
+        "|---|---|---|---|---|",
+        *rows,
+    ]
+
+
 def section() -> str:
-    parts = [representation_rows(), tokenize_rows(), memory_row()]
+    parts = [representation_rows(), tokenize_rows(), memory_row(), collect_rows()]
     return "\n".join([BEGIN, "\n\n".join("\n".join(part) for part in parts), END])
 
 

@@ -297,7 +297,7 @@ def refuse_copies(models: Sequence[AssembledModel]) -> None:
         original = first.setdefault(model.row["weights_sha256"], model.row["model_id"])
         if original != model.row["model_id"]:
             model.row |= {
-                **NOTHING_STORED,
+                **{column: value for column, value in NOTHING_STORED.items() if column in model.row},
                 "status": REFUSED,
                 "outcome": "duplicate",
                 "duplicate_group": original,

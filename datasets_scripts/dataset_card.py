@@ -21,6 +21,7 @@ from .card_sections import (
     summary,
     withheld_models,
 )
+from .card_signature import signed
 from .licences import licence_of
 from .schema import ACCEPTED, MODELS, REFUSED, TRAIN, VALIDATION, WINDOWS, WITHHELD, card_configs
 from .tokenize_config import DatasetConfig
@@ -80,7 +81,7 @@ def dataset_card(
     else:
         sections += ["No model could be tokenized."]
     sections += [*outcomes(rows), *rebuilding(config, collected)]
-    return f"---\n{data.to_yaml()}\n---\n\n" + "\n\n".join(sections) + "\n"
+    return signed(f"---\n{data.to_yaml()}\n---\n\n" + "\n\n".join(sections) + "\n")
 
 
 def content_hash(rows: Sequence[Row], config: DatasetConfig) -> str:

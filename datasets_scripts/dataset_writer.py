@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from .files import replacing
-from .schema import MODELS, WINDOWS, model_features, shard_path
+from .schema import MODELS, REFUSED, WINDOWS, model_features, shard_path
 from .tokenize_config import DatasetConfig
 from .window_rows import window_schema
 from .work_folder import WorkFolder
@@ -165,7 +165,8 @@ def _write_models(task: ShardTask, path: Path) -> None:
             rows = []
             for model in part:
                 record = work.read_record(model.index)
-                rows.append({**record.row, **model.columns})
+                refused = {"manifest": None} if model.split == REFUSED else {}  # a copy's record has one
+                rows.append({**record.row, **model.columns, **refused})
             writer.write_table(pa.Table.from_pylist(rows, schema))
 
 

@@ -1,6 +1,5 @@
-"""What all cards share: front matter and text from facts, a signature, and the checks that a card has to pass."""
+"""What all cards share: front matter and text from facts, and the checks that a card has to pass."""
 
-import hashlib
 import re
 from collections.abc import Mapping, Sequence
 from importlib import resources
@@ -11,12 +10,13 @@ from typing import Any
 import yaml
 from huggingface_hub import ModelCard, ModelCardData
 
+from datasets_scripts.card_signature import is_ours, signed
+
 from .errors import PublishError
 
 
 CARD_FILE = "README.md"
 PLACEHOLDER = re.compile(r"\[More Information Needed\]")
-SIGNATURE = re.compile(r"\n<!-- hf-wsl card ([0-9a-f]{16}): .*-->\n\Z")
 
 
 def fill_template(name: str, values: Mapping[str, Any]) -> str:
@@ -33,20 +33,6 @@ def fill_template(name: str, values: Mapping[str, Any]) -> str:
 def model_card(data: ModelCardData, text: str) -> str:
     """Front matter and text of a card of ours, signed."""
     return signed(f"---\n{data.to_yaml()}\n---\n\n{text.strip()}\n")
-
-
-def signed(card: str) -> str:
-    """Appends a hash of the card, by which `is_ours` tells whether anyone has changed it since."""
-    mark = hashlib.sha256(card.encode()).hexdigest()[:16]
-    return (
-        f"{card}\n<!-- hf-wsl card {mark}: written by hf-wsl; once you change anything above, it stays as it is -->\n"
-    )
-
-
-def is_ours(card: str) -> bool:
-    """Whether this package wrote the card and nobody has changed it."""
-    match = SIGNATURE.search(card)
-    return match is not None and signed(card[: match.start()]) == card
 
 
 def is_somebodys(card: str) -> bool:

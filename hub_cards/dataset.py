@@ -7,6 +7,7 @@ from typing import Any
 
 from huggingface_hub import DatasetCard
 
+from datasets_scripts.card_signature import is_ours
 from datasets_scripts.collect_config import CollectConfig
 from datasets_scripts.composition_figure import FIGURE_FILE, composition_figure
 from datasets_scripts.dataset_card import Collection, dataset_card
@@ -26,7 +27,7 @@ from datasets_scripts.schema import (
 from datasets_scripts.tokenize_config import DatasetConfig, TokenizeConfig
 from datasets_scripts.work_folder import finished_run
 
-from .card_text import CARD_FILE, check_card, is_somebodys, read_card, signed
+from .card_text import CARD_FILE, check_card, is_somebodys, read_card
 from .errors import PublishError
 from .local_paths import without_local_paths
 from .publication import OWN_HERE, OWN_THERE, STAGING, Publication, left_behind, refuse_leftovers, text_files
@@ -82,7 +83,7 @@ def prepare_dataset(folder: Path, repo_id: str, on_hub: str | None) -> Publicati
     texts = {name: folder / name for name in text_files(folder)}
     files = {**texts, **files, EXTRACTOR_FILE: folder / EXTRACTOR_FILE}
     stage_report(described, files)
-    card, notes = choose_card(described, [*windows, *models], [parse_shard(path) for path in files], on_hub)
+    card, notes = choose_card(described, [name for path in files if (name := parse_shard(path))], on_hub)
     front = check_card(card, CARD_FILE)
     if not any(row["split"] == TRAIN and row["status"] == ACCEPTED for row in described.kept):
         notes.append("All training models are withheld: nobody can train on what is published.")
@@ -123,10 +124,6 @@ class DatasetFacts:
     @property
     def kept(self) -> list[Mapping[str, Any]]:
         return [row for row in self.rows if row["model_id"] not in self.withheld]
-
-    def card_here(self, files: Sequence[ShardName]) -> str:
-        """README.md as the run wrote it, by which a changed one is told."""
-        return dataset_card(self.rows, **self._card_options(files))
 
     def card_there(self, files: Sequence[ShardName]) -> str:
         """README.md of what is published."""
@@ -221,21 +218,19 @@ def stage_report(facts: DatasetFacts, files: dict[str, Path]) -> None:
         write_json(staging / REPORT_FILE, published)
 
 
-def choose_card(
-    facts: DatasetFacts, here: Sequence[ShardName], published: Sequence[ShardName | None], on_hub: str | None
-) -> tuple[str, list[str]]:
+def choose_card(facts: DatasetFacts, published: Sequence[ShardName], on_hub: str | None) -> tuple[str, list[str]]:
     """The card to publish, and notes. The text of people's own cards is kept; the front matter must fit the files.
 
     Args:
-        here, published: files of the dataset, and of what is published of it.
+        published: files of what is published.
     """
-    written = facts.card_there([name for name in published if name])
+    written = facts.card_there(published)
     own = read_card(facts.folder / CARD_FILE)
-    if own is not None and own != facts.card_here(here):
+    if own is not None and not is_ours(own):
         return with_front_matter_of(own, written), [OWN_HERE, FRONT_MATTER]
     if on_hub is not None and is_somebodys(on_hub):
         return with_front_matter_of(on_hub, written), [OWN_THERE, FRONT_MATTER]
-    return signed(written), []
+    return written, []
 
 
 def with_front_matter_of(own: str, written: str) -> str:

@@ -7,12 +7,13 @@ from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
+from datasets_scripts.card_signature import is_ours
 from datasets_scripts.files import write_text
 from modeling_wsl.checkpoint_errors import CheckpointError, read_json
 from modeling_wsl.checkpoint_folders import INDEX_SUFFIX, parse_index
 from modeling_wsl.checkpoints import open_checkpoint
 
-from .card_text import CARD_FILE, check_card, is_ours, is_somebodys, read_card
+from .card_text import CARD_FILE, check_card, is_somebodys, read_card
 from .errors import PublishError
 
 

@@ -5,9 +5,10 @@ import re
 import pytest
 from huggingface_hub import ModelCard, metadata_load
 
+from datasets_scripts.card_signature import is_ours, signed
 from datasets_scripts.licences import licence_of, strictest
 from hub_cards.backbone_card import BackboneFacts, backbone_card
-from hub_cards.card_text import check_card, is_ours, is_somebodys, signed
+from hub_cards.card_text import check_card, is_somebodys
 from hub_cards.errors import PublishError
 from hub_cards.generated_model_card import GeneratedFacts, generated_model_card
 from hub_cards.local_paths import without_local_paths

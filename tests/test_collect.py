@@ -8,9 +8,10 @@ from collect_fixtures import CONFIG, configured, hashes, model_rows, window_rows
 from hub_models import mixed_models, seed_mixed
 from hub_state import HubFile
 
+from datasets_scripts.card_signature import is_ours
 from datasets_scripts.collect import collect
 from datasets_scripts.collect_plan import plan_collection
-from datasets_scripts.collect_task import MEMORY_DISK, memory_folder
+from datasets_scripts.collect_task import memory_folder
 from datasets_scripts.config_sources import nearest
 from datasets_scripts.errors import RunError
 from datasets_scripts.model_part import feature_extractor
@@ -122,7 +123,8 @@ def test_nothing_is_left_beside_the_dataset(made):
     assert sorted(p.name for p in folder.iterdir()) == sorted(
         ["README.md", "composition.png", "models", "preprocessor_config.json", "tokenize.json", "windows"]
     )
-    assert MEMORY_DISK is None or not memory_folder(folder).exists()
+    assert memory_folder(folder) is None or not memory_folder(folder).exists()
+    assert is_ours((folder / "README.md").read_text())
 
 
 def test_a_finished_collection_is_recognised_without_asking_the_hub(hub, made):

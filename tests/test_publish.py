@@ -28,10 +28,10 @@ from safetensors.torch import save
 from transformers import AutoModel
 from typer.testing import CliRunner
 
+from datasets_scripts.card_signature import is_ours
 from datasets_scripts.collect import collect
 from datasets_scripts.collect_config import CollectConfig
 from hub_cards import upload
-from hub_cards.card_text import is_ours
 from hub_cards.errors import PublishError, UploadError
 from hub_cards.publication import STAGING
 from hub_cards.publish import plan_publication, publish
