@@ -39,7 +39,7 @@ Answer = TypeVar("Answer")
 # The client's errors of the transport have no common class that both of its generations share by name: the first base
 # of its own error is that class (httpx.HTTPError or httpx2.HTTPError).
 TRANSPORT_ERROR = HfHubHTTPError.__mro__[1]
-FINAL_ANSWERS = {
+_FINAL_ANSWERS = {
     GatedRepoError: "gated",  # a RepositoryNotFoundError too, so it comes first
     DisabledRepoError: "disabled",
     RepositoryNotFoundError: "vanished",
@@ -292,11 +292,10 @@ class HubReader:
 
     def _after(self, repo_id: str, error: Exception, failures: int) -> None:
         """Returns after a pause if the request may be tried again, and refuses the model otherwise."""
-        for kind, outcome in FINAL_ANSWERS.items():
-            if isinstance(error, kind) and not isinstance(error, LocalEntryNotFoundError):
-                reason = f"cannot be read any more: the Hub answers {type(error).__name__}"
-                advice = "Ask for access, or log in with a token that has it" if outcome == "gated" else "Leave it out"
-                raise RefusedModel(repo_id, outcome, reason, advice) from error
+        if outcome := final_outcome(error):
+            reason = f"cannot be read any more: the Hub answers {type(error).__name__}"
+            advice = "Ask for access, or log in with a token that has it" if outcome == "gated" else "Leave it out"
+            raise RefusedModel(repo_id, outcome, reason, advice) from error
         response = getattr(error, "response", None)
         status = None if response is None else response.status_code
         if failures > self.retries or (status is not None and status not in TEMPORARY_STATUS):
@@ -315,6 +314,13 @@ class HubReader:
         limit = parse_ratelimit_headers(headers)
         if limit is not None and limit.remaining <= 0:
             self.pace.hold(limit.reset_in_seconds + 1)
+
+
+def final_outcome(error: BaseException | None) -> str | None:
+    """The outcome code of an answer of the Hub that stays the same when it is asked again; None of another error."""
+    if isinstance(error, LocalEntryNotFoundError):  # the client's word for a Hub that it cannot reach
+        return None
+    return next((outcome for kind, outcome in _FINAL_ANSWERS.items() if isinstance(error, kind)), None)
 
 
 def asked_pause(headers: Any) -> float | None:

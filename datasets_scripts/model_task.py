@@ -4,18 +4,12 @@ import logging
 from dataclasses import dataclass
 from pathlib import Path
 
-from huggingface_hub.errors import (
-    DisabledRepoError,
-    GatedRepoError,
-    RepositoryNotFoundError,
-    RevisionNotFoundError,
-)
-
 from modeling_wsl.checkpoint_errors import CheckpointError
 from modeling_wsl.checkpoint_hub import hub_error
 from modeling_wsl.checkpoints import open_checkpoint
 
 from .files import replacing
+from .hub_reader import final_outcome
 from .model_facts import find_facts
 from .model_part import accepted_record, refused_record, refusing, write_part
 from .outcomes import RefusedModel
@@ -27,12 +21,6 @@ from .work_folder import ModelRecord, WorkFolder
 
 logger = logging.getLogger(__name__)
 UNREACHABLE = "unreachable"  # not refused: the Hub could not be asked, so nothing is recorded
-PERMANENT_HUB_ERRORS = {
-    GatedRepoError: "gated",  # a RepositoryNotFoundError too, so it comes first
-    DisabledRepoError: "disabled",
-    RepositoryNotFoundError: "vanished",
-    RevisionNotFoundError: "vanished",
-}
 
 
 @dataclass(frozen=True)
@@ -95,7 +83,7 @@ def _write_part(task: ModelTask, path: Path) -> ModelRecord:
 def _is_passing(error: CheckpointError) -> bool:
     """Whether the Hub was out of reach, rather than certain that there is no such model."""
     cause = error.__cause__
-    if cause is None or isinstance(cause, tuple(PERMANENT_HUB_ERRORS)):
+    if cause is None or final_outcome(cause):
         return False
     # What the Hub's client raises has no common class; a damaged file has a cause as well, but not these words.
     return error.reason == hub_error(error.source, None, cause).reason
@@ -103,7 +91,5 @@ def _is_passing(error: CheckpointError) -> bool:
 
 def _with_outcome(error: CheckpointError) -> CheckpointError:
     """The same error with the outcome code that the Hub's answer stands for."""
-    for kind, outcome in PERMANENT_HUB_ERRORS.items():
-        if isinstance(error.__cause__, kind):
-            return RefusedModel(error.source, outcome, error.reason, error.advice)
-    return error
+    outcome = final_outcome(error.__cause__)
+    return RefusedModel(error.source, outcome, error.reason, error.advice) if outcome else error

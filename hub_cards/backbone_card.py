@@ -178,10 +178,13 @@ def _data(facts: BackboneFacts) -> str:
     if not facts.training_licences:
         listed = "Which licences the training models are under was not to be found when this card was written."
     else:
-        rows = [
-            (licence or "not stated", "" if n is None else f"{n:,}") for licence, n in facts.training_licences.items()
-        ]
-        listed = "The models that it was trained on are under these licences:\n\n" + table(("licence", "models"), rows)
+        counts = {licence or "not stated": n for licence, n in facts.training_licences.items()}
+        if None in counts.values():  # only the dataset's card was there, which counts no models
+            listed = f"The models that it was trained on are under these licences: {', '.join(counts)}."
+        else:
+            rows = [(licence, f"{n:,}") for licence, n in counts.items()]
+            listed = "The models that it was trained on are under these licences:\n\n"
+            listed += table(("licence", "models"), rows)
     kept = "Each stays under its own; the dataset names every model with its source and revision."
     given = f"The backbone is published under `{facts.licence.stated}`."
     if facts.strictest is None:

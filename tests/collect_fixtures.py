@@ -1,6 +1,5 @@
-"""What the tests of `collect` share: its settings for the mixed models, and the bytes of a dataset."""
+"""What the tests of `collect` share: its settings for the mixed models, and the rows of a dataset."""
 
-import hashlib
 from dataclasses import replace
 from pathlib import Path
 
@@ -25,12 +24,6 @@ CONFIG = CollectConfig(
 
 def configured(**changes) -> CollectConfig:
     return replace(CONFIG, **changes)
-
-
-def hashes(folder: Path) -> dict[str, str]:
-    """Every file's SHA-256, hidden ones too."""
-    files = [path for path in folder.rglob("*") if path.is_file()]
-    return {path.relative_to(folder).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
 
 
 def model_rows(folder: Path) -> dict[str, dict]:

@@ -4,9 +4,10 @@ import datasets
 import numpy as np
 import pytest
 import torch
-from collect_fixtures import CONFIG, configured, hashes, model_rows, window_rows
+from collect_fixtures import CONFIG, configured, model_rows, window_rows
 from hub_models import mixed_models, seed_mixed
 from hub_state import HubFile
+from interrupted_runs import hashes
 
 from datasets_scripts.card_signature import is_ours
 from datasets_scripts.collect import collect

@@ -1,19 +1,15 @@
 """A collection ends with the same bytes with one worker and several, killed at any moment, and under every fault."""
 
 import os
-import signal
 import subprocess
 import sys
 from pathlib import Path
 
-import datasets
 import pytest
-from collect_fixtures import CONFIG, configured, hashes, model_rows
+from collect_fixtures import CONFIG, configured, model_rows
 from hub_models import seed_mixed
-from huggingface_hub.utils import close_session
+from interrupted_runs import hashes, run_and_die
 
-import datasets_scripts.collect_task
-import datasets_scripts.files
 from datasets_scripts.collect import collect
 from datasets_scripts.hub_reader import HubReader
 
@@ -61,45 +57,21 @@ def test_four_workers_make_the_dataset_of_one(hub, undisturbed, tmp_path):
 def test_killed_at_any_moment_it_goes_on_to_the_same_bytes(hub, undisturbed, tmp_path, place, steps):
     seed_mixed(hub)
     for at in steps:  # counted anew in every run, which has less left to do
-        assert run_and_die(tmp_path / "killed", at, place)
+        assert collect_and_die(tmp_path / "killed", at, place)
         assert not (tmp_path / "killed" / "tokenize.json").exists()
     collect(tmp_path / "killed", CONFIG)
     assert hashes(tmp_path / "killed") == undisturbed[0]
 
 
-def run_and_die(output: Path, at: int, place: str) -> bool:
-    """Collects in a forked process that kills itself at the `at`-th rename or answer; tells whether it did."""
-    close_session()  # else both processes would talk over one connection
-    pid = os.fork()
-    if pid == 0:
-        signal.alarm(120)
-        calls = 0
-
-        def dying(function):
-            def call(*args, **options):
-                nonlocal calls
-                calls += 1
-                if calls == at:
-                    os.kill(os.getpid(), signal.SIGKILL)
-                return function(*args, **options)
-
-            return call
-
-        if place == "rename":
-            datasets_scripts.files.os.replace = dying(os.replace)
-        else:
-            HubReader._heed = dying(HubReader._heed)
-        datasets.disable_progress_bars()
-        collect(output, CONFIG)
-        os._exit(0)
-    status = os.waitpid(pid, 0)[1]
-    assert status in (0, signal.SIGKILL)
-    return status == signal.SIGKILL
+def collect_and_die(output: Path, at: int, place: str) -> bool:
+    """Collects in a process that kills itself at the `at`-th rename, or answer about a file; tells whether it did."""
+    places = {"rename": (os, "replace"), "answer": (HubReader, "_heed")}
+    return run_and_die(lambda: collect(output, CONFIG), at, [places[place]])
 
 
 def test_what_was_done_is_not_asked_for_again(hub, undisturbed, tmp_path):
     seed_mixed(hub)
-    assert run_and_die(tmp_path / "killed", 80, "rename")
+    assert collect_and_die(tmp_path / "killed", 80, "rename")
     hub.clear_log()
     collect(tmp_path / "killed", CONFIG)
     assert not hub.downloaded("timm/resnet18.a1_in1k")
@@ -109,7 +81,7 @@ def test_what_was_done_is_not_asked_for_again(hub, undisturbed, tmp_path):
 
 def test_the_listing_of_an_unfinished_run_stays_as_it_was(hub, undisturbed, tmp_path):
     seed_mixed(hub)
-    assert run_and_die(tmp_path / "killed", 20, "rename")
+    assert collect_and_die(tmp_path / "killed", 20, "rename")
     hub.add("new/model", {"config.json": "{}"}, downloads=10**6, labels=("image-classification",))
     collect(tmp_path / "killed", CONFIG)
     assert "new/model" not in model_rows(tmp_path / "killed")

@@ -7,8 +7,9 @@ import sys
 from pathlib import Path
 
 import pytest
-from collect_fixtures import CONFIG, configured, hashes
+from collect_fixtures import CONFIG, configured
 from hub_models import seed_mixed
+from interrupted_runs import hashes
 
 from datasets_scripts.collect import collect
 from datasets_scripts.collect_ranks import collect_with_ranks

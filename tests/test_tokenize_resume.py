@@ -1,8 +1,6 @@
 """A run that is killed, at any moment, and started again ends with the bytes of one that was left alone."""
 
-import hashlib
 import os
-import signal
 import subprocess
 import sys
 import time
@@ -13,6 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 import safetensors.torch
 import torch
+from interrupted_runs import hashes, run_and_die
 from zoo_fixtures import add_model, add_refused, make_zoo, tiny_state
 
 import datasets_scripts.model_part
@@ -34,12 +33,6 @@ if __name__ == "__main__":
 """
 
 
-def hashes(folder: Path) -> dict[str, str]:
-    """Every file's SHA-256, hidden ones too."""
-    files = [path for path in folder.rglob("*") if path.is_file()]
-    return {path.relative_to(folder).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
-
-
 @pytest.fixture
 def small_zoo(tmp_path):
     """Two models of two owners and a refused one."""
@@ -49,35 +42,8 @@ def small_zoo(tmp_path):
     return tmp_path / "zoo"
 
 
-def run_and_die(zoo: Path, output: Path, at: int, places: list[tuple[object, str]]) -> bool:
-    """Tokenizes in a forked process that kills itself when one of `places` is called for the `at`-th time.
-
-    Returns:
-        whether it was killed; False: it came to its end, as there are fewer calls.
-    """
-    pid = os.fork()
-    if pid == 0:
-        signal.alarm(120)
-        calls = 0
-
-        def dying(function):
-            def call(*args, **options):
-                nonlocal calls
-                calls += 1
-                if calls == at:
-                    os.kill(os.getpid(), signal.SIGKILL)
-                return function(*args, **options)
-
-            return call
-
-        for module, name in places:
-            setattr(module, name, dying(getattr(module, name)))
-        datasets.disable_progress_bars()
-        tokenize(zoo, output, CONFIG)
-        os._exit(0)
-    status = os.waitpid(pid, 0)[1]
-    assert status in (0, signal.SIGKILL)
-    return status == signal.SIGKILL
+def tokenize_and_die(zoo: Path, output: Path, at: int, places: list[tuple[object, str]]) -> bool:
+    return run_and_die(lambda: tokenize(zoo, output, CONFIG), at, places)
 
 
 def test_a_run_killed_before_any_of_its_renames_resumes_to_the_same_bytes(small_zoo, tmp_path):
@@ -85,7 +51,7 @@ def test_a_run_killed_before_any_of_its_renames_resumes_to_the_same_bytes(small_
     expected = hashes(tmp_path / "whole")
     assert sum(name.startswith("windows/") for name in expected) > 2
     at = 1
-    while run_and_die(small_zoo, tmp_path / f"killed-{at}", at, [(os, "replace")]):
+    while tokenize_and_die(small_zoo, tmp_path / f"killed-{at}", at, [(os, "replace")]):
         assert "tokenize.json" not in hashes(tmp_path / f"killed-{at}")
         tokenize(small_zoo, tmp_path / f"killed-{at}", CONFIG)
         assert hashes(tmp_path / f"killed-{at}") == expected, f"killed before rename {at}"
@@ -103,7 +69,7 @@ def test_a_run_killed_before_any_of_its_renames_resumes_to_the_same_bytes(small_
 )
 def test_half_written_files_are_written_again(small_zoo, tmp_path, place, at):
     tokenize(small_zoo, tmp_path / "whole", CONFIG)
-    assert run_and_die(small_zoo, tmp_path / "killed", at, [place])
+    assert tokenize_and_die(small_zoo, tmp_path / "killed", at, [place])
     tokenize(small_zoo, tmp_path / "killed", CONFIG)
     assert hashes(tmp_path / "killed") == hashes(tmp_path / "whole")
 
@@ -111,7 +77,7 @@ def test_half_written_files_are_written_again(small_zoo, tmp_path, place, at):
 def test_a_run_killed_twice_resumes_to_the_same_bytes(small_zoo, tmp_path):
     tokenize(small_zoo, tmp_path / "whole", CONFIG)
     for at in (4, 3, 6):
-        assert run_and_die(small_zoo, tmp_path / "killed", at, [(os, "replace")])
+        assert tokenize_and_die(small_zoo, tmp_path / "killed", at, [(os, "replace")])
     tokenize(small_zoo, tmp_path / "killed", CONFIG)
     assert hashes(tmp_path / "killed") == hashes(tmp_path / "whole")
 
@@ -179,7 +145,7 @@ def test_other_settings_and_other_models_are_refused_and_named(small_zoo, tmp_pa
     if finished:
         tokenize(small_zoo, output, CONFIG)
     else:
-        assert run_and_die(small_zoo, output, 5, [(os, "replace")])
+        assert tokenize_and_die(small_zoo, output, 5, [(os, "replace")])
     other = TokenizeConfig(**{**CONFIG.settings(), "token_size": 32, "seed": 1})
     with pytest.raises(TokenizeError, match="seed was 0, is 1; token_size was 16, is 32"):
         tokenize(small_zoo, output, other)
@@ -193,7 +159,7 @@ def test_a_source_that_changed_is_read_again_or_named(small_zoo, tmp_path):
         state = {name: t for name, t in tiny_state(seed).items() if name != "head.weight"}
         safetensors.torch.save_file(state, small_zoo / "one" / "model.safetensors")
 
-    assert run_and_die(small_zoo, tmp_path / "dataset", 11, [(os, "replace")])  # some Parquet files are there
+    assert tokenize_and_die(small_zoo, tmp_path / "dataset", 11, [(os, "replace")])  # some Parquet files are there
     assert list((tmp_path / "dataset" / "windows").glob("*.parquet"))
     change(11)
     tokenize(small_zoo, tmp_path / "dataset", CONFIG)
