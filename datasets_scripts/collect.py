@@ -79,6 +79,7 @@ def collect(
         return report
     listing = prepare(work, config, named)
     with work.open(run_settings(config, named), []), one_thread():
+        remove_from_memory(work)  # what a run that was killed left
         _collect_models(work, listing.candidates, config)
     with one_thread():
         retry_failed(work, config, named)
@@ -116,15 +117,16 @@ def prepare(work: WorkFolder, config: CollectConfig, named: Sequence[str]) -> Li
     Raises:
         TokenizeError, RunError, OSError: as `collect`.
     """
-    with work.open(run_settings(config, named), []):
-        if not is_prepared(work):
-            hub = new_reader(work, config)
-            listing = named_candidates(expand_sources(named), hub) if named else list_candidates(config, hub)
-            logger.info("%d models are listed", listing.num_listed)
-            work.write_json(work.root / LISTING_FILE, asdict(listing))
-        if memory := memory_folder(work.output):
-            shutil.rmtree(memory, ignore_errors=True)  # of a run that was killed
-    return read_listing(work)
+    settings = run_settings(config, named)
+    if is_prepared(work):
+        work.check_same(settings, [])  # and no more: ranks on other machines may be at work
+        return read_listing(work)
+    with work.open(settings, []):
+        hub = new_reader(work, config)
+        listing = named_candidates(expand_sources(named), hub) if named else list_candidates(config, hub)
+        logger.info("%d models are listed", listing.num_listed)
+        work.write_json(work.root / LISTING_FILE, asdict(listing))
+    return listing
 
 
 def is_prepared(work: WorkFolder) -> bool:
@@ -323,5 +325,10 @@ def _draw_splits(models: Sequence[AssembledModel], config: CollectConfig) -> Non
 
 def _remove_leftovers(work: WorkFolder) -> None:
     work.remove()
+    remove_from_memory(work)
+
+
+def remove_from_memory(work: WorkFolder) -> None:
+    """Lets go of weight files in memory; no worker of the run may be reading them."""
     if memory := memory_folder(work.output):
         shutil.rmtree(memory, ignore_errors=True)

@@ -86,15 +86,26 @@ class WorkFolder:
         finally:
             lock.release()
 
+    def check_same(self, settings: Mapping[str, Any], models: Sequence[ModelSource]) -> None:
+        """Compares an unfinished run with one of these settings and sources; touches nothing that it works on.
+
+        Raises:
+            TokenizeError: they differ.
+        """
+        before = json.loads(self._settings.read_text(encoding="utf-8"))
+        if differences := compare_runs(before, self._state(settings, models)):
+            raise TokenizeError(
+                f"{self.output} holds an unfinished run that differs: {differences}. Name the same sources and "
+                f"settings to resume it, or another folder; or delete {self.output} to begin anew."
+            )
+
+    @staticmethod
+    def _state(settings: Mapping[str, Any], models: Sequence[ModelSource]) -> dict[str, Any]:
+        return {"format": FORMAT_VERSION, "settings": dict(settings), "models": [m.model_id for m in models]}
+
     def _begin(self, settings: Mapping[str, Any], models: Sequence[ModelSource]) -> None:
-        state = {"format": FORMAT_VERSION, "settings": dict(settings), "models": [m.model_id for m in models]}
         if self._settings.is_file():
-            before = json.loads(self._settings.read_text(encoding="utf-8"))
-            if differences := compare_runs(before, state):
-                raise TokenizeError(
-                    f"{self.output} holds an unfinished run that differs: {differences}. Name the same sources and "
-                    f"settings to resume it, or another folder; or delete {self.output} to begin anew."
-                )
+            self.check_same(settings, models)
         else:  # what is left of a run that was killed while it removed this folder
             for folder in (self._parts, self._records):
                 shutil.rmtree(folder, ignore_errors=True)
@@ -104,7 +115,7 @@ class WorkFolder:
         shutil.rmtree(self.temporary, ignore_errors=True)  # of a run that was killed
         self.temporary.mkdir()
         if not self._settings.is_file():
-            self.write_json(self._settings, state)
+            self.write_json(self._settings, self._state(settings, models))
 
     def write_text(self, path: Path, text: str) -> None:
         """Writes a file whole or not at all, by way of the folder that every run empties first."""

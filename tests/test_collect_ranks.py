@@ -11,9 +11,10 @@ from collect_fixtures import CONFIG, configured
 from hub_models import seed_mixed
 from interrupted_runs import hashes
 
-from datasets_scripts.collect import collect
+from datasets_scripts.collect import collect, prepare
 from datasets_scripts.collect_ranks import collect_with_ranks
 from datasets_scripts.tokenize_config import TokenizeError
+from datasets_scripts.work_folder import WorkFolder
 
 
 pytestmark = pytest.mark.slow
@@ -75,6 +76,16 @@ def test_four_ranks_one_killed_and_rerun_make_the_dataset_of_one_process(hub, of
     # ranks that had ended, and the models that rank 2 had dealt with, were not asked for again
     assert not hub.downloaded("timm/resnet18.a1_in1k") and not hub.downloaded("timm/resnet50.a1_in1k")
     assert hub.downloaded("timm/beit_base_patch16_224.in22k_ft_in1k")
+
+
+def test_a_machine_that_joins_does_not_disturb_the_ranks_of_another(hub, of_one, tmp_path):
+    seed_mixed(hub)
+    joined = []
+    weights = "GET /timm/resnet50.a1_in1k/resolve/.*safetensors"
+    hub.fault(weights, skip=1, do=lambda _: joined.append(prepare(WorkFolder(tmp_path / "ranks"), CONFIG, [])))
+    collect_with_ranks(tmp_path / "ranks", CONFIG, ranks=2, options={"workers": 1})
+    assert len(joined) == 1
+    assert hashes(tmp_path / "ranks") == of_one
 
 
 def test_ranks_stop_when_together_they_have_enough(hub, tmp_path):
