@@ -18,7 +18,7 @@ import typer
 
 
 app = typer.Typer(
-    help="Weight-space learning on public models: tokenize, pretrain, embed, generate.",
+    help="Weight-space learning on public models: collect, tokenize, pretrain, embed, generate, publish.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
