@@ -8,7 +8,7 @@ import json
 import logging
 import re
 import warnings
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -53,7 +53,7 @@ def check_loadable(
         source: the Hub id, for messages.
         library: "timm", "transformers", "peft", as `modeling_wsl.checkpoint_folders.read_config` tells, or None.
         config: the parsed config.json or adapter_config.json.
-        tensors: names in the weight files, which an adapter is checked by.
+        tensors: names in the weight files.
 
     Raises:
         RefusedModel: remote_code, unloadable, missing_weights, mismatched_weights or unexpected_weights.
@@ -61,6 +61,9 @@ def check_loadable(
     if library is None:
         reason = "has no config.json that names an architecture of transformers or timm"
         raise RefusedModel(source, "unloadable", reason, "Collect with check readable to take it in all the same")
+    tensors = list(tensors)
+    if config.get("model_type") == "timm_wrapper" and any(name.startswith("timm_model.") for name in tensors):
+        library = "transformers"  # saved by its wrapper around a timm model, under names that timm does not know
     if problem := suspicious_entry(config, MAX_LAYERS):
         raise RefusedModel(source, "unloadable", f"cannot be built safely: {problem}", "Leave it out")
     with _quietly():
@@ -126,7 +129,7 @@ def _check_timm(folder: Path, source: str, config: Mapping[str, Any]) -> None:
         raise _unloadable(source, error) from error
 
 
-def _check_adapter(folder: Path, source: str, tensors: Iterable[str]) -> None:
+def _check_adapter(folder: Path, source: str, tensors: Sequence[str]) -> None:
     try:
         config = PeftConfig.from_pretrained(str(folder))
     except Exception as error:  # as above
@@ -135,9 +138,8 @@ def _check_adapter(folder: Path, source: str, tensors: Iterable[str]) -> None:
         raise RefusedModel(source, "unloadable", "adapter_config.json names no base model", "Its owner can name it")
     prefix = PEFT_TYPE_TO_PREFIX_MAPPING.get(config.peft_type, "")
     saved = [f".{name}." for name in getattr(config, "modules_to_save", None) or ()]
-    names = list(tensors)
-    foreign = [name for name in names if prefix not in name and not any(part in f".{name}" for part in saved)]
-    if not any(prefix in name for name in names):
+    foreign = [name for name in tensors if prefix not in name and not any(part in f".{name}" for part in saved)]
+    if not any(prefix in name for name in tensors):
         raise _misfit(source, "missing_weights", "lacks all of", [f"{prefix}*"], f"{config.peft_type.value} adapter")
     if foreign:
         raise _misfit(source, "unexpected_weights", "has beyond", foreign, f"{config.peft_type.value} adapter")

@@ -170,6 +170,19 @@ def test_licences_and_gated_models_can_be_asked_for(hub, tmp_path, monkeypatch):
     assert outcomes_of(tmp_path / "b", only[:2]) == ["accepted", "gated"]
 
 
+def test_gated_and_private_models_are_collected_with_a_token_that_may(hub, tmp_path, monkeypatch):
+    seed_mixed(hub)
+    model = mixed_models()[0]
+    hub.add("org/gated", model.files, gated_to=("hf_reader",))
+    hub.add("org/private", mixed_models()[1].files, private=True)
+    names = ["org/gated", "org/private"]
+    for token, outcomes in (("hf_reader", ["accepted", "vanished"]), ("hf_alice", ["accepted", "accepted"])):
+        monkeypatch.setenv("HF_TOKEN", token)
+        collect(tmp_path / token, configured(gated="try", tasks="", author="org"))
+        rows = model_rows(tmp_path / token)
+        assert [rows[name]["outcome"] if name in rows else "vanished" for name in names] == outcomes
+
+
 def test_named_models_are_taken_at_their_revision(hub, tmp_path):
     model = mixed_models()[0]
     old = hub.add("org/net", model.files)

@@ -4,6 +4,8 @@ import json
 
 import pytest
 from hub_models import mixed_models
+from safetensors.torch import load_file, save_file
+from transformers import TimmWrapperConfig, TimmWrapperForImageClassification
 
 from datasets_scripts.loadable import check_loadable, write_hollow_file
 from datasets_scripts.outcomes import RefusedModel
@@ -82,6 +84,17 @@ def test_a_changed_config_is_seen_through(tmp_path, changes, outcome):
     (tmp_path / "config.json").write_text(json.dumps(config))
     found, reason = verdict(tmp_path, "org/vit")
     assert found == outcome, reason
+
+
+def test_a_timm_model_that_transformers_saved_is_loaded_by_transformers(tmp_path):
+    settings = {"architecture": "test_efficientnet", "num_classes": 3, "pretrained_cfg": {"num_classes": 3}}
+    model = TimmWrapperForImageClassification(TimmWrapperConfig.from_dict(settings))
+    model.save_pretrained(tmp_path)
+    assert verdict(tmp_path, "org/wrapped") == ("accepted", None)
+    state = load_file(tmp_path / "model.safetensors")
+    state.pop("timm_model.classifier.bias")
+    save_file(state, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    assert verdict(tmp_path, "org/wrapped")[0] == "missing_weights"
 
 
 def test_an_adapter_holds_its_own_tensors_and_names_its_base(tmp_path):
