@@ -6,6 +6,8 @@ from collections.abc import Mapping, Sequence
 
 from huggingface_hub import DatasetCardData
 
+from modeling_wsl.card_signature import signed
+
 from .card_sections import (
     Collection,
     Row,
@@ -21,7 +23,6 @@ from .card_sections import (
     summary,
     withheld_models,
 )
-from .card_signature import signed
 from .licences import licence_of
 from .schema import ACCEPTED, MODELS, REFUSED, TRAIN, VALIDATION, WINDOWS, WITHHELD, card_configs
 from .tokenize_config import DatasetConfig

@@ -7,7 +7,6 @@ from typing import Any
 
 from huggingface_hub import DatasetCard
 
-from datasets_scripts.card_signature import is_ours
 from datasets_scripts.collect_config import CollectConfig
 from datasets_scripts.composition_figure import FIGURE_FILE, composition_figure
 from datasets_scripts.dataset_card import Collection, dataset_card
@@ -26,6 +25,7 @@ from datasets_scripts.schema import (
 )
 from datasets_scripts.tokenize_config import DatasetConfig, TokenizeConfig
 from datasets_scripts.work_folder import finished_run
+from modeling_wsl.card_signature import is_ours
 
 from .card_text import CARD_FILE, check_card, is_somebodys, read_card
 from .errors import PublishError

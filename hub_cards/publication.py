@@ -7,8 +7,8 @@ from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
-from datasets_scripts.card_signature import is_ours
 from datasets_scripts.files import write_text
+from modeling_wsl.card_signature import is_ours
 from modeling_wsl.checkpoint_errors import CheckpointError, read_json
 from modeling_wsl.checkpoint_folders import INDEX_SUFFIX, parse_index
 from modeling_wsl.checkpoints import open_checkpoint

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
+from huggingface_hub import create_repo, file_exists, upload_file
 from torch import nn
 from transformers import initialization as init
 from transformers.activations import ACT2FN
@@ -20,8 +21,10 @@ from transformers.utils.output_capturing import capture_outputs
 
 from .configuration_wsl import WSLConfig
 from .remote_code import entry_points
+from .short_card import short_card
 
 
+CARD_FILE = "README.md"
 COMMIT = re.compile(r"[0-9a-f]{40}")
 
 
@@ -160,6 +163,23 @@ class WSLPreTrainedModel(PreTrainedModel):
         # torch's own under FSDP2, and overwrite the map of the Auto classes.
         type(self)._auto_class = None
         return super().save_pretrained(save_directory, *args, **kwargs)
+
+    def push_to_hub(self, repo_id: str, *, private: bool | None = None, token: str | bool | None = None, **kwargs):
+        """As `PreTrainedModel.push_to_hub`; a repository without a card gets a short one, not a form to fill in.
+
+        `hf-wsl publish` uploads a trained folder with a card made of its training facts.
+        """
+        if not kwargs.get("create_pr"):  # a pull request's author may not write to the repository itself
+            repo_id = create_repo(repo_id, private=private, token=token, exist_ok=True).repo_id
+            if not file_exists(repo_id, CARD_FILE, token=token):
+                upload_file(
+                    path_or_fileobj=short_card(repo_id, self.config, self.num_parameters()).encode(),
+                    path_in_repo=CARD_FILE,
+                    repo_id=repo_id,
+                    commit_message="Add a card",
+                    token=token,
+                )
+        return super().push_to_hub(repo_id, private=private, token=token, **kwargs)
 
     @staticmethod
     def entry_points() -> dict[str, type]:

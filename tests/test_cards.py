@@ -5,7 +5,6 @@ import re
 import pytest
 from huggingface_hub import ModelCard, metadata_load
 
-from datasets_scripts.card_signature import is_ours, signed
 from datasets_scripts.licences import licence_of, strictest
 from hub_cards.backbone_card import BackboneFacts, backbone_card
 from hub_cards.card_text import check_card, is_somebodys
@@ -14,6 +13,7 @@ from hub_cards.generated_model_card import GeneratedFacts, generated_model_card
 from hub_cards.local_paths import without_local_paths
 from hub_cards.origins import Origin, settle_licence
 from modeling_wsl import WSLConfig
+from modeling_wsl.card_signature import is_ours, signed
 
 
 TRAINING = {

@@ -9,7 +9,6 @@ from hub_models import mixed_models, seed_mixed
 from hub_state import HubFile
 from interrupted_runs import hashes
 
-from datasets_scripts.card_signature import is_ours
 from datasets_scripts.collect import collect
 from datasets_scripts.collect_plan import plan_collection
 from datasets_scripts.collect_task import memory_folder
@@ -18,6 +17,7 @@ from datasets_scripts.errors import RunError
 from datasets_scripts.model_part import feature_extractor
 from datasets_scripts.outcomes import OUTCOMES, RefusedModel
 from datasets_scripts.tokenize_config import TokenizeError
+from modeling_wsl.card_signature import is_ours
 
 
 @pytest.fixture(scope="module")

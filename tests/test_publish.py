@@ -25,10 +25,9 @@ from publish_fixtures import (
     make_generated,
 )
 from safetensors.torch import save
-from transformers import AutoModel
+from transformers import AutoModel, PreTrainedModel
 from typer.testing import CliRunner
 
-from datasets_scripts.card_signature import is_ours
 from datasets_scripts.collect import collect
 from datasets_scripts.collect_config import CollectConfig
 from hub_cards import upload
@@ -37,6 +36,7 @@ from hub_cards.publication import STAGING
 from hub_cards.publish import plan_publication, publish
 from hub_cards.publish_plan import CHANGED, NEW, OUTDATED, UNCHANGED, readable_size
 from modeling_wsl import WSLConfig, WSLFeatureExtractor, WSLForPreTraining, cli
+from modeling_wsl.card_signature import is_ours
 from modeling_wsl.generated_model import GeneratedModel
 from modeling_wsl.remote_code import code_files
 from modeling_wsl.targets import resolve_target
@@ -532,8 +532,23 @@ def test_a_card_of_one_s_own_is_kept_here_and_there(hub, backbone):
     assert files_of(hub, "org/backbone")["README.md"].decode() == own
 
 
+def test_a_backbone_pushed_from_python_has_a_card_without_blanks_until_publishing_writes_a_better_one(hub, backbone):
+    model = AutoModel.from_pretrained(backbone)
+    model.push_to_hub("org/backbone")
+    card = files_of(hub, "org/backbone")["README.md"].decode()
+    assert "[More Information Needed]" not in card and f"{model.num_parameters():,} parameters" in card
+    assert is_ours(card)
+    model.push_to_hub("org/backbone")
+    assert files_of(hub, "org/backbone")["README.md"].decode() == card
+    hub.add("org/own", {"README.md": "---\nlicense: mit\n---\n# Mine\n"})
+    model.push_to_hub("org/own")
+    assert "# Mine" in files_of(hub, "org/own")["README.md"].decode()
+    publish(backbone, "org/backbone", licence="mit")
+    assert "## Evaluation" in files_of(hub, "org/backbone")["README.md"].decode()
+
+
 def test_a_template_that_push_to_hub_left_there_is_replaced_and_one_here_is_refused(hub, backbone):
-    AutoModel.from_pretrained(backbone).push_to_hub("org/backbone")
+    PreTrainedModel.push_to_hub(AutoModel.from_pretrained(backbone), "org/backbone")
     template = files_of(hub, "org/backbone")["README.md"]
     assert b"[More Information Needed]" in template
     publish(backbone, "org/backbone", licence="mit")
