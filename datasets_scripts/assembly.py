@@ -16,7 +16,17 @@ from .dataset_writer import PlannedModel, ShardTask, plan_shards, write_shard
 from .files import replacing
 from .model_part import feature_extractor
 from .near_copies import NearCopyItem, near_copy_groups
-from .schema import ACCEPTED, CARD_FILE, EXTRACTOR_FILE, MODELS, REFUSED, TRAIN, VALIDATION, WINDOWS
+from .schema import (
+    ACCEPTED,
+    CARD_FILE,
+    EXTRACTOR_FILE,
+    MODELS,
+    REFUSED,
+    TRAIN,
+    VALIDATION,
+    WINDOWS,
+    splits_by_family,
+)
 from .splits import SplitItem, duplicate_groups
 from .tokenize_config import DatasetConfig
 from .work_folder import WorkFolder
@@ -115,17 +125,11 @@ def write_dataset(
         with replacing(work.output / FIGURE_FILE, work.temporary) as temporary:
             composition_figure(rows, temporary)
         picture = FIGURE_FILE
-    families: dict[str, list[str]] = {}
-    for model in planned:
-        if model.family is not None:
-            splits = families.setdefault(model.family, [])
-            if model.split not in splits:
-                splits.append(model.split)
     card = dataset_card(
         rows,
         config,
         collected=collected,
-        families={family: sorted(families[family]) for family in sorted(families)},
+        families=splits_by_family((model.family, model.split) for model in planned),
         picture=picture,
     )
     work.write_text(work.output / CARD_FILE, card)

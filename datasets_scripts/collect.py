@@ -299,7 +299,7 @@ def refuse_copies(models: Sequence[AssembledModel]) -> None:
         original = first.setdefault(model.row["weights_sha256"], model.row["model_id"])
         if original != model.row["model_id"]:
             model.row |= {
-                **{column: value for column, value in NOTHING_STORED.items() if column in model.row},
+                **NOTHING_STORED,
                 "status": REFUSED,
                 "outcome": "duplicate",
                 "duplicate_group": original,

@@ -11,7 +11,7 @@ from typing import Any
 from huggingface_hub import ModelInfo
 
 from modeling_wsl.checkpoint_errors import CheckpointError, NotTokenizableError, NoWeightsError, parse_json
-from modeling_wsl.checkpoint_folders import INDEX_SUFFIX, choose_weights, parse_index, read_config
+from modeling_wsl.checkpoint_folders import INDEX_SUFFIX, ShardIndex, choose_weights, parse_index, read_config
 from modeling_wsl.checkpoint_hub import CONFIG_NAMES
 from modeling_wsl.checkpoint_safetensors import LENGTH_BYTES, header_length, parse_header
 from modeling_wsl.manifest import TensorSpec
@@ -21,6 +21,7 @@ from .hub_listing import Candidate
 from .hub_reader import HubFile, HubReader
 from .licences import licence_of, redistributable
 from .loadable import check_loadable, write_hollow_file
+from .model_facts import licence_of_card
 from .outcomes import RefusedModel
 
 
@@ -34,7 +35,8 @@ class Examined:
     Attributes:
         weights: the weight files to download.
         library, config: as `modeling_wsl.checkpoint_folders.read_config` gives them.
-        checked: the library's loader has seen it: false for pickles, whose tensors are known once they are here.
+        checked: its tensors are known from headers, and were checked as far as asked for; false for pickles, whose
+            tensors are known once they are here.
     """
 
     weights: tuple[HubFile, ...]
@@ -80,14 +82,18 @@ def examine(candidate: Candidate, hub: HubReader, config: CollectConfig, folder:
         method = model_config["quantization_config"].get("quant_method", "its config says")
         reason = f"its weights are quantised ({method})"
         raise RefusedModel(source, "quantized", reason, "Look for the model that it was made from")
-    weights = _weight_files(source, chosen, files, folder)
+    index = None
+    if chosen.endswith(INDEX_SUFFIX):
+        index = parse_index(folder / chosen, parse_json(source, (folder / chosen).read_bytes(), chosen))
+    weights = _weight_files(source, chosen, index, files)
     total = sum(file.size for file in weights)
     if total > config.max_download_bytes:
         reason = f"has {total:,} bytes of weights, more than {config.max_download}"
         raise RefusedModel(source, "too_large", reason, "Raise max_download")
     examined = Examined(weights, library, model_config, all(f.path.endswith(".safetensors") for f in weights))
     if examined.checked:
-        tensors = _read_headers(candidate, hub, weights, chosen, folder)
+        shown = shown_to_loader(folder)
+        tensors = _read_headers(candidate, hub, weights, index, shown)
         parameters = sum(spec.numel for spec in tensors.values() if spec.torch_dtype.is_floating_point)
         if not parameters:
             kinds = ", ".join(sorted({spec.dtype for spec in tensors.values()})) or "none"
@@ -95,7 +101,7 @@ def examine(candidate: Candidate, hub: HubReader, config: CollectConfig, folder:
             raise NotTokenizableError(source, reason, "Leave it out")
         check_parameters(source, parameters, config)
         if config.check == "loadable":
-            check_loadable(shown_to_loader(folder), source, library, model_config, tensors)
+            check_loadable(shown, source, library, model_config, tensors)
     return examined
 
 
@@ -116,7 +122,7 @@ def check_listing(candidate: Candidate, config: CollectConfig) -> None:
     if candidate.gated and config.gated == "refuse":
         reason = "its owner gives access on request"
         raise RefusedModel(source, "gated", reason, "Ask for access and collect with gated try")
-    licence = candidate.stated.get("licence") or stated_licence(candidate.card)
+    licence = candidate.stated.get("licence") or licence_of_card(candidate.card)
     if config.licences == "any":
         return
     if config.licences == "redistributable":
@@ -128,17 +134,6 @@ def check_listing(candidate: Candidate, config: CollectConfig) -> None:
     if not allowed:
         reason = f"its licence is {licence or 'not stated'}"
         raise RefusedModel(source, "licence", reason, f"Asked for were licences {config.licences}")
-
-
-def stated_licence(card: Mapping[str, Any]) -> str | None:
-    """The licence that a card's front matter names."""
-    for key in ("license_name", "license"):
-        value = card.get(key)
-        if isinstance(value, list):
-            value = ", ".join(map(str, value))
-        if isinstance(value, str) and value:
-            return value
-    return None
 
 
 def hub_files(info: ModelInfo) -> dict[str, HubFile]:
@@ -169,10 +164,11 @@ def _read_config(source: str, folder: Path) -> tuple[str | None, dict[str, Any]]
         ) from error
 
 
-def _weight_files(source: str, chosen: str, files: Mapping[str, HubFile], folder: Path) -> tuple[HubFile, ...]:
-    if not chosen.endswith(INDEX_SUFFIX):
+def _weight_files(
+    source: str, chosen: str, index: ShardIndex | None, files: Mapping[str, HubFile]
+) -> tuple[HubFile, ...]:
+    if index is None:
         return (files[chosen],)
-    index = parse_index(folder / chosen, parse_json(source, (folder / chosen).read_bytes(), chosen))
     missing = [shard for shard in index.shards if shard not in files]
     if missing:
         reason = f"{chosen} names {missing[0]}, which is not there"
@@ -181,9 +177,9 @@ def _weight_files(source: str, chosen: str, files: Mapping[str, HubFile], folder
 
 
 def _read_headers(
-    candidate: Candidate, hub: HubReader, weights: tuple[HubFile, ...], chosen: str, folder: Path
+    candidate: Candidate, hub: HubReader, weights: tuple[HubFile, ...], index: ShardIndex | None, shown: Path
 ) -> dict[str, TensorSpec]:
-    """All tensors by name; writes the hollow files."""
+    """All tensors by name; writes the hollow files into the folder that the loader is shown."""
     tensors: dict[str, TensorSpec] = {}
     for file in weights:
         source = f"{candidate.repo_id}, {file.path}"
@@ -192,11 +188,10 @@ def _read_headers(
         if end > len(first):
             first += hub.read(candidate.repo_id, candidate.commit, file, len(first), end)
         header = parse_header(source, first[LENGTH_BYTES:end], file.size)
-        if chosen.endswith(INDEX_SUFFIX):
-            index = parse_index(folder / chosen, parse_json(source, (folder / chosen).read_bytes(), chosen))
+        if index is not None:
             index.check_shard(file.path, header.tensors)
         tensors |= header.tensors
-        write_hollow_file(shown_to_loader(folder) / file.path, first[:end], file.size)
+        write_hollow_file(shown / file.path, first[:end], file.size)
     return tensors
 
 

@@ -91,8 +91,7 @@ def find_facts(
             record.get("licence"),
             record.get("license"),
             pretrained.get("license"),
-            card.get("license_name"),
-            card.get("license"),
+            licence_of_card(card),
         ),
         library=_first(record.get("library"), library, card.get("library_name")),
         architecture=composition.architecture,
@@ -101,6 +100,11 @@ def find_facts(
         training_data=_first(record.get("training_data"), record.get("trained_on")) or composition.training_data,
         base_model=composition.base_model,
     )
+
+
+def licence_of_card(card: Mapping[str, Any]) -> str | None:
+    """The licence that a card's front matter names; its own name where the Hub has none for it."""
+    return _first(card.get("license_name"), card.get("license"))
 
 
 def _first(*values: Any) -> str | None:

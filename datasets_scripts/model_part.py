@@ -23,13 +23,12 @@ from .work_folder import ModelRecord
 
 
 logger = logging.getLogger(__name__)
-# The columns of a refused model that tell of weights.
+# The columns of a refused model that tell of weights, beside its manifest, which records alone have.
 NOTHING_STORED = {
     "num_parameters": 0,
     "num_tokens": 0,
     "num_windows": 0,
     "padding": 0.0,
-    "manifest": None,
     "weights_sha256": None,
 }
 
@@ -122,6 +121,7 @@ def refused_record(source_fingerprint: str, model_id: str, facts: ModelFacts, er
             "model_id": model_id,
             **asdict(facts),
             **NOTHING_STORED,
+            "manifest": None,
             "status": REFUSED,
             "outcome": outcome_of(error),
             "reason": f"{error.reason}.{advice}",

@@ -11,7 +11,7 @@ A token's mask is one number (`valid_entries`: the first so many entries hold we
 `segment_*` columns (`modeling_wsl.manifest.positions_from_segments`), so neither is stored as an array.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from datasets import Features, List, Value
@@ -103,6 +103,19 @@ def shard_path(config: str, split: str, index: int, count: int, family: str | No
     """
     part = split if family is None else f"{split}-{family}"
     return f"{config}/{part}-{index:05d}-of-{count:05d}.parquet"
+
+
+def splits_by_family(files: Iterable[tuple[str | None, str]]) -> dict[str, list[str]]:
+    """Family -> the splits in which it has files, both in order of names; None is no family.
+
+    Args:
+        files: family and split of each.
+    """
+    found: dict[str, set[str]] = {}
+    for family, split in files:
+        if family is not None:
+            found.setdefault(family, set()).add(split)
+    return {family: sorted(found[family]) for family in sorted(found)}
 
 
 def card_configs(

@@ -22,6 +22,7 @@ from datasets_scripts.schema import (
     WINDOWS,
     WITHHELD,
     WORK_FOLDER,
+    splits_by_family,
 )
 from datasets_scripts.tokenize_config import DatasetConfig, TokenizeConfig
 from datasets_scripts.work_folder import finished_run
@@ -131,15 +132,11 @@ class DatasetFacts:
         return dataset_card(self.kept, withheld=withheld, dataset_id=self.repo_id, **self._card_options(files))
 
     def _card_options(self, files: Sequence[ShardName]) -> dict[str, Any]:
-        families: dict[str, set[str]] = {}
-        for name in files:
-            if name.family is not None:
-                families.setdefault(name.family, set()).add(name.split)
         collection = self.report.get("collection")
         return {
             "config": run_config(self.report),
             "collected": Collection(**collection) if collection else None,
-            "families": {family: sorted(families[family]) for family in sorted(families)},
+            "families": splits_by_family((name.family, name.split) for name in files),
             "picture": FIGURE_FILE if (self.folder / FIGURE_FILE).is_file() else None,
         }
 

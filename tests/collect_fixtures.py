@@ -4,8 +4,10 @@ from dataclasses import replace
 from pathlib import Path
 
 import pyarrow.parquet as pq
-from hub_models import LARGEST, SMALLEST, TASKS
+from hub_models import LARGEST, SMALLEST, TASKS, seed_mixed
+from interrupted_runs import hashes
 
+from datasets_scripts.collect import collect
 from datasets_scripts.collect_config import CollectConfig
 
 
@@ -24,6 +26,14 @@ CONFIG = CollectConfig(
 
 def configured(**changes) -> CollectConfig:
     return replace(CONFIG, **changes)
+
+
+def collect_undisturbed(hub, folder: Path) -> dict[str, str]:
+    """Collects the mixed models with one worker and without a fault; returns the hashes of the dataset."""
+    hub.reset()
+    seed_mixed(hub)
+    collect(folder, CONFIG)
+    return hashes(folder)
 
 
 def model_rows(folder: Path) -> dict[str, dict]:

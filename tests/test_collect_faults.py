@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from collect_fixtures import CONFIG, configured, model_rows
+from collect_fixtures import CONFIG, collect_undisturbed, configured, model_rows
 from hub_models import seed_mixed
 from interrupted_runs import hashes, run_and_die
 
@@ -16,12 +16,8 @@ from datasets_scripts.hub_reader import HubReader
 
 @pytest.fixture(scope="module")
 def undisturbed(hub_server, tmp_path_factory):
-    """The hashes of the dataset that one worker makes without any fault, and the requests that it takes."""
-    hub_server.reset()
-    seed_mixed(hub_server)
-    folder = tmp_path_factory.mktemp("undisturbed") / "dataset"
-    collect(folder, CONFIG)
-    return hashes(folder), hub_server.totals()["requests"]
+    """The hashes of the dataset that one worker makes without any fault."""
+    return collect_undisturbed(hub_server, tmp_path_factory.mktemp("undisturbed") / "dataset")
 
 
 def test_transient_faults_leave_the_same_dataset(hub, undisturbed, tmp_path):
@@ -41,14 +37,14 @@ def test_transient_faults_leave_the_same_dataset(hub, undisturbed, tmp_path):
     ]
     collect(tmp_path / "faulty", CONFIG)
     assert all(fault.fired for fault in faults), [fault for fault in faults if not fault.fired]
-    assert hashes(tmp_path / "faulty") == undisturbed[0]
+    assert hashes(tmp_path / "faulty") == undisturbed
 
 
 @pytest.mark.slow
 def test_four_workers_make_the_dataset_of_one(hub, undisturbed, tmp_path):
     seed_mixed(hub)
     collect(tmp_path / "four", configured(num_workers=4))
-    assert hashes(tmp_path / "four") == undisturbed[0]
+    assert hashes(tmp_path / "four") == undisturbed
     assert hub.totals()["peak"] > 1
 
 
@@ -60,7 +56,7 @@ def test_killed_at_any_moment_it_goes_on_to_the_same_bytes(hub, undisturbed, tmp
         assert collect_and_die(tmp_path / "killed", at, place)
         assert not (tmp_path / "killed" / "tokenize.json").exists()
     collect(tmp_path / "killed", CONFIG)
-    assert hashes(tmp_path / "killed") == undisturbed[0]
+    assert hashes(tmp_path / "killed") == undisturbed
 
 
 def collect_and_die(output: Path, at: int, place: str) -> bool:
@@ -76,7 +72,7 @@ def test_what_was_done_is_not_asked_for_again(hub, undisturbed, tmp_path):
     collect(tmp_path / "killed", CONFIG)
     assert not hub.downloaded("timm/resnet18.a1_in1k")
     assert not any(request.startswith("GET /api/models?") for request in hub.requests)
-    assert hashes(tmp_path / "killed") == undisturbed[0]
+    assert hashes(tmp_path / "killed") == undisturbed
 
 
 def test_the_listing_of_an_unfinished_run_stays_as_it_was(hub, undisturbed, tmp_path):
@@ -85,7 +81,7 @@ def test_the_listing_of_an_unfinished_run_stays_as_it_was(hub, undisturbed, tmp_
     hub.add("new/model", {"config.json": "{}"}, downloads=10**6, labels=("image-classification",))
     collect(tmp_path / "killed", CONFIG)
     assert "new/model" not in model_rows(tmp_path / "killed")
-    assert hashes(tmp_path / "killed") == undisturbed[0]
+    assert hashes(tmp_path / "killed") == undisturbed
 
 
 @pytest.mark.slow
@@ -98,7 +94,7 @@ def test_the_command_collects_prints_the_outcomes_and_plans_without_collecting(h
     first = subprocess.run([*command, "--output", str(tmp_path / "out")], capture_output=True, text=True)
     assert first.returncode == 0, first.stderr
     assert "27 accepted" in first.stdout and "3 duplicate" in first.stdout and "1 network" in first.stdout
-    assert hashes(tmp_path / "out") == undisturbed[0]
+    assert hashes(tmp_path / "out") == undisturbed
     plan = subprocess.run(
         [*command, "--output", str(tmp_path / "no"), "--dry-run"], capture_output=True, text=True, check=True
     )

@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from collect_fixtures import CONFIG, configured
+from collect_fixtures import CONFIG, collect_undisturbed, configured
 from hub_models import seed_mixed
 from interrupted_runs import hashes
 
@@ -32,11 +32,7 @@ if __name__ == "__main__":
 @pytest.fixture(scope="module")
 def of_one(hub_server, tmp_path_factory):
     """The hashes of the dataset that one process makes."""
-    hub_server.reset()
-    seed_mixed(hub_server)
-    folder = tmp_path_factory.mktemp("one") / "dataset"
-    collect(folder, CONFIG)
-    return hashes(folder)
+    return collect_undisturbed(hub_server, tmp_path_factory.mktemp("one") / "dataset")
 
 
 def start_rank(output: Path, rank: int) -> subprocess.Popen:
