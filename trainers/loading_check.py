@@ -1,0 +1,53 @@
+"""Whether saved generated models are what they seem to a stranger: their own libraries load them, in a new process."""
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+
+from modeling_wsl.generated_model import GeneratedModel
+
+from . import load_elsewhere
+
+
+@torch.no_grad()
+def check_loading(models: Mapping[Path, GeneratedModel], inputs: torch.Tensor) -> dict[str, dict[str, Any]]:
+    """Loads every folder in one fresh process, with timm or transformers alone, and compares outputs.
+
+    Args:
+        models: folder that `save_pretrained` wrote -> what was saved in it.
+        inputs: images `[N, C, H, W]` or token ids `[N, block]`.
+
+    Returns:
+        name of the folder -> `loader`, the call that loaded it, and `max_difference`, the greatest absolute
+        difference of a logit to that of `instantiate()`.
+
+    Raises:
+        RuntimeError: a folder cannot be loaded; with what the process wrote.
+    """
+    tensors = {"inputs": inputs.contiguous()}
+    for folder, model in models.items():
+        output = model.instantiate()(inputs)
+        logits = output if isinstance(output, torch.Tensor) else output.logits
+        tensors[str(folder.resolve())] = logits.float().contiguous()
+    with tempfile.TemporaryDirectory() as scratch:
+        stored, request = Path(scratch) / "tensors.safetensors", Path(scratch) / "request.json"
+        save_file(tensors, stored)
+        names = [name for name in tensors if name != "inputs"]
+        request.write_text(json.dumps({"models": names, "inputs": str(stored)}), encoding="utf-8")
+        # -P: the script's own folder, which is a part of this library, stays off the path. Offline: nothing but the
+        # folder may be needed. The same number of threads: sums are rounded alike.
+        environment = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": str(torch.get_num_threads())}
+        command = [sys.executable, "-P", load_elsewhere.__file__, str(request)]
+        done = subprocess.run(command, cwd=scratch, env=environment, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise RuntimeError(f"A saved model cannot be loaded by its own library: {done.stderr.strip()[-2000:]}")
+    found = json.loads(done.stdout)
+    return {Path(name).name: facts for name, facts in found.items()}
