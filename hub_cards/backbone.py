@@ -10,6 +10,7 @@ from transformers.dynamic_module_utils import get_relative_import_files
 from datasets_scripts.files import write_json
 from modeling_wsl import WSLConfig
 from modeling_wsl.checkpoints import open_checkpoint
+from modeling_wsl.latent_prior import PRIOR_FILE
 
 from .backbone_card import BackboneFacts, backbone_card
 from .card_text import CARD_FILE
@@ -30,7 +31,15 @@ from .publication import (
 
 CONFIG_FILE, EXTRACTOR_FILE, FACTS_FILE = "config.json", "preprocessor_config.json", "training_facts.json"
 CODE_START = "configuration_wsl.py"
-OWNED = ("*.py", "model*.safetensors", "model.safetensors.index.json", CONFIG_FILE, EXTRACTOR_FILE, FACTS_FILE)
+OWNED = (
+    "*.py",
+    "model*.safetensors",
+    "model.safetensors.index.json",
+    PRIOR_FILE,
+    CONFIG_FILE,
+    EXTRACTOR_FILE,
+    FACTS_FILE,
+)
 NEEDED_FACTS = ("status", "parameters", "steps", "total_steps", "val_r2", "val_r2_history", "baselines", "config")
 
 
@@ -77,7 +86,8 @@ def prepare_backbone(folder: Path, repo_id: str, licence: str | None, on_hub: st
             f"{settled.stated} grants more than {known.licence.stated}, the strictest licence of the training models."
         )
     notes += known.conflicts if known else ()
-    here = [*text_files(folder), *code, *weights, CONFIG_FILE, EXTRACTOR_FILE]
+    prior = [PRIOR_FILE] if (folder / PRIOR_FILE).is_file() else []
+    here = [*text_files(folder), *code, *weights, *prior, CONFIG_FILE, EXTRACTOR_FILE]
     files = {name: folder / name for name in here} | {FACTS_FILE: staged_facts, CARD_FILE: readme}
     return Publication(
         folder=folder,

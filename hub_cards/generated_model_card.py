@@ -73,7 +73,7 @@ def generated_model_card(facts: GeneratedFacts) -> str:
         "generated_model",
         {
             "name": name,
-            "anchor_count": "one trained model" if len(facts.anchors) == 1 else f"{len(facts.anchors)} trained models",
+            "origin": _origin(facts),
             "summary": (
                 f"`{architecture}` ({facts.library}), {sum(counts.values()):,} numbers in "
                 f"{len(provenance['tensors'])} tensors, draw {provenance['draw']} of {provenance['num_candidates']}."
@@ -87,6 +87,43 @@ def generated_model_card(facts: GeneratedFacts) -> str:
         },
     )
     return model_card(data, text)
+
+
+def _origin(facts: GeneratedFacts) -> str:
+    """What the weights were drawn from, and what that means."""
+    if not facts.anchors:
+        return (
+            "no trained model of the same architecture, but a prior over what the tensors of other models are like. "
+            "They are an initialisation: unless somebody shows otherwise, they solve no task."
+        )
+    count = "one trained model" if len(facts.anchors) == 1 else f"{len(facts.anchors)} trained models"
+    return (
+        f"{count} of the same architecture. They are close to what they were drawn from. Unless somebody shows "
+        "otherwise, they know nothing that a trained model did not, and know it less well. Compare with the trained "
+        "model itself, and with the trained model plus the same amount of noise."
+    )
+
+
+def _draws(provenance: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """How latents were drawn, as rows of the settings."""
+    method = provenance.get("method", "density")  # before there were others it was not noted
+    if method == "prior":
+        rows = [("prior", f"fitted on {provenance['prior'].get('dataset') or 'an unnamed dataset'}")]
+    elif method == "interpolation":
+        rows = [("interpolation", f"{provenance['weight_of_second_anchor']:g} of the way from first to second")]
+    else:
+        rows = [("kernel density", f"bandwidth {provenance['bandwidth']:g}, noise {provenance['noise']}")]
+        if provenance.get("bootstrap_rounds"):
+            rows.append(("bootstrapping", f"round {provenance['round']} of {provenance['bootstrap_rounds']}"))
+    return rows
+
+
+def _adapted(provenance: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """The tensors that a trained model has in another shape, as rows of the settings."""
+    return [
+        (f"`{name}`", f"{entry['how']}: {entry['anchor_shape'] or 'missing'} there, {entry['shape']} here")
+        for name, entry in provenance.get("adapted", {}).items()
+    ]
 
 
 def _timm_task(facts: GeneratedFacts) -> str | None:
@@ -136,7 +173,8 @@ def _settings(provenance: Mapping[str, Any]) -> list[tuple[str, str]]:
     window = f"{provenance['window_size']} tokens, halo {provenance['halo']}, batch {provenance['batch_size']}"
     return [
         ("seed", f"{provenance['seed']}; of this draw: {provenance['draw_seed']}"),
-        ("kernel density", f"bandwidth {provenance['bandwidth']:g}, noise {provenance['noise']}"),
+        *_draws(provenance),
+        *_adapted(provenance),
         ("windows", window),
         ("backbone", f"{backbone['dtype']} on {backbone['device']}{autocast}"),
         ("tokens", ", ".join(f"{name} {value}" for name, value in extractor.items())),

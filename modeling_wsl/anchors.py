@@ -1,16 +1,17 @@
 """Anchors: trained models whose latents seed the sampling, matched to the target by name before any work is done."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from os import PathLike
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from .checkpoints import Checkpoint, open_checkpoint
-from .manifest import TensorSpec
-from .targets import Target
+from .checkpoints import Checkpoint
+from .manifest import TensorSpec, check_choice
+from .stem import adapt_input_channels, can_adapt
+from .target_kinds import Target
 
 
 AnchorSource = Mapping[str, Tensor] | nn.Module | Checkpoint | str | PathLike
@@ -24,10 +25,13 @@ class Anchor:
     Attributes:
         checkpoint: where the weights are read from.
         names: name of a stored target tensor -> its name in the checkpoint.
+        adapted: name of a kernel of the stem -> its inputs and the image's channels in the target, where the
+            checkpoint's kernel has other ones (`adapt_input_channels`).
     """
 
     checkpoint: Checkpoint
     names: Mapping[str, str]
+    adapted: Mapping[str, tuple[int, int]] = field(default_factory=dict)
 
     def state_dict(self, names: Iterable[str]) -> dict[str, Tensor]:
         """Tensors under the target's names and in the given order, checked to be finite.
@@ -48,8 +52,9 @@ class Anchor:
         return state
 
     def read(self, name: str) -> Tensor:
-        """The tensor that the target calls `name`; read-only."""
-        return self.checkpoint.read(self.names[name])
+        """The tensor that the target calls `name`, adapted where `adapted` says so; read-only."""
+        value = self.checkpoint.read(self.names[name])
+        return adapt_input_channels(value, *self.adapted[name]) if name in self.adapted else value
 
     def facts(self) -> dict[str, Any]:
         """What provenance says about it."""
@@ -62,56 +67,71 @@ class Anchor:
         }
 
 
-def open_anchors(anchors: AnchorSource | Sequence[AnchorSource], **options: Any) -> list[Checkpoint]:
-    """Opens one anchor or several; options as in `open_checkpoint`.
+@dataclass(frozen=True)
+class Matched:
+    """Anchors that fit a target.
 
-    Raises:
-        ValueError: no anchor at all.
-        CheckpointError: one cannot be read safely.
+    Attributes:
+        anchors: in the order given.
+        initialised: the stored tensors that the target's library initialises.
+        adapted: tensors that an anchor has in another shape -> `anchor_shape` (of the first such anchor; None where it
+            has no such tensor), `shape`, `how` ("adapted" or "initialised") and `anchors` (the indices of these).
     """
-    sources = list(anchors) if isinstance(anchors, list | tuple) else [anchors]
-    if not sources:
-        raise ValueError("anchors is empty: give one trained model of the target's architecture, or more.")
-    return [open_checkpoint(source, **options) for source in sources]
+
+    anchors: list[Anchor]
+    initialised: frozenset[str]
+    adapted: dict[str, dict[str, Any]]
 
 
 def match_anchors(
-    target: Target, checkpoints: Sequence[Checkpoint], tokenised: frozenset[str], initialise: Sequence[str] = ()
-) -> tuple[list[Anchor], frozenset[str]]:
+    target: Target,
+    checkpoints: Sequence[Checkpoint],
+    tokenised: frozenset[str],
+    initialise: Sequence[str] = (),
+    stem: str = "adapt",
+) -> Matched:
     """Finds every tensor of the target in every anchor; reads headers only (and tensors that may be tied).
 
     Args:
         target: what is generated.
-        checkpoints: the anchors.
+        checkpoints: the anchors, opened.
         tokenised: the stored tensors of the target that tokens are made of; a missing other one (a batch norm's
             counter) is initialised.
         initialise: modules or tensors of the target (names, or prefixes up to a dot) to initialise, not to sample.
+        stem: what becomes of kernels for images of another number of channels: "adapt" (see `adapt_input_channels`),
+            or "initialise".
 
     Returns:
-        The anchors, and the stored tensors that are initialised: those asked for, those of the classifier (only if
-        `num_classes` was given) that an anchor has in another shape, and non-weights that an anchor lacks.
+        The anchors. Initialised are tensors that were asked for, those of the head that an anchor has in another
+        shape, those of the stem where `stem` says so, and non-weights that an anchor lacks.
 
     Raises:
         ValueError: a tensor is missing, superfluous, of another shape or of another kind; the message names each.
     """
-    initialised = _matching(target, initialise)
-    anchors = []
+    check_choice("stem", stem, ("adapt", "initialise"))
+    initialised = named_tensors(target, initialise)
+    anchors, adapted = [], {}
     for index, checkpoint in enumerate(checkpoints):
-        names, problems, absent = _match(target, checkpoint, tokenised, initialised)
-        if problems:
+        match = _match(target, checkpoint, tokenised, initialised, stem)
+        if problems := match.problems:
             more = f"; and {len(problems) - REPORTED_MISMATCHES} more" if len(problems) > REPORTED_MISMATCHES else ""
             raise ValueError(
                 f"Anchor {index} ({checkpoint.source}) does not match the target {target.name}: "
                 f"{'; '.join(problems[:REPORTED_MISMATCHES])}{more}. An anchor must be of the target's architecture. "
-                "If only the classifier differs, pass num_classes=<classes of the target> and it is initialised, or "
-                "name what to initialise: initialise=['fc']."
+                "If only the classifier or the channels of the images differ, pass num_classes= or in_channels=<those "
+                "of the target>, or name what to initialise: initialise=['fc']."
             )
-        anchors.append(Anchor(checkpoint, names))
-        initialised |= absent
-    return anchors, frozenset(initialised)
+        anchors.append(Anchor(checkpoint, match.names, match.adapted))
+        initialised |= match.absent
+        for name, shape in match.reshaped.items():
+            how = "adapted" if name in match.adapted else "initialised"
+            shapes = {"anchor_shape": shape, "shape": list(target.tensors[name].shape)}
+            adapted.setdefault(name, {**shapes, "how": how, "anchors": []})["anchors"].append(index)
+    return Matched(anchors, frozenset(initialised), adapted)
 
 
-def _matching(target: Target, prefixes: Sequence[str]) -> set[str]:
+def named_tensors(target: Target, prefixes: Sequence[str]) -> set[str]:
+    """The stored tensors that `initialise` names, itself or by the module that they belong to."""
     names: set[str] = set()
     for prefix in prefixes:
         found = {name for name in target.tensors if name == prefix or name.startswith(prefix.rstrip(".") + ".")}
@@ -125,45 +145,63 @@ def _matching(target: Target, prefixes: Sequence[str]) -> set[str]:
     return names
 
 
+@dataclass
+class _Match:
+    names: dict[str, str] = field(default_factory=dict)  # of the target -> of the anchor
+    adapted: dict[str, tuple[int, int]] = field(default_factory=dict)
+    absent: set[str] = field(default_factory=set)  # to be initialised
+    reshaped: dict[str, list[int] | None] = field(default_factory=dict)  # of head and stem -> shape in the anchor
+    problems: list[str] = field(default_factory=list)
+
+
 def _match(
-    target: Target, checkpoint: Checkpoint, tokenised: frozenset[str], initialised: set[str]
-) -> tuple[dict[str, str], list[str], set[str]]:
-    """(target name -> anchor name, what does not match, what is to be initialised)"""
+    target: Target, checkpoint: Checkpoint, tokenised: frozenset[str], initialised: set[str], stem: str
+) -> _Match:
     there = {**checkpoint.tensors, **_aliases(checkpoint)}
     aliases: dict[str, list[str]] = {}
     for alias, name in target.tied.items():
         aliases.setdefault(name, []).append(alias)
-    names, problems, absent = {}, [], set()
+    match = _Match()
+    resizable = target.head if stem == "adapt" else target.head | target.stem  # by initialisation
     for name, spec in target.tensors.items():
         candidates = [candidate for candidate in (name, *aliases.get(name, ())) if candidate in there]
-        if name in initialised:
+        if name in initialised and name not in resizable:
             continue
         if not candidates:
-            if name in target.head or name not in tokenised:
-                absent.add(name)
+            if name in resizable or name not in tokenised:
+                match.absent.add(name)
+                if name in resizable:
+                    match.reshaped[name] = None
             else:
-                problems.append(f"tensor {name} {list(spec.shape)} of the target is missing in the anchor")
+                match.problems.append(f"tensor {name} {list(spec.shape)} of the target is missing in the anchor")
             continue
         found = there[candidates[0]]
+        if found.torch_dtype.is_floating_point != spec.torch_dtype.is_floating_point:
+            match.problems.append(f"tensor {name} is {found.dtype} in the anchor and {spec.dtype} in the target")
+            continue
         if found.shape != spec.shape:
-            if name in target.head:
-                absent.add(name)
-            else:
-                problems.append(
-                    f"tensor {name} has shape {list(found.shape)} in the anchor and {list(spec.shape)} in the target"
+            if name in resizable:
+                match.absent.add(name)
+                match.reshaped[name] = list(found.shape)
+                continue
+            if name not in target.stem or not can_adapt(found.shape, spec.shape, target.in_channels):
+                hint = "; it cannot be adapted, pass stem='initialise'" if name in target.stem else ""
+                match.problems.append(
+                    f"tensor {name} has shape {list(found.shape)} in the anchor and {list(spec.shape)} in the "
+                    f"target{hint}"
                 )
-        elif found.torch_dtype.is_floating_point != spec.torch_dtype.is_floating_point:
-            problems.append(f"tensor {name} is {found.dtype} in the anchor and {spec.dtype} in the target")
-        else:
-            names[name] = candidates[0]
-            problems += _untied(checkpoint, candidates)
-    known = {*target.tensor_order, *target.tensors, *target.head}
+                continue
+            match.reshaped[name] = list(found.shape)
+            match.adapted[name] = (spec.shape[1], target.in_channels)
+        match.names[name] = candidates[0]
+        match.problems += _untied(checkpoint, candidates)
+    known = {*target.tensor_order, *target.tensors, *target.head, *target.stem}
     for name, spec in checkpoint.tensors.items():
         aliased = {name, *(alias for alias, stored in checkpoint.tied.items() if stored == name)}
         # Integers (position ids of older files) hold no weights; the target that does not know them does without.
         if spec.torch_dtype.is_floating_point and not aliased & known:
-            problems.append(f"tensor {name} {list(spec.shape)} of the anchor is not in the target")
-    return names, problems, absent
+            match.problems.append(f"tensor {name} {list(spec.shape)} of the anchor is not in the target")
+    return match
 
 
 def _untied(checkpoint: Checkpoint, names: list[str]) -> list[str]:

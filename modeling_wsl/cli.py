@@ -182,6 +182,31 @@ def pretrain(context: typer.Context) -> None:
     raise typer.Exit(run(context.args))
 
 
+@app.command(context_settings=PASS_ON, add_help_option=False)
+def finetune(context: typer.Context) -> None:
+    """Fine-tune a generated, trained or new model on images or text; `hf-wsl finetune --help` lists all options.
+
+    Example: hf-wsl finetune --model generated/000 --data.images images/ --data.image_size 32 --output_dir tuned
+    """
+    from trainers.finetune_command import run
+
+    raise typer.Exit(run(context.args))
+
+
+@app.command(context_settings=PASS_ON, add_help_option=False)
+def evaluate(context: typer.Context) -> None:
+    """Compare generated weights with every control; `hf-wsl evaluate --help` lists all options.
+
+    Example: hf-wsl evaluate --backbone backbone --target resnet18 --anchors anchor --data.images DIR --output_dir OUT
+    """
+    from trainers.evaluate import evaluate as run
+    from trainers.evaluate_config import EvaluateConfig
+
+    config = EvaluateConfig.from_command_line(context.args)
+    results = run(config)
+    typer.echo(f"{Path(config.output_dir) / 'evaluation.md'}: {len(results['arms'])} arms")
+
+
 @app.command()
 def embed(
     backbone: Annotated[str, typer.Argument(help="Folder or Hub id of a WSL model.")],
@@ -203,36 +228,117 @@ def embed(
 
 
 @app.command()
+def prior(
+    backbone: Annotated[Path, typer.Argument(help="Folder of a backbone; gets latent_prior.safetensors.")],
+    dataset: Annotated[str, typer.Option(help="Folder or Hub id of the tokenized dataset that it was trained on.")],
+    dataset_revision: Annotated[
+        str | None, typer.Option(help="Branch, tag or commit of a dataset on the Hub.")
+    ] = None,
+    max_tokens: Annotated[int, typer.Option(help="Tokens to fit on, about.")] = 1_000_000,
+    batch_size: Annotated[int, typer.Option(help="Windows per forward pass.")] = 8,
+) -> None:
+    """Fit what models are drawn from that have no trained anchor; `hf-wsl pretrain` does it at its end.
+
+    Example: hf-wsl prior backbone --dataset tokens
+    """
+    from trainers.fit_prior import fit_and_save_prior
+
+    from .latent_prior import PRIOR_FILE
+
+    options = {"dataset_revision": dataset_revision, "max_tokens": max_tokens, "batch_size": batch_size}
+    fitted = fit_and_save_prior(backbone, dataset, **options)
+    typer.echo(f"{backbone / PRIOR_FILE}: fitted on {fitted.num_tokens:,} tokens")
+
+
+@app.command()
 def generate(
     backbone: Annotated[str, typer.Argument(help="Folder or Hub id of a WSL model.")],
     target: Annotated[
         str, typer.Argument(help="timm name, or folder or Hub id (org/name@revision) of a transformers or timm model.")
     ],
-    anchors: Annotated[
-        list[str], typer.Option(help="Trained model of that architecture (org/name@revision); repeat for several.")
-    ],
     output: Annotated[Path, typer.Option(help="Folder; every model gets a folder of its own in it.")],
+    anchors: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Trained model of that architecture (org/name@revision); repeat for several. None: from the prior."
+        ),
+    ] = None,
+    method: Annotated[
+        str | None,
+        typer.Option(
+            help="How to draw; by default from the anchors' density, or without anchors from the prior.",
+            metavar="density|interpolation|prior",
+        ),
+    ] = None,
     num_samples: Annotated[int, typer.Option(help="Models to generate.")] = 1,
     seed: Annotated[int, typer.Option(help="Of all draws.")] = 0,
     bandwidth: Annotated[float, typer.Option(help="Of the kernel density on the anchors' latents.")] = 0.2,
     noise: Annotated[
         str, typer.Option(help="One draw for all tokens, or one for each.", metavar="shared|independent")
     ] = "shared",
-    num_classes: Annotated[int | None, typer.Option(help="Of the target, where it differs from the anchors'.")] = None,
+    num_classes: Annotated[int | None, typer.Option(help="Of the target, where other than the anchors'.")] = None,
+    in_channels: Annotated[
+        int | None, typer.Option(help="Of its images, where they differ from the anchors'.")
+    ] = None,
+    stem: Annotated[
+        str, typer.Option(help="What becomes of a stem for other channels.", metavar="adapt|initialise")
+    ] = "adapt",
     revision: Annotated[str | None, typer.Option(help="Branch, tag or commit of a backbone on the Hub.")] = None,
 ) -> None:
-    """Generate models of an architecture from trained anchors.
+    """Generate models of an architecture from trained anchors, or without any.
 
     Example: hf-wsl generate backbone resnet18 --anchors models/resnet18 --output generated --num-samples 5
     """
     from .pipelines import load_pipeline
 
-    draws = {"num_samples": num_samples, "seed": seed, "bandwidth": bandwidth, "noise": noise}
+    draws = {"method": method, "num_samples": num_samples, "seed": seed, "bandwidth": bandwidth, "noise": noise}
+    shapes = {"num_classes": num_classes, "in_channels": in_channels, "stem": stem}
     generator = load_pipeline("weight-generation", backbone, revision=revision)
-    for index, model in enumerate(generator(target, anchors=anchors, num_classes=num_classes, **draws)):
+    for index, model in enumerate(generator(target, anchors=anchors or (), **shapes, **draws)):
         folder = output / f"{index:03d}"
         model.save_pretrained(folder)
         typer.echo(f"{folder}")
+
+
+@app.command()
+def reproduce(
+    tables: Annotated[
+        list[str] | None, typer.Argument(help="table1, 2, 6, 7, 8, 10, 11, 12, figure2, 3, 4, 5, 6, 8, or all.")
+    ] = None,
+    scale: Annotated[str, typer.Option(help="paper, small, or a YAML file like theirs.")] = "small",
+    images: Annotated[
+        list[str] | None, typer.Option(help="NAME=PATH of a data set of images, a folder or a Hub id; repeat.")
+    ] = None,
+    text: Annotated[list[str] | None, typer.Option(help="NAME=PATH of a text, a file or a Hub id; repeat.")] = None,
+    models: Annotated[
+        list[str] | None, typer.Option(help="NAME=PATH of trained models, a folder of folders or a list; repeat.")
+    ] = None,
+    work_dir: Annotated[
+        Path, typer.Option(help="Folder for all that is trained; what lies there is not done again.")
+    ] = Path("reproduce"),
+    results: Annotated[Path, typer.Option(help="Folder of the results' JSON and pictures.")] = Path("results"),
+    page: Annotated[Path | None, typer.Option(help="Write the results page too: RESULTS.md.")] = None,
+    num_workers: Annotated[int, typer.Option(help="Processes; with a GPU, 1.")] = 1,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print what would be done, and do nothing.")] = False,
+) -> None:
+    """Run tables and figures of the paper again, with every control. Run it again to go on.
+
+    Example: hf-wsl reproduce table7 --images cifar10=data/cifar10 --models public_models=models --page RESULTS.md
+    """
+    from trainers.reproduce import parse_given, plan_lines
+    from trainers.reproduce import reproduce as run
+    from trainers.results_page import write_page
+
+    given = parse_given(images or (), text or (), models or ())
+    if dry_run:
+        typer.echo("\n".join(plan_lines(tables or ["all"], scale, given, work_dir)))
+        return
+    if not tables and page is None:
+        raise typer.BadParameter("name tables (or all), or give --page to write the page alone")
+    for path in run(tables, scale, given, work_dir, results, num_workers) if tables else ():
+        typer.echo(path)
+    if page is not None:
+        typer.echo(write_page(results, page))
 
 
 @app.command()

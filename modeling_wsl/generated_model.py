@@ -13,7 +13,7 @@ from typing import Any
 from huggingface_hub import CommitInfo, create_repo, upload_folder
 from torch import Tensor, nn
 
-from .targets import Target
+from .target_kinds import Target
 
 
 PROVENANCE_FILE = "provenance.json"

@@ -18,7 +18,11 @@ from .checkpoint_hub import download_config, hub_source
 from .configuration_wsl import WSLConfig
 from .feature_extraction_wsl import Source
 from .generated_model import GeneratedModel
-from .generation import STREAM_WINDOW, GenerationSettings, generate, plan_generation
+from .generation import generate
+from .generation_plan import list_anchors, plan_generation
+from .generation_settings import GenerationSettings
+from .latent_prior import LatentPrior
+from .latent_sources import STREAM_WINDOW
 from .sampling import encode_stream
 
 
@@ -74,6 +78,8 @@ def load_pipeline(
         options: of the pipeline.
     """
     name, commit = find_backbone(backbone, revision=revision, token=token)
+    if task == "weight-generation":  # for its prior: transformers does not hand the commit on
+        options["backbone_revision"] = commit
     return pipeline(task, model=name, revision=commit, token=token, **options)
 
 
@@ -192,7 +198,7 @@ class WeightEmbeddingPipeline(WeightPipeline):
 
 
 class WeightGenerationPipeline(WeightPipeline):
-    """Generates models: a draw from a density on the anchors' latents, decoded into weights (paper, section 3.4).
+    """Generates models: latents drawn around anchors, or from a prior, decoded into weights (paper, section 3.4).
 
     ```python
     generator = pipeline("weight-generation", model="org/hf-wsl-large")
@@ -204,18 +210,22 @@ class WeightGenerationPipeline(WeightPipeline):
     of lists. Target and anchors are checked against each other before any work is done.
 
     Args (of the call, or of `pipeline` as defaults):
-        anchors: one or more trained models of the target's architecture; required.
-        num_classes, target_kwargs: see `resolve_target`.
+        anchors: one or more trained models of the target's architecture; none: drawn from the backbone's prior.
+        num_classes, in_channels, target_kwargs: see `resolve_target`.
         target_revision: branch, tag or commit, where the target is a Hub id.
         initialise: modules or tensors of the target to initialise anew instead of sampling them.
-        num_samples, num_candidates, seed, bandwidth, noise, window_size, halo, batch_size, autocast_dtype,
-            batch_norm_images, rank, progress: see `GenerationSettings`.
+        stem: "adapt" or "initialise", where an anchor takes images of other channels; see `match_anchors`.
+        settings: `GenerationSettings`, such as `GenerationSettings.few_shot(rank=...)`; the next outrank it.
+        method, num_samples, num_candidates, seed, bandwidth, noise, interpolation_ends, bootstrap_rounds, window_size,
+            halo, batch_size, autocast_dtype, batch_norm_images, rank, progress: see `GenerationSettings`.
+        prior: a `LatentPrior` instead of the one that lies beside the backbone's weights.
+        backbone_revision: commit of a backbone on the Hub, to read its prior at; `load_pipeline` sets it.
         revision, token, subfolder, key, order, allow_nonfinite, min_parameters: of the anchors, see `open_checkpoint`;
             the token opens the target too. `revision` and `token` of `pipeline` are the backbone's.
 
     Raises:
         ValueError: the target is unknown, or an anchor does not match it; the message names the tensors.
-        CheckpointError: an anchor cannot be read safely.
+        CheckpointError: an anchor cannot be read safely, or there is neither an anchor nor a prior.
     """
 
     def _sanitize_parameters(
@@ -226,14 +236,31 @@ class WeightGenerationPipeline(WeightPipeline):
         return options, {}, {}
 
     def preprocess(
-        self, target: Any, anchors: AnchorSource | Sequence[AnchorSource] = (), **options: Any
+        self,
+        target: Any,
+        anchors: AnchorSource | Sequence[AnchorSource] = (),
+        settings: GenerationSettings | None = None,
+        prior: LatentPrior | None = None,
+        backbone_revision: str | None = None,
+        **options: Any,
     ) -> dict[str, Any]:
-        settings = {name: options.pop(name) for name in GenerationSettings.__dataclass_fields__ if name in options}
-        plan = plan_generation(self.feature_extractor, target, anchors, GenerationSettings(**settings), **options)
+        given = {name: options.pop(name) for name in GenerationSettings.__dataclass_fields__ if name in options}
+        settings = GenerationSettings(**given) if settings is None else replace(settings, **given)
+        if settings.method_for(len(list_anchors(anchors))) == "prior":
+            if prior is None:
+                prior = self._own_prior(backbone_revision, options.get("token"))
+            prior.check(self.model)
+        plan = plan_generation(self.feature_extractor, target, anchors, settings, prior=prior, **options)
         return {"plan": plan}
 
+    def _own_prior(self, revision: str | None, token: str | bool | None) -> LatentPrior:
+        if not self.model.name_or_path:
+            raise ValueError("anchors is empty, and a backbone made in memory has no prior beside it: pass prior=.")
+        revision = revision or getattr(self.model.config, "_commit_hash", None)
+        return LatentPrior.from_pretrained(self.model.name_or_path, revision=revision, token=token)
+
     def _forward(self, model_inputs: Mapping[str, Any]) -> list[GeneratedModel]:
-        return generate(self.model, self.feature_extractor, model_inputs["plan"])
+        return generate(self.model, model_inputs["plan"])
 
     def postprocess(self, model_outputs: Iterable[GeneratedModel]) -> list[GeneratedModel]:
         return list(model_outputs)

@@ -5,9 +5,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers.utils import ModelOutput
 
 from .batch_norm import model_inputs
+from .ensemble import logits_of
 
 
 Scorer = Callable[[nn.Module], float]
@@ -28,8 +28,7 @@ def accuracy(module: nn.Module, loader: Iterable[Any]) -> float:
     correct = total = 0
     for batch in loader:
         args, kwargs = model_inputs(batch, device)
-        output = module(*args, **kwargs)
-        logits = output.logits if isinstance(output, ModelOutput) else output  # [N, classes]
+        logits = logits_of(module(*args, **kwargs))  # [N, classes]
         labels = _labels(batch).to(device)  # [N]
         correct += int((logits.argmax(-1) == labels).sum())
         total += len(labels)

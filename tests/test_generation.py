@@ -8,14 +8,17 @@ from collections import OrderedDict
 import pytest
 import timm
 import torch
+from generation_fixtures import EXTRACTOR, Net, generated, same, small_backbone, trained
 from halo_reference import encode_haloed
 from safetensors.torch import load_file
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 from transformers import AutoModel, AutoModelForImageClassification, AutoModelForMaskedLM, BertConfig, ResNetConfig
 
-from modeling_wsl import CheckpointError, WSLConfig, WSLFeatureExtractor, WSLModel, open_checkpoint
-from modeling_wsl.generation import GenerationSettings, _check_decoded, generate, plan_generation
+from modeling_wsl import CheckpointError, WSLFeatureExtractor, WSLModel, open_checkpoint
+from modeling_wsl.generation import _check_decoded, generate
+from modeling_wsl.generation_plan import plan_generation
+from modeling_wsl.generation_settings import GenerationSettings
 from modeling_wsl.sampling import decode_haloed
 
 
@@ -30,69 +33,19 @@ TINY_BERT = {
 }
 
 
-class Net(nn.Module):
-    """Convolution, batch norm, a tied pair of matrices, dropout and a classifier."""
-
-    def __init__(self, classes: int = 4):
-        super().__init__()
-        self.conv = nn.Conv2d(3, 6, 3)
-        self.norm = nn.BatchNorm2d(6)
-        self.mix = nn.Linear(6, 6)
-        self.again = nn.Linear(6, 6, bias=False)
-        self.again.weight = self.mix.weight
-        self.dropout = nn.Dropout(0.5)
-        self.fc = nn.Linear(6, classes)
-
-    def forward(self, images):
-        hidden = self.norm(self.conv(images)).relu().mean((2, 3))
-        return self.fc(self.dropout(self.again(self.mix(hidden).relu())))
-
-
 @pytest.fixture(scope="module")
 def backbone() -> WSLModel:
-    torch.manual_seed(0)
-    config = WSLConfig(
-        token_size=64,
-        latent_size=24,
-        hidden_size=16,
-        num_hidden_layers=1,
-        num_attention_heads=2,
-        window_size=64,
-        token_standardization=True,
-        linear_path=True,
-    )
-    return WSLModel(config).eval()
+    return small_backbone()
 
 
 @pytest.fixture(scope="module")
 def extractor() -> WSLFeatureExtractor:
-    return WSLFeatureExtractor(token_size=64)
+    return EXTRACTOR
 
 
 @pytest.fixture(scope="module")
-def make(backbone, extractor):
-    def make(target, anchors, **options):
-        settings = {
-            name: options.pop(name) for name in list(options) if name in GenerationSettings.__dataclass_fields__
-        }
-        settings = GenerationSettings(**{"progress": False, "halo": 8, **settings})
-        return generate(backbone, extractor, plan_generation(extractor, target, anchors, settings, **options))
-
-    return make
-
-
-def trained(module: nn.Module, seed: int = 0) -> nn.Module:
-    """Stands for a trained model: every float is moved, running statistics too."""
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for tensor in module.state_dict().values():
-            if tensor.is_floating_point():
-                tensor.add_(torch.rand(tensor.shape, generator=generator) * 0.1)
-    return module.eval()
-
-
-def same(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]) -> bool:
-    return list(first) == list(second) and all(torch.equal(value, second[name]) for name, value in first.items())
+def make():
+    return generated
 
 
 @pytest.mark.parametrize("noise", ["shared", "independent"])
@@ -173,8 +126,8 @@ def test_double_precision_anchors_and_a_bfloat16_backbone_work(make, extractor, 
     (model,) = make(Net().double(), [trained(Net()).double()])
     assert model.state_dict["fc.weight"].dtype == torch.float64
     plan = plan_generation(extractor, Net(), [trained(Net())], GenerationSettings(bandwidth=0, progress=False))
-    exact = generate(backbone, extractor, plan)[0].state_dict["fc.weight"]
-    low = generate(copy.deepcopy(backbone).to(torch.bfloat16), extractor, plan)[0].state_dict["fc.weight"]
+    exact = generate(backbone, plan)[0].state_dict["fc.weight"]
+    low = generate(copy.deepcopy(backbone).to(torch.bfloat16), plan)[0].state_dict["fc.weight"]
     assert low.dtype == torch.float32
     assert 0 < (low - exact).norm() < 0.05 * exact.norm()
 
@@ -202,7 +155,7 @@ def test_every_mismatch_names_the_tensor_and_both_shapes_before_any_work(make):
     with pytest.raises(ValueError, match="and [0-9]+ more"):
         make("test_resnet", [Net()])
     with pytest.raises(ValueError, match="anchors is empty"):
-        make(Net(), [])
+        make(Net(), [], method="density")
 
 
 def test_a_classifier_of_another_size_is_initialised_where_num_classes_asks_for_it(make):

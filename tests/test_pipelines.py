@@ -124,7 +124,7 @@ def test_a_timm_name_and_a_list_of_targets_are_generated(generator):
 
 
 def test_mistakes_in_a_call_are_refused_by_name(embedder, generator, folder):
-    with pytest.raises(ValueError, match="anchors is empty"):
+    with pytest.raises(CheckpointError, match="has no latent_prior.safetensors.*hf-wsl prior"):
         generator("test_resnet")
     with pytest.raises(TypeError, match="bandwith"):
         generator("test_resnet", anchors=[net()], bandwith=0.1)

@@ -38,8 +38,11 @@ from hub_cards.publish_plan import CHANGED, NEW, OUTDATED, UNCHANGED, readable_s
 from modeling_wsl import WSLConfig, WSLFeatureExtractor, WSLForPreTraining, cli
 from modeling_wsl.card_signature import is_ours
 from modeling_wsl.generated_model import GeneratedModel
+from modeling_wsl.latent_prior import PRIOR_FILE
+from modeling_wsl.pipelines import load_pipeline
 from modeling_wsl.remote_code import code_files
 from modeling_wsl.targets import resolve_target
+from trainers.fit_prior import fit_and_save_prior
 
 
 @pytest.fixture(autouse=True)
@@ -231,6 +234,14 @@ def test_a_dataset_s_own_card_keeps_its_text_and_gets_a_front_matter_that_fits(h
 
 
 # --- backbones
+
+
+def test_the_prior_of_a_backbone_goes_along_and_models_without_anchors_are_drawn_from_the_hub(hub, backbone, dataset):
+    fit_and_save_prior(backbone, str(dataset), use_cpu=True, progress=False)
+    assert run("publish", backbone, "org/backbone", "--licence", "apache-2.0", "--yes").exit_code == 0
+    assert PRIOR_FILE in files_of(hub, "org/backbone")
+    (model,) = load_pipeline("weight-generation", "org/backbone", device="cpu", progress=False)("test_resnet")
+    assert model.provenance["method"] == "prior"
 
 
 def test_a_published_backbone_loads_by_id_with_the_library_and_without_it(hub, backbone, tmp_path):

@@ -120,6 +120,17 @@ class DatasetSource:
             raise DatasetError(f"dataset '{self.name}' has no training windows by its config '{MODELS}'")
         return sizes
 
+    def manifests(self) -> dict[str, str | None]:
+        """Model id -> manifest as JSON of the models of the split `train`, by the config `models`."""
+        with self._explained():
+            columns = ["model_id", "manifest"]
+            if self.folder is not None:
+                files = self._folder_files(MODELS)
+                models = datasets.load_dataset("parquet", data_files=files, columns=columns, streaming=True)
+            else:
+                models = self._hub_builder(MODELS, columns=columns).as_streaming_dataset()
+            return {row["model_id"]: row["manifest"] for row in models[TRAIN]}
+
     def validation(self, size: SplitSize, max_windows: int) -> datasets.Dataset | None:
         """The validation split on the disk, without the training split.
 

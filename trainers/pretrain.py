@@ -24,9 +24,11 @@ from datasets_scripts.errors import USER_ERRORS, one_line
 from datasets_scripts.files import write_json
 from modeling_wsl import WSLForPreTraining
 from modeling_wsl.feature_extraction_wsl import WSLFeatureExtractor
+from modeling_wsl.latent_prior import PRIOR_FILE
 
 from .checkpointing import publish_files, read_state, save_model
 from .distribution import check_distribution, refuse_deepspeed, whole_weights
+from .fit_prior import fit_and_save_prior
 from .pretrain_config import PretrainConfig
 from .pretrain_setup import (
     FACTS_FILE,
@@ -44,6 +46,7 @@ from .pretrain_trainer import PretrainTrainer
 from .training_batches import StoredBatches
 from .validation import Validation
 from .window_data import WindowDataset
+from .window_table import DatasetError
 
 
 logger = logging.getLogger(__name__)
@@ -122,6 +125,8 @@ def pretrain(config: PretrainConfig) -> dict[str, Any]:
         facts = facts_of(config, status, trainer, held_out)
         if status != "interrupted":
             save_finished(accelerator, model, feature_extractor, output_dir, config.save_dtype)
+            if accelerator.is_main_process:
+                save_prior(config, commit)
         if accelerator.is_main_process:
             write_json(output_dir / FACTS_FILE, facts)
         accelerator.wait_for_everyone()
@@ -210,6 +215,18 @@ def save_finished(
     partial.mkdir()
     save_model(partial, model, feature_extractor, weights)
     publish_files(partial, output_dir)
+
+
+def save_prior(config: PretrainConfig, commit: str | None) -> None:
+    """Fits the prior over latents beside the finished weights; one of an earlier run in the same folder goes."""
+    (Path(config.output_dir) / PRIOR_FILE).unlink(missing_ok=True)
+    if config.streaming or not config.prior_tokens:
+        return
+    options = {"max_tokens": config.prior_tokens, "batch_size": config.batch_size, "use_cpu": config.use_cpu}
+    try:
+        fit_and_save_prior(config.output_dir, config.dataset, dataset_revision=commit, **options)
+    except DatasetError as error:  # the backbone is whole without
+        logger.warning("no prior over latents was fitted: %s", one_line(error))
 
 
 def versions() -> dict[str, str]:

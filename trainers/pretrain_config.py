@@ -95,6 +95,11 @@ class PretrainConfig:
     eval_batch_size: int = option(0, "windows per forward pass in evaluation; 0 = batch_size")
     max_eval_windows: int = option(0, "evaluate on this many validation windows only, evenly spaced; 0 = all")
     baseline_tokens: int = option(500_000, "training tokens that PCA is fitted on, evenly spaced; 0 = no baselines")
+    prior_tokens: int = option(
+        1_000_000,
+        "training tokens that the prior over latents is fitted on at the end, from which models without anchors are "
+        "drawn; 0 = no prior (and none with streaming)",
+    )
     report_to: str = option("jsonl", f"trackers, comma-separated, beside metrics.jsonl: {', '.join(TRACKERS)}")
     run_name: str = option("hf-wsl-pretrain", "project name in the trackers")
     # keeping

@@ -1,0 +1,101 @@
+"""Where the latents of a candidate come from: a density on anchors' latents, the line between two, or the prior."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from .generation_plan import GenerationPlan
+from .latent_prior import LatentPrior
+from .manifest import WeightManifest
+from .sampling import encode_stream, sample_latents
+
+
+STREAM_WINDOW = 4096
+
+
+class LatentSource(Protocol):
+    """Gives the latents of one candidate after the other."""
+
+    def draw(self, index: int, generator: torch.Generator) -> tuple[Tensor, dict[str, Any]]:
+        """Latents `[T, latent_size]` of candidate `index`, and what provenance says about this draw alone."""
+
+    def facts(self) -> dict[str, Any]:
+        """What provenance says about every draw."""
+
+
+@dataclass(frozen=True)
+class AnchorDensity:
+    """A kernel density on the anchors' latents `[anchors, T, latent_size]`; see `sample_latents`."""
+
+    model: PreTrainedModel
+    latents: Tensor
+    bandwidth: float
+    noise: str
+
+    def draw(self, index: int, generator: torch.Generator) -> tuple[Tensor, dict[str, Any]]:
+        return sample_latents(self.latents, self.bandwidth, self.noise, generator, self.model.noise_scale), {}
+
+    def facts(self) -> dict[str, Any]:
+        return {"method": "density", "bandwidth": self.bandwidth, "noise": self.noise}
+
+
+@dataclass(frozen=True)
+class AnchorLine:
+    """`num_points` points of the straight line between the latents `[2, T, latent_size]` of two anchors."""
+
+    latents: Tensor
+    num_points: int
+    with_ends: bool
+
+    def draw(self, index: int, generator: torch.Generator) -> tuple[Tensor, dict[str, Any]]:
+        weight = index / (self.num_points - 1) if self.with_ends else (index + 1) / (self.num_points + 1)
+        return torch.lerp(self.latents[0], self.latents[1], weight), {"weight_of_second_anchor": weight}
+
+    def facts(self) -> dict[str, Any]:
+        return {"method": "interpolation"}
+
+
+@dataclass(frozen=True)
+class PriorDraws:
+    """The backbone's prior over the latents of a model that is laid out like `manifest`."""
+
+    prior: LatentPrior
+    manifest: WeightManifest
+
+    def draw(self, index: int, generator: torch.Generator) -> tuple[Tensor, dict[str, Any]]:
+        return self.prior.sample(self.manifest, generator), {}
+
+    def facts(self) -> dict[str, Any]:
+        return {"method": "prior", "prior": dict(self.prior.facts)}
+
+
+def latent_source(plan: GenerationPlan, model: PreTrainedModel, windows: Mapping[str, Any]) -> LatentSource:
+    """Encodes the anchors of a plan, where it has any, and says where candidates come from.
+
+    Args:
+        plan: what was checked.
+        model: the backbone.
+        windows: options of `encode_stream`.
+
+    Raises:
+        ValueError: the prior was fitted on latents of another backbone.
+    """
+    settings = plan.settings
+    if plan.method == "prior":
+        plan.prior.check(model)
+        return PriorDraws(plan.prior, plan.manifest)
+    latents = torch.empty(len(plan.anchors), plan.manifest.num_tokens, model.config.latent_size)  # on the CPU
+    for anchor, out in zip(plan.anchors, latents, strict=True):
+        # In the target's order and checked by name; the tokens of the anchor are never held at once.
+        options = {"order": "file", "allow_nonfinite": True, "min_parameters": 0}
+        state = anchor.state_dict(spec.name for layer in plan.manifest.layers for spec in layer.tensors)
+        chunks = plan.feature_extractor.stream(state, window_size=STREAM_WINDOW, **options)
+        for start, part in encode_stream(model, chunks, len(out), **windows, progress=settings.progress):
+            out[start : start + len(part)] = part
+    if plan.method == "interpolation":
+        return AnchorLine(latents, settings.num_draws, settings.interpolation_ends)
+    return AnchorDensity(model, latents, settings.bandwidth, settings.noise)
