@@ -109,6 +109,11 @@ def coerce(value: Any, hint: Any, what: str) -> Any:
         if not isinstance(value, dict):
             raise ConfigError(f"{what} takes `name: value` pairs, not {value!r}")
         return {name: _entry(entry, f"{what}, '{name}'") for name, entry in value.items()}
+    if kind is list:
+        parts = value.split(",") if isinstance(value, str) else value
+        if not isinstance(parts, list):
+            raise ConfigError(f"{what} takes a list, or text with commas, not {value!r}")
+        return [str(part).strip() for part in parts if str(part).strip()]
     if value is None:  # `author:` with nothing behind it
         return ""
     if isinstance(value, dict | list | bool):

@@ -14,7 +14,8 @@ from timm.models import save_for_hf
 from tqdm.auto import tqdm
 from transformers.utils.logging import is_progress_bar_enabled
 
-from trainers.finetune import FinetuneConfig, evaluate_classifier, finetune
+from trainers.finetune import finetune, measure
+from trainers.finetune_config import FinetuneConfig
 
 from .digits import MEAN, NUM_CLASSES, STD, digits_splits
 from .files import write_json
@@ -186,7 +187,7 @@ def train_member(folder: Path, member: Member, config: ZooConfig) -> dict:
             use_cpu=True,  # the same weights everywhere, and no GPU is faster on models of this size
         )
         history = finetune(model, images["train"], images["validation"], training, progress=False)
-        test_loss, test_accuracy = evaluate_classifier(model, images["test"], use_cpu=True)
+        test = measure(model, images["test"], use_cpu=True)
     properties = {
         **asdict(member),
         "architecture": architecture.name,
@@ -195,9 +196,9 @@ def train_member(folder: Path, member: Member, config: ZooConfig) -> dict:
         "dataset": "scikit-learn digits",
         "training": asdict(training),
         "num_parameters": sum(parameter.numel() for parameter in model.parameters()),
-        "validation_accuracy": history[-1].validation_accuracy,
-        "test_accuracy": test_accuracy,
-        "test_loss": test_loss,
+        "validation_accuracy": history[-1].metrics["accuracy"],
+        "test_accuracy": test["accuracy"],
+        "test_loss": test["loss"],
         "history": [asdict(metrics) for metrics in history],
     }
     _write_member(folder, model, properties)

@@ -1,13 +1,25 @@
 """The training loop that the zoo and every compared arm share."""
 
+import os
+import traceback
+from dataclasses import replace
+from pathlib import Path
+
 import pytest
 import timm
 import torch
 from accelerate.state import AcceleratorState
+from interrupted_runs import hashes, run_and_die
+from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.utils.data import Dataset, TensorDataset
+from transformers import GPT2Config, GPT2LMHeadModel
 
-from trainers.finetune import FinetuneConfig, evaluate_classifier, finetune
+from trainers import checkpointing, finetune_checkpoints
+from trainers.checkpointing import CheckpointStateError
+from trainers.example_order import EpochDataset
+from trainers.finetune import DivergedError, FinetuneConfig, finetune, measure
+from trainers.tasks import CAUSAL_LANGUAGE_MODELING
 
 
 @pytest.fixture(autouse=True)
@@ -50,10 +62,12 @@ CPU = {"use_cpu": True, "batch_size": 16}
 
 def test_training_learns_and_reports_every_epoch_and_the_start():
     history = finetune(linear(), images(), images(), FinetuneConfig(epochs=4, learning_rate=0.05, **CPU))
-    assert [metrics.epoch for metrics in history] == [0, 1, 2, 3, 4]
+    assert [measured.epoch for measured in history] == [0, 1, 2, 3, 4]
+    assert [measured.step for measured in history] == [0, 5, 10, 15, 20]
+    assert [measured.examples for measured in history] == [0, 70, 140, 210, 280]
     assert history[0].train_loss is None
-    assert history[-1].validation_accuracy > 0.95
-    assert history[-1].validation_loss < history[0].validation_loss
+    assert history[-1].metrics["accuracy"] > 0.95
+    assert history[-1].metrics["loss"] < history[0].metrics["loss"]
 
 
 def test_two_models_of_different_size_see_the_same_images_in_the_same_order():
@@ -84,8 +98,7 @@ def test_no_epoch_measures_the_model_and_changes_nothing():
     before = model[1].weight.detach().clone()
     history = finetune(model, images(), images(), FinetuneConfig(epochs=0, schedule="onecycle", **CPU))
     assert torch.equal(model[1].weight, before)
-    loss, accuracy = evaluate_classifier(model, images(), use_cpu=True)
-    assert (history[0].validation_loss, history[0].validation_accuracy) == (loss, accuracy)
+    assert history[0].metrics == measure(model, images(), use_cpu=True)
 
 
 def test_evaluation_counts_every_image_once_whatever_the_batch_size():
@@ -93,9 +106,9 @@ def test_evaluation_counts_every_image_once_whatever_the_batch_size():
     logits = model(images().tensors[0]).detach()
     labels = images().tensors[1]
     for batch_size in (1, 33, 70, 500):
-        loss, accuracy = evaluate_classifier(model, images(), batch_size=batch_size, use_cpu=True)
-        assert accuracy == pytest.approx(float((logits.argmax(1) == labels).double().mean()))
-        assert loss == pytest.approx(float(nn.functional.cross_entropy(logits, labels)), rel=1e-5)
+        found = measure(model, images(), batch_size=batch_size, use_cpu=True)
+        assert found["accuracy"] == pytest.approx(float((logits.argmax(1) == labels).double().mean()))
+        assert found["loss"] == pytest.approx(float(nn.functional.cross_entropy(logits, labels)), rel=1e-5)
 
 
 def test_a_model_comes_back_contiguous_with_its_forward_as_it_was():
@@ -124,7 +137,7 @@ def test_a_last_batch_of_one_image_does_not_stop_a_batch_norm():
 
 
 def test_a_label_without_a_logit_is_refused_with_the_number_of_classes_that_is_needed():
-    with pytest.raises(ValueError, match="Label 2 has no logit.*num_classes=3"):
+    with pytest.raises(ValueError, match="Label 2 has no logit.*gives 2.*with 3 classes"):
         finetune(linear(classes=2), images(), images(), FinetuneConfig(epochs=1, **CPU))
 
 
@@ -137,7 +150,7 @@ def test_an_empty_dataset_is_refused_by_name():
 def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_learning_rate():
     broken = images()
     broken.tensors[0][5] = float("nan")
-    with pytest.raises(FloatingPointError, match="epoch 1 is nan.*0.25"):
+    with pytest.raises(DivergedError, match=r"loss is nan at step 5 \(epoch 1\).*0.25"):
         finetune(linear(), broken, images(), FinetuneConfig(epochs=2, learning_rate=0.25, **CPU))
 
 
@@ -155,9 +168,241 @@ def test_bf16_computes_in_bfloat16_keeps_float32_weights_and_takes_autocast_off_
     model[1].register_forward_hook(lambda module, inputs, output: seen.append(output.dtype))
     config = FinetuneConfig(epochs=3, learning_rate=0.05, mixed_precision="bf16", **CPU)
     history = finetune(model, images(), images(), config)
-    assert set(seen) == {torch.bfloat16}
+    assert set(seen[1:]) == {torch.bfloat16}  # the first pass asks how many classes there are
     assert model[1].weight.dtype == torch.float32
-    assert history[-1].validation_accuracy > 0.9
+    assert history[-1].metrics["accuracy"] > 0.9
     seen.clear()
     model(images().tensors[0])
     assert seen == [torch.float32]
+
+
+class Noisy(EpochDataset):
+    """Images with noise that follows from seed, epoch and index."""
+
+    def __init__(self, images: TensorDataset):
+        self.images = images
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, index: int):
+        image, label = self.images[index]
+        generator = torch.Generator().manual_seed(hash((self.seed, self.epoch, index)))
+        return image + 0.1 * torch.randn(image.shape, generator=generator), label
+
+
+class Blocks(Dataset):
+    """Blocks of tokens that count up."""
+
+    def __init__(self, count: int, length: int = 8, vocab_size: int = 20):
+        self.count, self.length, self.vocab_size = count, length, vocab_size
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __getitem__(self, index: int):
+        return {"input_ids": (torch.arange(self.length) + index) % self.vocab_size}
+
+
+def gpt2(vocab_size: int = 20) -> GPT2LMHeadModel:
+    torch.manual_seed(0)
+    sizes = {"vocab_size": vocab_size, "n_positions": 8, "n_embd": 16, "n_layer": 1, "n_head": 2}
+    return GPT2LMHeadModel(GPT2Config(**sizes, bos_token_id=0, eos_token_id=0))
+
+
+def convolutional() -> nn.Module:
+    """Batch norm, dropout and a channels-last convolution: everything that has state or draws numbers."""
+    torch.manual_seed(0)
+    layers = (nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Dropout(0.3), nn.Flatten(), nn.Linear(144, 3))
+    return nn.Sequential(*layers)
+
+
+def test_a_language_model_learns_to_count_and_its_figures_are_per_predicted_token():
+    model, config = gpt2(), FinetuneConfig(epochs=6, learning_rate=0.02, schedule="onecycle", **CPU)
+    history = finetune(model, Blocks(60), Blocks(20), config, task=CAUSAL_LANGUAGE_MODELING)
+    assert set(history[0].metrics) == {"loss", "perplexity", "accuracy", "f1"}
+    assert history[0].metrics["loss"] == pytest.approx(3.0, abs=0.2)  # log 20
+    assert history[-1].metrics["accuracy"] > 0.9
+    tokens = torch.stack([Blocks(20)[index]["input_ids"] for index in range(20)])
+    with torch.no_grad():
+        expected = float(model.eval()(tokens, labels=tokens).loss)
+    assert history[-1].metrics["loss"] == pytest.approx(expected, rel=1e-4)
+
+
+def test_a_language_models_vocabulary_and_longest_input_are_checked_before_any_step():
+    for model, length, reason in (
+        (gpt2(vocab_size=12), 8, "Label 19 has no logit.*gives 12"),
+        (gpt2(), 9, "9 tokens, the model takes 8"),
+        (linear(), 8, "no language model"),
+    ):
+        with pytest.raises(ValueError, match=reason):
+            finetune(model, Blocks(20, length), Blocks(20, length), task=CAUSAL_LANGUAGE_MODELING)
+
+
+def test_images_that_a_model_cannot_take_are_refused_with_their_shape():
+    with pytest.raises(ValueError, match=r"cannot take images of shape \(1, 9, 9\)"):
+        finetune(linear(), images(size=9), images(size=9), FinetuneConfig(**CPU))
+
+
+def test_measurements_come_every_so_many_steps_and_at_the_end():
+    config = FinetuneConfig(max_steps=12, eval_steps=5, eval_batch_size=10, eval_batches=3, **CPU)
+    history = finetune(linear(), images(), images(), config)
+    assert [measured.step for measured in history] == [0, 5, 10, 12]
+    assert [measured.examples for measured in history] == [0, 70, 140, 172]
+    assert history[-1].epoch == pytest.approx(172 / 70)
+
+
+def test_a_capped_evaluation_takes_evenly_spaced_examples_of_all_classes():
+    ordered = images()
+    by_class = ordered.tensors[1].sort(stable=True).indices
+    ordered = TensorDataset(ordered.tensors[0][by_class], ordered.tensors[1][by_class])
+    model = linear()
+    with torch.no_grad():
+        model[1].weight.zero_()
+        model[1].bias.copy_(torch.tensor([1.0, 0.0, 0.0]))  # always says class 0
+    config = FinetuneConfig(epochs=0, eval_batch_size=5, eval_batches=6, **CPU)
+    assert finetune(model, images(), ordered, config)[0].metrics["accuracy"] == pytest.approx(1 / 3, abs=0.05)
+
+
+def test_accumulated_batches_take_the_step_of_one_large_batch():
+    def trained(batch_size: int, accumulation: int) -> torch.Tensor:
+        model = linear()
+        config = FinetuneConfig(epochs=2, use_cpu=True, batch_size=batch_size, gradient_accumulation=accumulation)
+        finetune(model, Noisy(images(72)), images(), config)
+        return model[1].weight.detach()
+
+    torch.testing.assert_close(trained(8, 4), trained(32, 1), atol=1e-6, rtol=1e-5)
+
+
+def test_processes_that_load_examples_change_nothing():
+    def trained(num_workers: int) -> torch.Tensor:
+        model = linear()
+        finetune(model, Noisy(images()), images(), FinetuneConfig(epochs=2, num_workers=num_workers, **CPU))
+        return model[1].weight.detach()
+
+    assert torch.equal(trained(0), trained(2))
+
+
+class Failing(Noisy):
+    """Stops a run at the `left`-th example."""
+
+    left = 60
+
+    def __getitem__(self, index: int):
+        self.left -= 1
+        if self.left == 0:
+            raise InterruptedError
+        return super().__getitem__(index)
+
+
+def on_two_processes(folder: Path, train) -> list:
+    """Calls `train` in two forked processes that know each other."""
+    AcceleratorState._reset_state(reset_partial_state=True)
+    children = [os.fork() or run_as(rank, folder, train) for rank in range(2)]
+    return [os.waitpid(child, 0)[1] for child in children]
+
+
+def run_as(rank: int, folder: Path, train) -> None:
+    status = 1
+    try:
+        os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
+        os.environ |= {"ACCELERATE_USE_CPU": "yes", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0"}
+        meeting = (folder / "meeting").as_uri()
+        torch.distributed.init_process_group("gloo", init_method=meeting, rank=rank, world_size=2)
+        train(rank)
+        status = 0
+    except BaseException:
+        traceback.print_exc()  # pytest shows it; the parent sees the status alone
+    finally:
+        os._exit(status)
+
+
+def test_two_processes_take_the_steps_of_one_with_twice_the_batch(tmp_path):
+    config = FinetuneConfig(epochs=3, batch_size=8, use_cpu=True)
+    model = linear()
+    expected = finetune(model, Noisy(images()), images(33), replace(config, batch_size=16), progress=False)
+
+    def train(rank: int) -> None:
+        model = linear(seed=rank)  # the first process's counts
+        history = finetune(model, Noisy(images()), images(33), config, progress=False)
+        save_file(model.state_dict(), tmp_path / f"model-{rank}")
+        (tmp_path / f"losses-{rank}").write_text(" ".join(str(measured.metrics["loss"]) for measured in history[1:]))
+
+    assert on_two_processes(tmp_path, train) == [0, 0]
+    for rank in (0, 1):
+        for name, tensor in load_file(tmp_path / f"model-{rank}").items():
+            torch.testing.assert_close(tensor, model.state_dict()[name], atol=1e-6, rtol=1e-5)
+        losses = [float(loss) for loss in (tmp_path / f"losses-{rank}").read_text().split()]
+        assert losses == pytest.approx([measured.metrics["loss"] for measured in expected[1:]], rel=1e-4)
+
+
+def test_two_interrupted_processes_started_again_end_with_the_same_bytes(tmp_path):
+    config = FinetuneConfig(epochs=3, batch_size=8, use_cpu=True)
+
+    def train(rank: int) -> None:
+        def run(name: str, data: Dataset) -> None:
+            finetune(
+                convolutional(), data, images(33), config, progress=False, output_dir=tmp_path / name, save_steps=2
+            )
+
+        run("whole", Noisy(images()))
+        with pytest.raises(InterruptedError):
+            run("stopped", Failing(images()))
+        run("stopped", Noisy(images()))
+
+    assert on_two_processes(tmp_path, train) == [0, 0]
+    assert len(hashes(tmp_path / "whole")) == 3
+    assert hashes(tmp_path / "stopped") == hashes(tmp_path / "whole")
+
+
+@pytest.mark.parametrize("schedule", ["constant", "onecycle"])
+def test_a_run_killed_anywhere_and_started_again_ends_with_the_same_bytes(tmp_path, schedule):
+    config = FinetuneConfig(epochs=3, weight_decay=0.1, schedule=schedule, **CPU)
+    places = [(finetune_checkpoints, name) for name in ("save_model", "publish_folder", "write_json")]
+    places += [(checkpointing.shutil, "rmtree"), (torch, "manual_seed")]
+
+    def run(folder: Path):
+        return finetune(
+            convolutional(), Noisy(images()), images(), config, progress=False, output_dir=folder, save_steps=2
+        )
+
+    expected = run(tmp_path / "whole")
+    whole, attempts = hashes(tmp_path / "whole"), 0
+    for at in (3, 9, 16, 24, 31, 40):
+        folder = tmp_path / f"killed-{at}"
+        while run_and_die(lambda: run(folder), at, places):  # noqa: B023
+            attempts += 1
+            if attempts > 40:
+                break
+            at += 7
+        assert run(folder) == expected
+        assert hashes(folder) == whole
+    assert attempts >= 6
+
+
+def test_a_finished_run_is_not_trained_again(tmp_path):
+    config = FinetuneConfig(epochs=1, **CPU)
+    first = linear()
+    history = finetune(first, images(), images(), config, output_dir=tmp_path)
+    again, data = linear(), Recorded(images())
+    assert finetune(again, data, images(), config, output_dir=tmp_path) == history
+    assert data.asked == []
+    assert torch.equal(again[1].weight, first[1].weight)
+
+
+def test_a_checkpoint_of_another_run_is_refused_and_says_what_differs(tmp_path):
+    config = FinetuneConfig(epochs=1, **CPU)
+    finetune(linear(), images(), images(), config, output_dir=tmp_path)
+    for model, changed, reason in (
+        (linear(), replace(config, seed=3), "config was"),
+        (linear(seed=1), config, "initial_weights was"),
+    ):
+        with pytest.raises(CheckpointStateError, match=f"another run.*{reason}"):
+            finetune(model, images(), images(), changed, output_dir=tmp_path)
+    with pytest.raises(CheckpointStateError, match="examples was"):
+        finetune(linear(), images(40), images(), config, output_dir=tmp_path)
+
+
+def test_fewer_examples_than_parts_of_a_step_are_refused():
+    with pytest.raises(ValueError, match="split into 4 parts.*3 training examples"):
+        finetune(linear(), images(3), images(), FinetuneConfig(gradient_accumulation=4, **CPU))

@@ -107,7 +107,7 @@ def crop_start(seed: int, epoch: int, window: int, num_tokens: int, window_size:
     if num_tokens <= window_size:
         return 0
     with np.errstate(over="ignore"):
-        first = _mix(_mix(np.uint64(seed)) ^ np.uint64(window))
+        first = mix(mix(np.uint64(seed)) ^ np.uint64(window))
         place = int(first + np.uint64(epoch) * _GOLDEN)
     starts = num_tokens - window_size + 1
     if starts == 2:  # no step of less than a half parts these
@@ -117,8 +117,8 @@ def crop_start(seed: int, epoch: int, window: int, num_tokens: int, window_size:
     return min(max(place * (starts + 2 * margin) // 2**64 - margin, 0), starts - 1)
 
 
-def _mix(value: np.uint64) -> np.uint64:
-    """splitmix64's finaliser: 64 well-mixed bits from a counter."""
+def mix(value: np.ndarray | np.uint64) -> np.ndarray | np.uint64:
+    """splitmix64's finaliser: 64 well-mixed bits from each counter (uint64)."""
     value = value + _GOLDEN
     value = (value ^ (value >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     value = (value ^ (value >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)

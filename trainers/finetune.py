@@ -1,55 +1,70 @@
-"""Image classification on Accelerate: the one training loop of the zoo and of every arm that is compared."""
+"""Fine-tuning on Accelerate: the one training loop of the zoo, the command and every arm that is compared."""
 
+from __future__ import annotations
+
+import contextlib
 import logging
 import math
-from dataclasses import dataclass, field
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
 
+import numpy as np
 import torch
 from accelerate import Accelerator
-from accelerate.utils import set_seed
+from accelerate.utils import broadcast, gather_object, send_to_device
 from torch import nn
 from torch.nn.functional import cross_entropy
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 from tqdm.auto import tqdm
 
+from datasets_scripts.errors import RunError
 
+from .checkpointing import last_checkpoint, remove_leftovers
+from .example_order import EpochDataset, ExampleOrder
+from .finetune_checkpoints import load_finetuning, restore, save_finetuning, weights_digest
+from .finetune_config import FinetuneConfig
+from .measure import (
+    check_classes,
+    count_examples,
+    evaluation_loader,
+    first_batch,
+    make_accelerator,
+    make_loader,
+    measure,
+    predict_and_score,
+)
+from .optimization import SCHEDULES, set_step
+from .tasks import IMAGE_CLASSIFICATION, Task
+
+
+__all__ = ["DivergedError", "FinetuneConfig", "Measurement", "finetune", "measure"]
 logger = logging.getLogger(__name__)
+# Options that change how a run is carried out, and not what comes out of it.
+_WITHOUT_EFFECT = ("num_workers", "use_cpu")
+
+
+class DivergedError(RunError, FloatingPointError):
+    """The training loss became NaN or infinite."""
 
 
 @dataclass(frozen=True)
-class FinetuneConfig:
-    """How a classifier is trained. The defaults are the paper's for generated models (Adam 1e-3, five epochs)."""
+class Measurement:
+    """The model after `step` optimiser steps; step 0 is the model as it was given.
 
-    epochs: int = field(default=5, metadata={"help": "Passes over the training images."})
-    batch_size: int = field(default=64, metadata={"help": "Images a step and process."})
-    learning_rate: float = field(default=1e-3, metadata={"help": "Peak learning rate of AdamW."})
-    weight_decay: float = field(
-        default=0.0, metadata={"help": "Decoupled, on matrices and kernels; 0 makes AdamW Adam."}
-    )
-    schedule: str = field(default="constant", metadata={"help": "'constant', or 'onecycle' over the whole run."})
-    mixed_precision: str = field(default="no", metadata={"help": "'no' or 'bf16', as in Accelerate."})
-    seed: int = field(default=0, metadata={"help": "Of the data order, dropout and stochastic depth."})
-    use_cpu: bool = field(default=False, metadata={"help": "Stay on the CPU where a GPU is present."})
+    Attributes:
+        epoch: passes over the training examples so far.
+        examples: training examples seen so far, over all processes.
+        train_loss: mean over the examples since the last measurement, as they were trained on.
+        metrics: of the validation examples, by name (see the task).
+    """
 
-    def __post_init__(self):
-        if self.epochs < 0 or self.batch_size < 1:
-            raise ValueError(f"epochs={self.epochs}, batch_size={self.batch_size}: epochs >= 0, batch_size >= 1.")
-        if self.learning_rate <= 0:
-            raise ValueError(f"learning_rate is {self.learning_rate}; it must be above 0.")
-        if self.schedule not in ("constant", "onecycle"):
-            raise ValueError(f"schedule={self.schedule!r} is not known; choose 'constant' or 'onecycle'.")
-        if self.mixed_precision not in ("no", "bf16"):
-            raise ValueError(f"mixed_precision={self.mixed_precision!r} is not known; choose 'no' or 'bf16'.")
-
-
-@dataclass(frozen=True)
-class EpochMetrics:
-    """After `epoch` passes over the training images; epoch 0 is the model as it was given."""
-
-    epoch: int
+    step: int
+    epoch: float
+    examples: int
     train_loss: float | None
-    validation_loss: float
-    validation_accuracy: float
+    metrics: dict[str, float]
 
 
 def finetune(
@@ -58,78 +73,194 @@ def finetune(
     validation: Dataset,
     config: FinetuneConfig | None = None,
     progress: bool = True,
-) -> list[EpochMetrics]:
-    """Trains a classifier in place and measures it after every epoch, and once before.
+    *,
+    task: Task = IMAGE_CLASSIFICATION,
+    output_dir: str | Path | None = None,
+    save_steps: int | None = None,
+) -> list[Measurement]:
+    """Trains a model in place, and measures it before, after every epoch (or `eval_steps`) and at the end.
 
-    Two runs with the same seed see the same images in the same order, whatever model they train: the arms of a
-    comparison differ in their initial weights and in nothing else.
+    Two runs with the same seed see the same examples in the same order, augmented in the same way, whatever model they
+    train and however many processes load the examples: the arms of a comparison differ in their initial weights and
+    in nothing else. Dropout is seeded by the step. A step on two processes is that of one with twice the batch.
 
     Args:
-        model: images `[batch, channels, height, width]` to logits `[batch, classes]`; moved to Accelerate's device.
-        train, validation: map-style datasets of (image float tensor, label int).
+        model: see `task`; moved to Accelerate's device.
+        train: map-style dataset of examples as the task takes them. An `EpochDataset` is told every epoch.
+        validation: map-style dataset.
         config: see `FinetuneConfig`.
         progress: show a bar over the steps.
+        task: see `tasks`.
+        output_dir: keeps a checkpoint here, and goes on from one that is there: a run that was killed and started
+            again ends with the same bytes as one that was not. None: no checkpoints.
+        save_steps: steps between checkpoints; None: at every measurement.
 
     Returns:
-        `epochs + 1` metrics, the first one before training.
+        The measurements, the first one before training.
 
     Raises:
-        ValueError: no images, or a label that the model has no logit for.
-        FloatingPointError: the training loss is not finite.
+        ValueError: an empty dataset, a label that the model has no logit for, images that it cannot take.
+        CheckpointStateError: `output_dir` holds a checkpoint of another run.
+        DivergedError: the training loss is not finite.
     """
     config = config or FinetuneConfig()
     for name, dataset in (("training", train), ("validation", validation)):
         if len(dataset) == 0:
-            raise ValueError(f"The {name} dataset is empty; it must hold at least one image.")
-    accelerator = Accelerator(mixed_precision=config.mixed_precision, cpu=config.use_cpu)
-    set_seed(config.seed)
-    # A generator of its own: the order must not depend on what else has drawn random numbers.
-    order = torch.Generator().manual_seed(config.seed)
-    # A last batch of one image is dropped: batch norm cannot be trained on it.
-    drop_last = len(train) > 1 and len(train) % config.batch_size == 1
-    loader = DataLoader(train, batch_size=config.batch_size, shuffle=True, generator=order, drop_last=drop_last)
-    model.to(memory_format=torch.channels_last)  # depthwise convolutions take half the time on a CPU
-    optimizer = _adamw(model, config)
-    prepared, optimizer, loader = accelerator.prepare(model, optimizer, loader)
-    validation_loader = accelerator.prepare(DataLoader(validation, batch_size=256))
-    scheduler = None
-    if config.schedule == "onecycle" and config.epochs:
-        scheduler = torch.optim.lr_scheduler.OneCycleLR(
-            optimizer.optimizer, max_lr=config.learning_rate, total_steps=config.epochs * len(loader)
+            raise ValueError(f"The {name} dataset is empty; it must hold at least one {task.unit}.")
+    accelerator = make_accelerator(config.mixed_precision, config.use_cpu)
+    run = _Run(accelerator, model, train, validation, config, task, output_dir and Path(output_dir), save_steps)
+    try:
+        with tqdm(
+            total=run.total_steps,
+            initial=run.step,
+            desc="fine-tune",
+            unit="step",
+            disable=not (progress and accelerator.is_local_main_process),
+        ) as bar:
+            run.train(bar)
+    finally:
+        accelerator.unwrap_model(run.prepared, keep_fp32_wrapper=False)  # takes the autocast off `model.forward`
+        model.to(memory_format=torch.contiguous_format)
+    return run.history
+
+
+class _Run:
+    """State of a run between its steps."""
+
+    def __init__(
+        self,
+        accelerator: Accelerator,
+        model: nn.Module,
+        train: Dataset,
+        validation: Dataset,
+        config: FinetuneConfig,
+        task: Task,
+        output_dir: Path | None,
+        save_steps: int | None,
+    ) -> None:
+        self.accelerator, self.config, self.task = accelerator, config, task
+        self.dataset, self.output_dir, self.save_steps = train, output_dir, save_steps
+        world = accelerator.num_processes
+        self.order = ExampleOrder(
+            len(train), config.batch_size, config.gradient_accumulation, accelerator.process_index, world, config.seed
         )
-    history = [EpochMetrics(0, None, *_evaluate(accelerator, prepared, validation_loader))]
-    hide_bar = not (progress and accelerator.is_local_main_process)
-    with tqdm(total=config.epochs * len(loader), desc="fine-tune", unit="step", disable=hide_bar) as bar:
-        for epoch in range(1, config.epochs + 1):
-            train_loss = _train_epoch(accelerator, prepared, optimizer, scheduler, loader, bar)
-            if not math.isfinite(train_loss):
-                raise FloatingPointError(
-                    f"The training loss of epoch {epoch} is {train_loss}: the run has diverged. "
-                    f"Lower the learning rate (now {config.learning_rate}) or train in float32."
-                )
-            metrics = EpochMetrics(epoch, train_loss, *_evaluate(accelerator, prepared, validation_loader))
-            history.append(metrics)
-            bar.set_postfix(accuracy=f"{metrics.validation_accuracy:.3f}")
-            logger.debug("%s", metrics)
-    accelerator.unwrap_model(prepared, keep_fp32_wrapper=False)  # takes the autocast off `model.forward` again
-    model.to(memory_format=torch.contiguous_format)
-    return history
+        self.total_steps = config.max_steps or config.epochs * self.order.steps_per_epoch
+        self.validation = evaluation_loader(accelerator, validation, config.eval_batch_size, config.eval_batches)
+        self.model = model.to(accelerator.device, memory_format=task.memory_format)
+        self.classes = task.num_classes(model, first_batch(validation))
+        self.about = {
+            "config": {name: value for name, value in asdict(config).items() if name not in _WITHOUT_EFFECT},
+            "task": task.name,
+            "examples": [len(train), len(validation)],
+            "processes": world,
+        }
+        if output_dir is not None:
+            self.about["initial_weights"] = weights_digest(model)
+        self.step, self.history = 0, []
+        self.sums = torch.zeros(2, device=accelerator.device)  # loss x examples, examples; since the last measurement
+        checkpoint = last_checkpoint(output_dir) if output_dir else None
+        state = load_finetuning(checkpoint, self.about) if checkpoint else None
+        self.prepared = accelerator.prepare_model(model)
+        self.optimizer = _adamw(model, config)
+        if state is not None:
+            restore(checkpoint, model, self.optimizer)
+            self.step, self.history = state["step"], [Measurement(**line) for line in state["history"]]
+            self.sums.copy_(torch.tensor(state["sums"][accelerator.process_index]))
+            logger.info("going on from %s", checkpoint)
+        elif output_dir is not None and accelerator.is_main_process:
+            output_dir.mkdir(parents=True, exist_ok=True)
+        if output_dir is not None and accelerator.is_main_process:
+            remove_leftovers(output_dir)
+        self.saved_step = self.step
+
+    def train(self, bar: tqdm) -> None:
+        if not self.history:
+            self._measure(bar)
+        while self.step < self.total_steps:
+            self._train_epoch(bar)
+        self._save()
+
+    def _train_epoch(self, bar: tqdm) -> None:
+        """From the current step to the end of its epoch, or of the run."""
+        config, order = self.config, self.order
+        epoch, first = divmod(self.step, order.steps_per_epoch)
+        if isinstance(self.dataset, EpochDataset):
+            self.dataset.begin_epoch(config.seed, epoch)
+        batches = iter(make_loader(self.dataset, order.batches(epoch, first), config.num_workers))
+        self.model.train()
+        for step in range(first, order.steps_per_epoch):
+            self._step(batches, order.examples_of(step))
+            bar.update()
+            ends_epoch = step + 1 == order.steps_per_epoch
+            due = ends_epoch if config.eval_steps is None else self.step % config.eval_steps == 0
+            ends = self.step == self.total_steps
+            if due or ends:
+                self._measure(bar)
+            if self.step % self.save_steps == 0 if self.save_steps else due:
+                self._save()
+            if ends:
+                return
+
+    def _step(self, batches: Iterator[Any], examples: int) -> None:
+        """One optimiser step on the mean loss of its examples, those of the other processes included."""
+        config, accelerator = self.config, self.accelerator
+        rate = SCHEDULES[config.schedule](
+            self.step,
+            self.total_steps,
+            learning_rate=config.learning_rate,
+            beta1=0.95 if config.schedule == "onecycle" else 0.9,  # of torch's OneCycleLR, and of Adam
+            warmup_fraction=config.warmup_fraction if config.schedule == "onecycle" else 0.0,
+        )
+        set_step(self.optimizer, *rate)
+        for micro in range(config.gradient_accumulation):
+            batch = next(batches)
+            check_classes(self.task, batch, self.classes)
+            torch.manual_seed(_dropout_seed(config.seed, self.step, micro, accelerator.process_index))
+            last = micro == config.gradient_accumulation - 1
+            with contextlib.nullcontext() if last else accelerator.no_sync(self.prepared):
+                logits, labels = self.task.forward(self.prepared, send_to_device(batch, accelerator.device))
+                loss = cross_entropy(logits.float(), labels)
+                here = count_examples(batch)
+                # Gradients become their mean over processes; shares add up to one over all.
+                accelerator.backward(loss * (here * accelerator.num_processes / examples))
+            self.sums += torch.stack([loss.detach() * here, torch.full_like(loss, here)])
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        self.step += 1
+
+    def _measure(self, bar: tqdm) -> None:
+        totals = self.accelerator.reduce(self.sums.clone())
+        train_loss = (totals[0] / totals[1]).item() if self.step else None
+        epochs, rest = divmod(self.step, self.order.steps_per_epoch)
+        epoch = epochs + rest * self.order.step_size / self.order.examples_per_epoch
+        if train_loss is not None and not math.isfinite(train_loss):
+            raise DivergedError(
+                f"The training loss is {train_loss} at step {self.step} (epoch {epoch:.4g}): the run has diverged. "
+                f"Lower the learning rate (now {self.config.learning_rate}) or train in float32."
+            )
+        for buffer in self.model.buffers():  # batch norms have seen other images on every process; keep the first's
+            broadcast(buffer)
+        metrics = predict_and_score(self.accelerator, self.model, self.validation, self.task, self.classes)
+        examples = epochs * self.order.examples_per_epoch + rest * self.order.step_size
+        self.history.append(Measurement(self.step, epoch, examples, train_loss, metrics))
+        self.sums.zero_()
+        bar.set_postfix({name: f"{value:.4g}" for name, value in metrics.items()}, refresh=False)
+        logger.debug("%s", self.history[-1])
+
+    def _save(self) -> None:
+        if self.output_dir is None or self.saved_step == self.step:
+            return
+        sums = gather_object([self.sums.tolist()])
+        if self.accelerator.is_main_process:
+            history = [asdict(line) for line in self.history]
+            state = {"step": self.step, "run": self.about, "sums": sums, "history": history}
+            save_finetuning(self.output_dir, self.step, self.model, self.optimizer, state)
+        self.accelerator.wait_for_everyone()
+        self.saved_step = self.step
 
 
-def evaluate_classifier(
-    model: nn.Module, dataset: Dataset, batch_size: int = 256, use_cpu: bool = False
-) -> tuple[float, float]:
-    """Mean cross-entropy and accuracy of a classifier in eval mode, on Accelerate's device.
-
-    Args:
-        model: images `[batch, channels, height, width]` to logits `[batch, classes]`.
-        dataset: map-style dataset of (image float tensor, label int).
-        batch_size: images at a time; does not change the result beyond rounding.
-        use_cpu: stay on the CPU where a GPU is present.
-    """
-    accelerator = Accelerator(cpu=use_cpu)
-    model, loader = accelerator.prepare(model, DataLoader(dataset, batch_size=batch_size))
-    return _evaluate(accelerator, model, loader)
+def _dropout_seed(seed: int, step: int, micro: int, process: int) -> int:
+    return int(np.random.SeedSequence((seed, step, micro, process)).generate_state(1, np.uint64)[0] >> np.uint64(1))
 
 
 def _adamw(model: nn.Module, config: FinetuneConfig) -> torch.optim.AdamW:
@@ -139,47 +270,5 @@ def _adamw(model: nn.Module, config: FinetuneConfig) -> torch.optim.AdamW:
         {"params": [p for p in trainable if p.ndim >= 2], "weight_decay": config.weight_decay},
         {"params": [p for p in trainable if p.ndim < 2], "weight_decay": 0.0},
     ]
-    return torch.optim.AdamW(groups, lr=config.learning_rate)
-
-
-def _train_epoch(accelerator, model, optimizer, scheduler, loader, bar) -> float:
-    model.train()
-    total, count = torch.zeros((), device=accelerator.device), 0
-    for images, labels in loader:
-        loss = cross_entropy(_logits(model, images, labels), labels)
-        accelerator.backward(loss)
-        optimizer.step()
-        if scheduler is not None:
-            scheduler.step()
-        optimizer.zero_grad()
-        total += loss.detach() * len(labels)
-        count += len(labels)
-        bar.update()
-    totals = accelerator.reduce(torch.stack([total, torch.tensor(float(count), device=total.device)]))
-    return (totals[0] / totals[1]).item()
-
-
-@torch.no_grad()
-def _evaluate(accelerator, model, loader) -> tuple[float, float]:
-    was_training = model.training
-    model.eval()
-    losses, hits = [], []
-    for images, labels in loader:
-        logits = _logits(model, images, labels).float()
-        loss = cross_entropy(logits, labels, reduction="none")
-        # Gathered image by image, so that the images that pad the last batch of several processes are dropped.
-        loss, hit = accelerator.gather_for_metrics((loss, logits.argmax(1) == labels))
-        losses.append(loss)
-        hits.append(hit)
-    model.train(was_training)
-    return torch.cat(losses).double().mean().item(), torch.cat(hits).double().mean().item()
-
-
-def _logits(model: nn.Module, images: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    logits = model(images.contiguous(memory_format=torch.channels_last))
-    if int(labels.max()) >= logits.shape[-1]:
-        raise ValueError(
-            f"Label {int(labels.max())} has no logit: the model gives logits of shape {tuple(logits.shape)}. "
-            f"Build it with num_classes={int(labels.max()) + 1} or more."
-        )
-    return logits
+    fused = next(model.parameters()).device.type in ("cpu", "cuda", "xpu")
+    return torch.optim.AdamW([group for group in groups if group["params"]], lr=config.learning_rate, fused=fused)

@@ -1,0 +1,255 @@
+"""The fine-tuning command: `hf-wsl finetune --model FOLDER --data.images DIR --output_dir OUT`, or with `accelerate
+launch -m trainers.finetune_command` on several processes."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import os
+import shutil
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import PartialState
+from torch import nn
+from transformers import CONFIG_MAPPING, MODEL_FOR_CAUSAL_LM_MAPPING, PreTrainedTokenizerBase
+
+from datasets_scripts.config_sources import ConfigError, build, command_line, option, read_yaml
+from datasets_scripts.errors import USER_ERRORS, one_line
+from datasets_scripts.files import write_json
+from modeling_wsl.checkpoints import open_checkpoint
+from modeling_wsl.generated_model import package_versions
+from modeling_wsl.targets import Target, resolve_target
+
+from .checkpointing import publish_files
+from .finetune import finetune, measure
+from .finetune_config import FinetuneConfig
+from .image_data import ImageDataConfig, ImageSplits, load_images
+from .pretrain_config import find_recipe
+from .tasks import CAUSAL_LANGUAGE_MODELING, IMAGE_CLASSIFICATION, Task
+from .text_data import TextDataConfig, TextSplits, load_text
+
+
+RESULT_FILE = "finetuning.json"
+TASKS = {task.name: task for task in (IMAGE_CLASSIFICATION, CAUSAL_LANGUAGE_MODELING)}
+logger = logging.getLogger(__name__)
+
+
+def _names(config: type) -> str:
+    return ", ".join(field.name for field in dataclasses.fields(config))
+
+
+@dataclass(frozen=True)
+class FinetuneCommandConfig(FinetuneConfig):
+    """What is trained on what, and where the result goes."""
+
+    task: str = option(IMAGE_CLASSIFICATION.name, "what is learned", choices=tuple(TASKS))
+    model: str = option(
+        "", "folder of a generated or trained model, or Hub id; with `from_scratch` also a timm or transformers name"
+    )
+    model_revision: str | None = option(None, "branch, tag or commit of a model on the Hub")
+    target_kwargs: dict = option({}, "of the architecture: --target_kwargs.img_size 32, --target_kwargs.n_layer 4")
+    from_scratch: bool = option(False, "start from the library's own initialisation, drawn from the seed")
+    new_head: bool = option(False, "give the model a new classifier with as many classes as the data has")
+    data: dict = option(
+        {},
+        f"of images: {_names(ImageDataConfig)}; of text: {_names(TextDataConfig)} (described in "
+        "trainers/image_data.py and trainers/text_data.py)",
+    )
+    output_dir: str = option("", f"folder of the run: checkpoints, the trained model, {RESULT_FILE}")
+    save_steps: int | None = option(None, "optimiser steps between checkpoints; none: at every measurement")
+
+    def __post_init__(self):
+        super().__post_init__()
+        for name in ("model", "output_dir"):
+            if not getattr(self, name):
+                raise ConfigError(f"option '{name}' is needed")
+        if self.save_steps is not None and self.save_steps < 1:
+            raise ConfigError(f"option 'save_steps' is {self.save_steps}; it must be at least 1")
+        if self.from_scratch and self.new_head:
+            raise ConfigError("option 'new_head': a model from scratch has a new head in any case; leave it out")
+
+    @classmethod
+    def from_command_line(cls, argv: Sequence[str]) -> FinetuneCommandConfig:
+        """Reads `--config FILE --option value ...`; the command line outranks the file."""
+        path, given = command_line(
+            cls,
+            argv,
+            program="hf-wsl finetune",
+            description="Fine-tune a generated, trained or new model on images or text.",
+            example="hf-wsl finetune --model generated/000 --data.images cifar10 --output_dir out",
+        )
+        sources = [("command line", given)]
+        if path is not None:
+            path = find_recipe(path)
+            sources.insert(0, (str(path), read_yaml(path)))
+        return build(cls, *sources)
+
+    @property
+    def training(self) -> FinetuneConfig:
+        return FinetuneConfig(
+            **{field.name: getattr(self, field.name) for field in dataclasses.fields(FinetuneConfig)}
+        )
+
+
+def finetune_model(config: FinetuneCommandConfig) -> dict[str, Any]:
+    """Trains a model and measures it on the test split once, at the end; `output_dir` then loads with its own library.
+
+    Started again after an interruption, it goes on from the last checkpoint.
+
+    Returns:
+        The content of finetuning.json: config, versions, facts of the data, history, test.
+
+    Raises:
+        ValueError: data, model and classes do not fit; said before any training.
+        CheckpointStateError: `output_dir` holds another run.
+        DivergedError: the loss is not finite.
+    """
+    task, output_dir = TASKS[config.task], Path(config.output_dir)
+    state = PartialState(cpu=config.use_cpu)
+    with state.local_main_process_first():  # it decodes, the others find that in the cache
+        data = load_data(config)
+    target, model = load_model(config, data)
+    check_fit(task, model, data)
+    history = finetune(
+        model,
+        data.train,
+        data.validation,
+        config.training,
+        progress=logger.isEnabledFor(logging.INFO),
+        task=task,
+        output_dir=output_dir,
+        save_steps=config.save_steps,
+    )
+    test = measure(model, data.test, task, batch_size=config.eval_batch_size, use_cpu=config.use_cpu)
+    result = {
+        "task": task.name,
+        "model": config.model,
+        "library": target.library,
+        "config": asdict(config),
+        "processes": state.num_processes,
+        "versions": package_versions(),
+        "data": data.facts(),
+        "history": [asdict(measurement) for measurement in history],
+        "test": test,
+    }
+    if state.is_main_process:
+        save_finetuned(target, model, output_dir, data.tokenizer if isinstance(data, TextSplits) else None)
+        write_json(output_dir / RESULT_FILE, result)
+    state.wait_for_everyone()
+    return result
+
+
+def load_data(config: FinetuneCommandConfig) -> ImageSplits | TextSplits:
+    """The data that the options `data.*` describe. Raises ConfigError on an unknown one."""
+    if config.task == IMAGE_CLASSIFICATION.name:
+        return load_images(build(ImageDataConfig, ("option 'data'", config.data)))
+    return load_text(build(TextDataConfig, ("option 'data'", config.data)))
+
+
+def load_model(config: FinetuneCommandConfig, data: ImageSplits | TextSplits) -> tuple[Target, nn.Module]:
+    """The model to train and how its library saves it.
+
+    Raises:
+        ValueError: no such model, or weights that are not those of its architecture.
+    """
+    source, options, sizes = config.model, dict(config.target_kwargs), {}
+    revision = {} if config.model_revision is None else {"revision": config.model_revision}
+    if isinstance(data, ImageSplits) and (config.from_scratch or config.new_head):
+        sizes["num_classes"] = data.num_classes
+    if isinstance(data, ImageSplits) and config.from_scratch:
+        sizes["in_channels"] = data.config.channels
+    if isinstance(data, TextSplits) and config.from_scratch and source in CONFIG_MAPPING:
+        source = _language_model(source, options, data.tokenizer)
+        options = {}
+    target = resolve_target(source, target_kwargs=options, **sizes, **revision)
+    model = target.build(config.seed)
+    if config.from_scratch:
+        return target, model
+    with open_checkpoint(config.model, **revision) as checkpoint:
+        weights = checkpoint.state_dict()
+    kept = {name: value for name, value in weights.items() if not (config.new_head and name in target.head)}
+    try:
+        missing, unexpected = model.load_state_dict(kept, strict=False)
+    except RuntimeError as error:
+        raise ValueError(f"The weights of '{config.model}' do not fit: {one_line(error)}") from error
+    missing = set(missing) - (target.head if config.new_head else set())
+    if missing or unexpected:
+        raise ValueError(
+            f"'{config.model}' does not hold the weights of its architecture: it lacks {sorted(missing)[:3]} and has "
+            f"{sorted(unexpected)[:3]} too many. Give the folder of a whole model, or --from_scratch."
+        )
+    return target, model
+
+
+def _language_model(name: str, options: dict[str, Any], tokenizer: PreTrainedTokenizerBase):
+    """The config of a causal language model by its transformers name ("gpt2")."""
+    kind = CONFIG_MAPPING[name]
+    if kind not in MODEL_FOR_CAUSAL_LM_MAPPING:
+        raise ValueError(f"'{name}' has no causal language model in transformers; take gpt2, llama, ...")
+    ends = {"bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id}
+    return kind(architectures=[MODEL_FOR_CAUSAL_LM_MAPPING[kind].__name__], **{**ends, **options})
+
+
+def check_fit(task: Task, model: nn.Module, data: ImageSplits | TextSplits) -> None:
+    """Raises ValueError where the model's classes are not those of the data, or it cannot take an example."""
+    batch = torch.utils.data.default_collate([data.validation[0]])
+    classes = task.num_classes(model, batch)
+    if isinstance(data, ImageSplits) and classes != data.num_classes:
+        raise ValueError(
+            f"The model has {classes} classes, '{data.config.images}' has {data.num_classes}. Give it a new "
+            "classifier with --new_head."
+        )
+    if isinstance(data, TextSplits) and classes < data.vocab_size:
+        raise ValueError(
+            f"The tokenizer has {data.vocab_size} tokens, the model's vocabulary {classes}. Use the tokenizer that "
+            "belongs to the model (--data.tokenizer), or a model with a larger vocab_size."
+        )
+
+
+def save_finetuned(
+    target: Target, model: nn.Module, folder: Path, tokenizer: PreTrainedTokenizerBase | None = None
+) -> None:
+    """Writes what the target's own library loads into an existing folder, config.json last."""
+    partial = folder / ".partial-model"
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    target.save(model.cpu().state_dict(), partial)
+    if tokenizer is not None:
+        tokenizer.save_pretrained(partial)
+    for path in partial.iterdir():
+        path.chmod(0o644)  # safetensors leaves weight files readable by their owner only
+    publish_files(partial, folder)
+
+
+def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
+    """Runs the command with these arguments (`sys.argv` by default); see `finetune_model`."""
+    config = FinetuneCommandConfig.from_command_line(sys.argv[1:] if argv is None else argv)
+    logging.basicConfig(format="%(levelname)s %(message)s", level=logging.INFO)
+    result = finetune_model(config)
+    figures = ", ".join(f"{name} {value:.4g}" for name, value in result["test"].items())
+    logger.info("%s: test %s", config.output_dir, figures)
+    return result
+
+
+def run(argv: Sequence[str] | None = None) -> int:
+    """`main` for a shell: an error that a user can mend is one line on stderr (with `HF_WSL_TRACEBACK=1`, all of it)
+    and exit code 1.
+    """
+    try:
+        main(argv)
+    except USER_ERRORS as error:
+        if os.environ.get("HF_WSL_TRACEBACK") == "1":
+            raise
+        if os.environ.get("RANK", "0") == "0":  # every process meets the same error; say it once
+            sys.stderr.write(f"error: {one_line(error)}\n")
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(run())
