@@ -14,7 +14,7 @@ def _saved(target, folder):
     module = target.build(seed=0).eval()
     model = GeneratedModel({name: value.clone() for name, value in module.state_dict().items()}, {}, target)
     model.save_pretrained(folder)
-    return model
+    return model.instantiate()
 
 
 def test_a_timm_model_gives_the_same_outputs_in_a_process_that_does_not_know_the_library(tmp_path):

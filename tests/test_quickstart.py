@@ -1,4 +1,4 @@
-"""The quickstart in miniature, through the functions of the real one, and the arithmetic of its controls."""
+"""The quickstart in miniature, through the functions of the real one."""
 
 import json
 import re
@@ -11,16 +11,12 @@ import timm
 import torch
 from accelerate.state import AcceleratorState
 from PIL import Image
-from torch import nn
 
-from datasets_scripts.zoo import ZooConfig, new_model
-from modeling_wsl import WSLFeatureExtractor
-from trainers.baselines import random_projection
-from trainers.finetune import FinetuneConfig
+from datasets_scripts.zoo import ZooConfig
+from trainers.finetune_config import FinetuneConfig
+from trainers.initial_weights import ARMS, ON_REQUEST
 from trainers.quickstart import QuickstartConfig, quickstart
-from trainers.quickstart_controls import ARMS, inherited_only, permuted, projected, with_noise
-from trainers.quickstart_figures import ARM_STYLES, FIGURES
-from trainers.quickstart_weights import compare_kinds, layer_kinds, relative_error
+from trainers.quickstart_figures import FIGURES
 
 
 MINIATURE = QuickstartConfig(
@@ -48,7 +44,7 @@ def run(tmp_path_factory):
 
 def test_every_stage_leaves_its_output_and_a_record(run):
     folder, results = run
-    for name in ("zoo", "dataset", "backbone", "generated/draw_0", "generated/reconstructed", "arms"):
+    for name in ("zoo", "dataset", "backbone", "generated/drawn", "generated/reconstructed", "arms"):
         assert (folder / name).is_dir()
     assert list(results["seconds"]) == ["zoo", "tokenize", "pretrain", "embed", "generate", "finetune"]
     assert json.loads((folder / "results.json").read_text()) == results
@@ -71,17 +67,17 @@ def test_the_backbone_is_measured_from_step_zero_beside_both_lines(run):
 
 def test_every_control_is_run_and_what_is_left_out_has_a_reason(run):
     finetune = run[1]["finetune"]
-    assert set(finetune["arms"]) | set(finetune["skipped"]) == set(ARMS)
-    assert list(finetune["skipped"]) == ["inherited only"]
+    assert set(finetune["arms"]) | set(finetune["skipped"]) == set(ARMS) - set(ON_REQUEST)
+    assert set(finetune["skipped"]) <= {"inherited only", "prior"}
     for found in finetune["arms"].values():
         assert [len(r["history"]) for r in found["runs"]] == [2]
-    anchor = finetune["arms"]["anchor"]["runs"][0]["history"][0]["validation_accuracy"]
+    anchor = finetune["arms"]["anchor"]["runs"][0]["history"][0]["metrics"]["accuracy"]
     member = next(m for m in run[1]["zoo"]["members"] if m["name"] == "resnet_01")
     assert anchor == pytest.approx(member["validation_accuracy"], abs=2 / 360)
 
 
 def test_timm_loads_the_generated_model_with_the_digits_preprocessing(run):
-    model = timm.create_model(f"local-dir:{run[0] / 'generated' / 'draw_0'}", pretrained=True)
+    model = timm.create_model(f"local-dir:{run[0] / 'generated' / 'drawn'}", pretrained=True)
     assert model(torch.zeros(2, 1, 16, 16)).shape == (2, 10)
     assert tuple(model.pretrained_cfg["mean"]) == (0.5,)
 
@@ -115,7 +111,7 @@ def test_a_stopped_quickstart_goes_on_with_the_same_numbers_and_asks_the_hub_for
     for stage in ("embed", "generate", "finetune"):
         (copy / "stages" / f"{stage}.json").unlink()
     shutil.rmtree(copy / "generated")
-    for outcome in list((copy / "arms").glob("*.json"))[:3]:
+    for outcome in list((copy / "arms" / "runs").glob("*.json"))[:3]:
         outcome.unlink()
     resumed = quickstart(copy, seed=1, config=replace(MINIATURE, num_workers=2))
     for stage in ("embed", "generate", "finetune"):
@@ -132,64 +128,3 @@ def test_a_folder_with_other_settings_is_refused_and_says_which(run):
 def test_a_family_that_is_not_in_the_zoo_cannot_be_held_out():
     with pytest.raises(ValueError, match="held_out_family='swin'"):
         replace(MINIATURE, held_out_family="swin")
-
-
-def test_noise_is_as_long_as_the_way_to_the_generated_model_tensor_by_tensor():
-    anchor = {"a": torch.randn(50), "b": torch.randn(4, 5), "running_mean": torch.ones(3)}
-    generated = {"a": anchor["a"] + 0.3, "b": anchor["b"] * 2, "running_mean": torch.zeros(3)}
-    noisy = with_noise(anchor, generated, ["a", "b"], seed=0)
-    for name in ("a", "b"):
-        expected = (generated[name] - anchor[name]).norm()
-        torch.testing.assert_close((noisy[name] - anchor[name]).norm(), expected)
-    assert torch.equal(noisy["running_mean"], anchor["running_mean"])
-
-
-def test_permuting_keeps_every_value_and_moves_them():
-    anchor = {"a": torch.randn(20, 5), "b": torch.randn(7)}
-    shuffled = permuted(anchor, ["a"], seed=0)
-    assert torch.equal(shuffled["a"].flatten().sort().values, anchor["a"].flatten().sort().values)
-    assert not torch.equal(shuffled["a"], anchor["a"])
-    assert torch.equal(shuffled["b"], anchor["b"])
-
-
-def test_inherited_only_takes_what_generation_took_and_nothing_else():
-    generated, scratch = {"w": torch.ones(2), "s": torch.ones(2)}, {"w": torch.zeros(2), "s": torch.zeros(2)}
-    state = inherited_only(generated, {"w": "sampled", "s": "inherited: anchor"}, scratch)
-    assert (state["w"].sum(), state["s"].sum()) == (0, 2)
-    assert inherited_only(generated, {"w": "sampled", "s": "re-estimated"}, scratch) is None
-
-
-def test_a_projection_onto_all_directions_gives_the_anchor_back():
-    anchor = new_model("efficientnet", seed=0).state_dict()
-    state = projected(WSLFeatureExtractor(), random_projection(230, 230, seed=0), anchor)
-    assert relative_error(state, anchor, [name for name in anchor if "weight" in name]) < 1e-5
-    assert torch.equal(state["bn1.running_var"], anchor["bn1.running_var"])
-
-
-def test_kinds_of_layers_follow_from_the_module_not_from_the_name():
-    model = nn.Sequential(nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2), nn.Flatten(), nn.Linear(2, 2), nn.PReLU())
-    assert layer_kinds(model) == {
-        "0.weight": "conv",
-        "0.bias": "bias and other",
-        "1.weight": "norm",
-        "1.bias": "norm",
-        "3.weight": "linear",
-        "3.bias": "bias and other",
-        "4.weight": "bias and other",
-    }
-
-
-def test_kinds_report_no_error_for_equal_weights_and_one_for_a_tensors_mean():
-    model = nn.Sequential(nn.Linear(30, 20, bias=False))
-    original, origins = {"0.weight": model[0].weight.detach().clone()}, {"0.weight": "sampled"}
-    exact = compare_kinds([(model, original, origins)])["linear"]
-    assert (exact["r2"], exact["relative_error"]) == (1, 0)
-    assert exact["original"] == exact["reconstructed"]
-    with torch.no_grad():
-        model[0].weight.fill_(float(original["0.weight"].mean()))
-    assert compare_kinds([(model, original, origins)])["linear"]["r2"] == pytest.approx(0, abs=1e-6)
-
-
-def test_every_arm_has_a_style_of_its_own():
-    assert set(ARM_STYLES) == set(ARMS)
-    assert len({tuple(sorted(map(str, style.items()))) for style in ARM_STYLES.values()}) == len(ARMS)

@@ -11,30 +11,29 @@ from typing import Any
 
 import torch
 from safetensors.torch import save_file
-
-from modeling_wsl.generated_model import GeneratedModel
+from torch import nn
 
 from . import load_elsewhere
 
 
 @torch.no_grad()
-def check_loading(models: Mapping[Path, GeneratedModel], inputs: torch.Tensor) -> dict[str, dict[str, Any]]:
+def check_loading(models: Mapping[Path, nn.Module], inputs: torch.Tensor) -> dict[str, dict[str, Any]]:
     """Loads every folder in one fresh process, with timm or transformers alone, and compares outputs.
 
     Args:
-        models: folder that `save_pretrained` wrote -> what was saved in it.
+        models: folder that `GeneratedModel.save_pretrained` wrote -> the model, on the CPU, in eval mode.
         inputs: images `[N, C, H, W]` or token ids `[N, block]`.
 
     Returns:
         name of the folder -> `loader`, the call that loaded it, and `max_difference`, the greatest absolute
-        difference of a logit to that of `instantiate()`.
+        difference of a logit to one of the model that was given.
 
     Raises:
         RuntimeError: a folder cannot be loaded; with what the process wrote.
     """
     tensors = {"inputs": inputs.contiguous()}
     for folder, model in models.items():
-        output = model.instantiate()(inputs)
+        output = model(inputs)
         logits = output if isinstance(output, torch.Tensor) else output.logits
         tensors[str(folder.resolve())] = logits.float().contiguous()
     with tempfile.TemporaryDirectory() as scratch:

@@ -12,18 +12,19 @@ from typing import Any
 
 import huggingface_hub.constants
 
+from datasets_scripts.claimed_folder import claim_folder
 from datasets_scripts.files import write_json
 from datasets_scripts.worker_pool import one_thread
 from datasets_scripts.zoo import ZooConfig
 
 from . import quickstart_stages as stages
-from .finetune import FinetuneConfig
+from .finetune_config import FinetuneConfig
 from .pretrain import versions
 from .quickstart_report import write_report
 
 
 logger = logging.getLogger(__name__)
-SETTINGS_FILE, RESULTS_FILE = "settings.json", "results.json"
+RESULTS_FILE = "results.json"
 
 
 @dataclass(frozen=True)
@@ -44,8 +45,8 @@ class QuickstartConfig:
         }
     )
     finetune: FinetuneConfig = field(default_factory=lambda: FinetuneConfig(epochs=5, batch_size=32, use_cpu=True))
-    finetune_seeds: int = 3  # and as many generated models
-    num_candidates: int = 10  # draws of which the best on the validation images are kept
+    finetune_seeds: int = 3  # each with a generated model of its own
+    num_candidates: int = 5  # draws of a seed, of which the best on the validation images is kept
     bandwidth: float = 0.2
     num_workers: int = 2  # processes that train the zoo and the arms
 
@@ -56,8 +57,8 @@ class QuickstartConfig:
             raise ValueError("A quickstart needs two families of two members: one is held out, others are trained on.")
         if self.finetune_seeds < 1:
             raise ValueError(f"finetune_seeds is {self.finetune_seeds}; it must be at least 1.")
-        if self.num_candidates < self.finetune_seeds:
-            raise ValueError(f"num_candidates={self.num_candidates} is below finetune_seeds={self.finetune_seeds}.")
+        if self.num_candidates < 1:
+            raise ValueError(f"num_candidates is {self.num_candidates}; it must be at least 1.")
 
 
 def quickstart(
@@ -83,7 +84,8 @@ def quickstart(
     config = config or QuickstartConfig()
     config = replace(config, zoo=replace(config.zoo, seed=seed))
     folder = Path(output_dir)
-    results: dict[str, Any] = {"settings": _claim(folder, seed, config), "versions": versions()}
+    settings = claim_folder(folder, {"seed": seed, **asdict(config)}, "a quickstart")
+    results: dict[str, Any] = {"settings": settings, "versions": versions()}
     place = stages.Place(folder, seed, config)
     with _offline(), one_thread():
         for number, (name, work) in enumerate(stages.STAGES.items(), start=1):
@@ -106,24 +108,6 @@ def _stage(record: Path, work: Callable[[], dict[str, Any]]) -> dict[str, Any]:
         write_json(record, {**found, "seconds": round(monotonic() - started, 1)})
     # Read back in both cases, so that a resumed run continues with the very same values.
     return json.loads(record.read_text(encoding="utf-8"))
-
-
-def _claim(folder: Path, seed: int, config: QuickstartConfig) -> dict[str, Any]:
-    """Writes the settings into the folder, or refuses a folder with other ones."""
-    settings = json.loads(json.dumps({"seed": seed, **asdict(config)}))
-    path = folder / SETTINGS_FILE
-    if path.is_file():
-        found = json.loads(path.read_text(encoding="utf-8"))
-        changed = [
-            f"{key} was {found.get(key)}, now {settings[key]}" for key in settings if found.get(key) != settings[key]
-        ]
-        if changed:
-            raise ValueError(
-                f"{folder} holds a quickstart with other settings: {'; '.join(changed)}. Choose another folder, or "
-                "delete this one."
-            )
-    write_json(path, settings)
-    return settings
 
 
 @contextmanager

@@ -1,38 +1,17 @@
 """The pictures of the quickstart, each drawn from its results alone, in colours that colour-blind eyes tell apart."""
 
-from statistics import mean
 from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from .arm_figure import BLACK, BLUE, GREEN, GREY, ORANGE, PURPLE, RED, SKY, arm_curves, new_figure, tidy
 
-# The palette of Okabe and Ito.
-BLACK, GREY = "#000000", "#8A8A8A"
-BLUE, SKY, GREEN, YELLOW, ORANGE, RED, PURPLE = (
-    "#0072B2",
-    "#56B4E9",
-    "#009E73",
-    "#F0E442",
-    "#E69F00",
-    "#D55E00",
-    "#CC79A7",
-)
-# Colour is never the only difference: families differ in their markers too, arms in their lines.
+
+# Colour is never the only difference: families differ in their markers too.
 FAMILY_MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
 FAMILY_COLOURS = (BLUE, ORANGE, GREEN, RED, PURPLE, SKY, BLACK, GREY)
-ARM_STYLES: dict[str, dict[str, Any]] = {
-    "anchor": {"color": BLACK, "linestyle": "--", "marker": "s"},
-    "generated": {"color": RED, "linestyle": "-", "marker": "o", "linewidth": 2.6},
-    "reconstructed": {"color": ORANGE, "linestyle": "-", "marker": "D"},
-    "PCA": {"color": GREEN, "linestyle": "-.", "marker": "^"},
-    "random projection": {"color": PURPLE, "linestyle": "-.", "marker": "v"},
-    "anchor + noise": {"color": SKY, "linestyle": ":", "marker": "P"},
-    "anchor permuted": {"color": GREY, "linestyle": ":", "marker": "X"},
-    "inherited only": {"color": "#5B5B00", "linestyle": ":", "marker": "*"},
-    "scratch": {"color": BLUE, "linestyle": "--", "marker": "o"},
-}
 
 
 def r2_curve(results: dict[str, Any]) -> Figure:
@@ -40,7 +19,7 @@ def r2_curve(results: dict[str, Any]) -> Figure:
     pretrain = results["pretrain"]
     steps = [point["step"] for point in pretrain["val_r2_history"]]
     values = [point["val_r2"] for point in pretrain["val_r2_history"]]
-    figure, axes = _figure(6.6, 3.9)
+    figure, axes = new_figure(6.6, 3.9)
     axes.plot(
         steps, values, color=RED, marker="o", markersize=4, linewidth=2.2, label="backbone (nano)", clip_on=False
     )
@@ -62,7 +41,7 @@ def embedding_map(results: dict[str, Any]) -> Figure:
     embed, held_out = results["embed"], results["zoo"]["held_out"]
     validation = set(results["tokenize"]["models"].get("validation", []))
     families = list(dict.fromkeys(model["family"] for model in embed["models"]))
-    figure, axes = _figure(7.6, 4.4)
+    figure, axes = new_figure(7.6, 4.4)
     for index, family in enumerate(families):
         members = [model for model in embed["models"] if model["family"] == family]
         for hollow in (False, True):
@@ -94,7 +73,7 @@ def weight_distributions(results: dict[str, Any]) -> Figure:
     figure = Figure(figsize=(8.6, 5.6), layout="constrained")
     for number, (kind, found) in enumerate(kinds.items()):
         axes = figure.add_subplot(2, 2, number + 1)
-        _tidy(axes)
+        tidy(axes)
         edges = found["edges"]
         axes.stairs(found["original"], edges, color=BLUE, fill=True, alpha=0.35, label="original")
         axes.stairs(found["reconstructed"], edges, color=RED, linewidth=1.6, label="reconstructed")
@@ -110,22 +89,8 @@ def weight_distributions(results: dict[str, Any]) -> Figure:
 
 
 def finetuning_curves(results: dict[str, Any]) -> Figure:
-    """Validation accuracy after every epoch, the mean of the seeds as a line and each seed as a small mark."""
-    arms = results["finetune"]["arms"]
-    figure, axes = _figure(8.6, 4.8)
-    for arm, found in arms.items():
-        style = {"linewidth": 1.7, **ARM_STYLES[arm]}
-        curves = [[100 * point["validation_accuracy"] for point in run["history"]] for run in found["runs"]]
-        epochs = range(len(curves[0]))
-        axes.plot(epochs, [mean(values) for values in zip(*curves, strict=True)], markersize=5, label=arm, **style)
-        if len(curves) > 1:
-            for curve in curves:
-                axes.plot(epochs, curve, linestyle="", marker="_", markersize=7, color=style["color"], alpha=0.6)
-    axes.axhline(10, color=GREY, linewidth=0.8)
-    axes.annotate("guessing", (len(epochs) - 1, 10), xytext=(0, 3), textcoords="offset points", ha="right", color=GREY)
-    axes.set(xlabel="epochs of fine-tuning", ylabel="validation accuracy (%)", ylim=(0, 102), xticks=list(epochs))
-    figure.legend(loc="outside right upper", frameon=False)
-    return figure
+    """Validation accuracy after every epoch, for all arms."""
+    return arm_curves(results["finetune"])
 
 
 FIGURES = {
@@ -134,20 +99,6 @@ FIGURES = {
     "weight_distributions": weight_distributions,
     "finetuning_curves": finetuning_curves,
 }
-
-
-def _figure(width: float, height: float) -> tuple[Figure, Axes]:
-    """A figure outside of pyplot: no global state, no window system."""
-    figure = Figure(figsize=(width, height), layout="constrained")
-    axes = figure.add_subplot()
-    _tidy(axes)
-    return figure, axes
-
-
-def _tidy(axes: Axes) -> None:
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.grid(color="#DDDDDD", linewidth=0.7)
-    axes.set_axisbelow(True)
 
 
 def _legend_below(figure: Figure, axes: Axes, columns: int) -> None:

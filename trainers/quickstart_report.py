@@ -126,17 +126,14 @@ def _kinds_table(kinds: dict[str, dict[str, Any]]) -> str:
 
 def _arms_table(arms: dict[str, Any]) -> str:
     rows = []
-    epochs = range(len(next(iter(arms.values()))["runs"][0]["history"]))
     for arm, found in arms.items():
-        curves = [[point["validation_accuracy"] for point in run["history"]] for run in found["runs"]]
-        means = [sum(values) / len(values) for values in zip(*curves, strict=True)]
-        tests = sorted(run["test_accuracy"] for run in found["runs"])
-        row = [arm, *(f"{100 * means[epoch]:.1f}" for epoch in epochs)]
-        row.append(f"{100 * found['mean_test_accuracy']:.1f}")
+        summary = found["summary"]
+        tests = sorted(run["test"]["accuracy"] for run in found["runs"])
+        row = [arm, *(f"{100 * point['mean']:.1f}" for point in [*summary["by_epoch"], summary["test"]])]
         row.append(f"{100 * tests[0]:.1f} – {100 * tests[-1]:.1f}")
         rows.append(row)
-    head = ["initial weights", *(str(epoch) for epoch in epochs), "test, mean", "test, range"]
-    return _table(head, rows, text=1, strong="generated")
+    epochs = [f"{point['epoch']:g}" for point in summary["by_epoch"]]
+    return _table(["initial weights", *epochs, "test, mean", "test, range"], rows, text=1, strong="generated")
 
 
 def _arms_about(tuned: dict[str, Any]) -> str:
@@ -173,8 +170,7 @@ def _arms_verdict(arms: dict[str, Any]) -> str:
     """How the generated arm stands beside the arms that use no backbone, after one epoch and at the end."""
 
     def after(arm: str, epoch: int) -> float:
-        values = [run["history"][epoch]["validation_accuracy"] for run in arms[arm]["runs"]]
-        return 100 * sum(values) / len(values)
+        return 100 * arms[arm]["summary"]["by_epoch"][epoch]["mean"]
 
     last = len(arms["generated"]["runs"][0]["history"]) - 1
     without = [arm for arm in WITHOUT_BACKBONE if arm in arms]

@@ -20,8 +20,8 @@ from modeling_wsl.generated_model import GeneratedModel
 
 from .pretrain import pretrain as pretrain_backbone
 from .pretrain_config import PretrainConfig
-from .quickstart_arms import finetune_arms
-from .quickstart_weights import compare_kinds, relative_error
+from .quickstart_arms import QuickstartOpener, finetune_arms
+from .weight_comparison import compare_kinds, relative_error
 
 
 if TYPE_CHECKING:
@@ -120,22 +120,20 @@ def embed(place: Place) -> dict[str, Any]:
 
 
 def generate(place: Place) -> dict[str, Any]:
-    """Draws models around the held-out member, and reconstructs the members that the backbone was not trained on."""
+    """Draws a model around the held-out member, and reconstructs the members that the backbone was not trained on."""
     generator = pipeline("weight-generation", model=place.backbone, device="cpu")
     images = place.images["train"].tensors[0]
     drawn = _generate(
         generator,
         place.held_out,
-        num_samples=place.config.finetune_seeds,
         num_candidates=place.config.num_candidates,
         rank=DataLoader(place.images["validation"], batch_size=256),
         bandwidth=place.config.bandwidth,
         seed=place.seed,
         batch_norm_images=images,
-    )
+    )[0]
     reconstructed = _generate(generator, place.held_out, bandwidth=0.0, batch_norm_images=images)[0]
-    for number, model in enumerate(drawn):
-        model.save_pretrained(place.folder / "generated" / f"draw_{number}")
+    drawn.save_pretrained(place.folder / "generated" / "drawn")
     reconstructed.save_pretrained(place.folder / "generated" / "reconstructed")
 
     tables = load_dataset(str(place.folder / "dataset"), "models", split="validation")
@@ -145,14 +143,13 @@ def generate(place: Place) -> dict[str, Any]:
         model = reconstructed if folder == place.held_out else _generate(generator, folder, bandwidth=0.0)[0]
         pairs.append((model.instantiate(), open_checkpoint(folder).state_dict(), model.provenance["tensors"]))
     anchor = open_checkpoint(place.held_out).state_dict()
-    sampled = [name for name, origin in drawn[0].provenance["tensors"].items() if origin == "sampled"]
+    sampled = [name for name, origin in drawn.provenance["tensors"].items() if origin == "sampled"]
     return {
         "anchor": place.held_out.name,
         "num_candidates": place.config.num_candidates,
-        "scores": [model.provenance["score"] for model in drawn],
-        "entries": drawn[0].provenance["entries"],
+        "entries": drawn.provenance["entries"],
         "relative_error": {
-            "generated": relative_error(drawn[0].state_dict, anchor, sampled),
+            "generated": relative_error(drawn.state_dict, anchor, sampled),
             "reconstructed": relative_error(reconstructed.state_dict, anchor, sampled),
         },
         "reconstructed_models": [folder.name for folder in unseen],
@@ -162,15 +159,10 @@ def generate(place: Place) -> dict[str, Any]:
 
 def finetune(place: Place) -> dict[str, Any]:
     """Fine-tunes the generated models and every control on the same images in the same order."""
-    return finetune_arms(
-        place.folder,
-        place.held_out,
-        place.images,
-        place.config.finetune,
-        seeds=[1_000 * (place.seed + 1) + number for number in range(place.config.finetune_seeds)],
-        num_candidates=place.config.num_candidates,
-        num_workers=place.config.num_workers,
-    )
+    config = place.config
+    opener = QuickstartOpener(place.folder, place.held_out, config.finetune, config.num_candidates, config.bandwidth)
+    seeds = [1_000 * (place.seed + 1) + number for number in range(config.finetune_seeds)]
+    return finetune_arms(opener, seeds, config.num_workers)
 
 
 # In this order; the key names the stage's record.

@@ -1,0 +1,113 @@
+"""Pictures of a comparison, drawn from its record alone, in colours that colour-blind eyes tell apart."""
+
+from statistics import mean
+from typing import Any
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+
+# The palette of Okabe and Ito.
+BLACK, GREY, OLIVE = "#000000", "#8A8A8A", "#5B5B00"
+BLUE, SKY, GREEN, YELLOW, ORANGE, RED, PURPLE = (
+    "#0072B2",
+    "#56B4E9",
+    "#009E73",
+    "#F0E442",
+    "#E69F00",
+    "#D55E00",
+    "#CC79A7",
+)
+# Colour is never the only difference: arms differ in their lines and markers too.
+ARM_STYLES: dict[str, dict[str, Any]] = {
+    "anchor": {"color": BLACK, "linestyle": "--", "marker": "s"},
+    "generated": {"color": RED, "linestyle": "-", "marker": "o", "linewidth": 2.6},
+    "bootstrapped": {"color": RED, "linestyle": "-.", "marker": "p"},
+    "interpolated": {"color": RED, "linestyle": ":", "marker": "h"},
+    "reconstructed": {"color": ORANGE, "linestyle": "-", "marker": "D"},
+    "PCA": {"color": GREEN, "linestyle": "-.", "marker": "^"},
+    "random projection": {"color": PURPLE, "linestyle": "-.", "marker": "v"},
+    "anchor + noise": {"color": SKY, "linestyle": ":", "marker": "P"},
+    "anchor permuted": {"color": GREY, "linestyle": ":", "marker": "X"},
+    "inherited only": {"color": OLIVE, "linestyle": ":", "marker": "*"},
+    "prior": {"color": OLIVE, "linestyle": "-", "marker": "d"},
+    "scratch": {"color": BLUE, "linestyle": "--", "marker": "o"},
+}
+PERCENT = ("accuracy", "f1")
+
+
+def scale_of(metric: str) -> tuple[float, str]:
+    """(factor, label) that a metric is shown with."""
+    return (100.0, f"{metric} (%)") if metric in PERCENT else (1.0, metric)
+
+
+def arm_curves(comparison: dict[str, Any]) -> Figure:
+    """A metric of the validation split over fine-tuning: the mean of the seeds as a line, each seed as a small mark.
+
+    Args:
+        comparison: `arms` as `run_arms` returns them, `metric`, optionally `tokens_per_example` (the axis then counts
+            tokens, else epochs) and `guess` (what guessing reaches).
+    """
+    factor, label = scale_of(comparison["metric"])
+    tokens = comparison.get("tokens_per_example")
+    figure, axes = new_figure(8.6, 4.8)
+    for arm, found in comparison["arms"].items():
+        style = {"linewidth": 1.7, **ARM_STYLES[arm]}
+        points = found["summary"]["by_epoch"]
+        x = [point["examples"] * tokens / 1e6 if tokens else point["epoch"] for point in points]
+        axes.plot(x, [factor * point["mean"] for point in points], markersize=5, label=arm, **style)
+        curves = [
+            [factor * point["metrics"][comparison["metric"]] for point in run["history"]] for run in found["runs"]
+        ]
+        for curve in curves if len(curves) > 1 else ():
+            axes.plot(x, curve, linestyle="", marker="_", markersize=7, color=style["color"], alpha=0.6)
+    axes.set(xlabel="training tokens (millions)" if tokens else "epochs of fine-tuning", ylabel=f"validation {label}")
+    if not tokens:
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    if factor == 100.0:
+        axes.set_ylim(0, min(102.0, 1.08 * axes.dataLim.y1 + 1))
+        if comparison.get("guess") is not None:
+            axes.axhline(100 * comparison["guess"], color=GREY, linewidth=0.8, label="guessing", zorder=1)
+    figure.legend(loc="outside right upper", frameon=False)
+    return figure
+
+
+def arm_dots(comparison: dict[str, Any]) -> Figure:
+    """A metric of the test split without any training: every model as a dot, the mean as a bar, ensembles as stars.
+
+    Args:
+        comparison: as for `arm_curves`.
+    """
+    metric = comparison["metric"]
+    factor, label = scale_of(metric)
+    arms = comparison["arms"]
+    figure, axes = new_figure(8.6, 0.5 * len(arms) + 1.4)
+    for row, (arm, found) in enumerate(arms.items()):
+        colour = ARM_STYLES[arm]["color"]
+        values = [factor * run["test"][metric] for run in found["runs"]]
+        axes.plot(values, [row] * len(values), linestyle="", marker="o", markersize=6, color=colour, alpha=0.45)
+        axes.plot([mean(values)], [row], linestyle="", marker="|", markersize=20, markeredgewidth=2.2, color=colour)
+        for ensemble in found.get("ensembles", ()):
+            x = factor * ensemble["test"][metric]
+            axes.plot([x], [row], linestyle="", marker="*", markersize=13, color=colour, markeredgecolor="white")
+    axes.set(xlabel=f"test {label}, without fine-tuning", yticks=range(len(arms)), yticklabels=list(arms))
+    axes.set_ylim(len(arms) - 0.5, -0.5)
+    if comparison.get("guess") is not None and factor == 100.0:
+        axes.axvline(100 * comparison["guess"], color=GREY, linewidth=0.8)
+    axes.set_title("dot: a model, bar: their mean, star: their ensemble, grey line: guessing", fontsize=9, loc="left")
+    return figure
+
+
+def new_figure(width: float, height: float) -> tuple[Figure, Axes]:
+    """A figure outside of pyplot: no global state, no window system."""
+    figure = Figure(figsize=(width, height), layout="constrained")
+    axes = figure.add_subplot()
+    tidy(axes)
+    return figure, axes
+
+
+def tidy(axes: Axes) -> None:
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.grid(color="#DDDDDD", linewidth=0.7)
+    axes.set_axisbelow(True)
