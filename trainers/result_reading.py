@@ -1,0 +1,89 @@
+"""Reads the JSON of a reproduced table: the figures of an arm, and means over architectures."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from statistics import mean, stdev
+from typing import Any
+
+
+Result = Mapping[str, Any]
+# In the order of tables; `anchor`, the upper bound, comes last.
+ARM_ORDER = (
+    "scratch",
+    "generated",
+    "bootstrapped",
+    "interpolated",
+    "prior",
+    "reconstructed",
+    "PCA",
+    "random projection",
+    "anchor + noise",
+    "anchor permuted",
+    "inherited only",
+    "anchor",
+)
+# What a generated model must beat for the backbone to have helped.
+RIVALS = ("scratch", "random projection", "PCA", "anchor + noise", "anchor permuted")
+
+
+def arms_of(result: Result, entry: Mapping[str, Any]) -> dict[str, Any]:
+    """All arms of an entry, those that its backbone shares with others included."""
+    shared = result["controls"][f"{entry['architecture']} {entry['dataset']}"]["arms"]
+    found = {**shared, **entry["arms"]}
+    return {arm: found[arm] for arm in ARM_ORDER if arm in found}
+
+
+def arm_names(result: Result, entries: Sequence[Mapping[str, Any]]) -> list[str]:
+    """The arms that any of the entries has."""
+    present = {arm for entry in entries for arm in arms_of(result, entry)}
+    return [arm for arm in ARM_ORDER if arm in present]
+
+
+def rows_of(result: Result) -> dict[str, list[Mapping[str, Any]]]:
+    """Row label -> its entries."""
+    rows: dict[str, list[Mapping[str, Any]]] = {}
+    for entry in result["entries"]:
+        rows.setdefault(entry["row"], []).append(entry)
+    return rows
+
+
+def best_backbone(entries: Sequence[Mapping[str, Any]]) -> Mapping[str, Any]:
+    """The entry whose generated models are best after all; the paper shows the better one of two baselines."""
+    return max(entries, key=lambda entry: entry["arms"]["generated"]["summary"]["test"]["mean"])
+
+
+def percent_by_epoch(arm: Mapping[str, Any]) -> list[float]:
+    """Mean over seeds of the main figure at every measurement, in percent."""
+    return [100 * point["mean"] for point in arm["summary"]["by_epoch"]]
+
+
+def over_architectures(
+    result: Result, entries: Sequence[Mapping[str, Any]], arm: str
+) -> list[tuple[float, float | None]]:
+    """Mean and deviation over the entries at every measurement, in percent; entries without the arm do not count."""
+    curves = [percent_by_epoch(arms_of(result, entry)[arm]) for entry in entries if arm in arms_of(result, entry)]
+    return [(mean(values), stdev(values) if len(values) > 1 else None) for values in zip(*curves, strict=True)]
+
+
+def wins(result: Result, entries: Sequence[Mapping[str, Any]], rival: str, point: int | None) -> tuple[int, int]:
+    """(entries whose generated arm is above the rival at a measurement, entries that have both arms).
+
+    Args:
+        point: index of the measurement; None: on the test split.
+    """
+
+    def value(arm: Mapping[str, Any]) -> float:
+        return arm["summary"]["test"]["mean"] if point is None else percent_by_epoch(arm)[point]
+
+    pairs = [
+        (value(arms["generated"]), value(arms[rival]))
+        for arms in (arms_of(result, entry) for entry in entries)
+        if rival in arms
+    ]
+    return sum(own > other for own, other in pairs), len(pairs)
+
+
+def plus_minus(value: float, deviation: float | None, digits: int = 1) -> str:
+    """`12.3 ± 0.4`, without the deviation where there is none."""
+    return f"{value:.{digits}f}" + ("" if deviation is None else f" ± {deviation:.{digits}f}")
