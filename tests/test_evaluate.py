@@ -88,7 +88,7 @@ def test_every_arm_is_run_for_every_seed_and_what_is_left_out_has_a_reason(init)
 def test_the_anchor_starts_at_the_accuracy_that_its_own_library_gives_it(init, place):
     config, results = init
     model = timm.create_model(f"local-dir:{place / 'anchor_0'}", pretrained=True).eval()
-    splits = EvaluationOpener(opened(config)).open().splits
+    splits = opened(config).open().splits
     images, labels = zip(*splits.validation.__getitems__(range(1, len(splits.validation), 2)), strict=True)
     with torch.no_grad():
         accuracy = float((model(torch.stack(images)).argmax(1) == torch.tensor(labels)).float().mean())
@@ -100,7 +100,7 @@ def test_seeds_draw_anew_and_the_best_draw_is_kept(init):
     config, results = init
     first, second = results["arms"]["generated"]["runs"]
     assert first["draw_seed"] != second["draw_seed"]
-    comparison = EvaluationOpener(opened(config)).open()
+    comparison = opened(config).open()
     scores = [
         comparison.score(candidate.instantiate())
         for candidate in comparison.draw([0], 1000, num_samples=2, num_candidates=None, rank=None)
@@ -109,7 +109,7 @@ def test_seeds_draw_anew_and_the_best_draw_is_kept(init):
 
 
 def test_draws_are_ranked_on_other_examples_than_those_that_are_reported(init):
-    comparison = EvaluationOpener(opened(init[0])).open()
+    comparison = opened(init[0]).open()
     ranked, reported = set(comparison.ranking_examples.indices), set(comparison.validation_examples.indices)
     assert not ranked & reported
     assert ranked | reported == set(range(len(comparison.splits.validation)))
@@ -142,7 +142,7 @@ def test_kept_models_are_those_that_were_measured_and_their_library_loads_them(i
     model = timm.create_model(f"local-dir:{folders[0]}", pretrained=True).eval()
     assert set(results["loading"]) == {folder.name for folder in folders}
     assert all(found["max_difference"] < 1e-5 for found in results["loading"].values())
-    comparison = EvaluationOpener(opened(config)).open()
+    comparison = opened(config).open()
     assert comparison.measure_validation(model) == results["arms"]["generated"]["runs"][0]["history"][0]["metrics"]
 
 
@@ -173,7 +173,7 @@ def test_another_seed_is_added_and_other_options_are_refused_by_name(init):
 
 def test_the_test_split_is_touched_once_at_the_end_of_a_run(init, monkeypatch):
     config, _ = init
-    comparison = EvaluationOpener(opened(config)).open()
+    comparison = opened(config).open()
     events = []
     real_splits = comparison.splits
 
@@ -189,7 +189,7 @@ def test_the_test_split_is_touched_once_at_the_end_of_a_run(init, monkeypatch):
     comparison.splits = Watched()
     finetune = arm_runs.finetune
     monkeypatch.setattr(arm_runs, "finetune", lambda *a, **k: (finetune(*a, **k), events.append("trained"))[0])
-    task = arm_runs.ArmTask(EvaluationOpener(opened(config)), config_folder(config), ("generated",), 1000)
+    task = arm_runs.ArmTask(opened(config), config_folder(config), ("generated",), 1000)
     start = initial_weights(comparison, "generated", 1000, reference=None)
     arm_runs._run(comparison, task, "generated", start)
     assert events == ["trained", "test"]
@@ -294,7 +294,7 @@ def test_an_arm_that_diverges_is_recorded_and_the_others_go_on(init, place):
     config = replace(
         init[0], finetune=finetune, arms=["anchor", "scratch"], seeds=1, output_dir=str(place / "diverged")
     )
-    opener = EvaluationOpener(opened(config))
+    opener = opened(config)
     whole = json.dumps({"runs": init[1]["arms"]["anchor"]["runs"][:1], "weights": []})
     task = arm_runs.ArmTask(opener, config_folder(config), ("anchor",), 1000)
     task.outcome("anchor").parent.mkdir(parents=True)
@@ -390,4 +390,5 @@ def config_folder(config):
 
 
 def opened(config):
-    return json.dumps({**vars(config), "cache_dir": f"{config.output_dir}/cache"})
+    settings = json.dumps({**vars(config), "cache_dir": f"{config.output_dir}/cache"})
+    return EvaluationOpener(settings, config.backbone, None)

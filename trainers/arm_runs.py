@@ -25,6 +25,7 @@ from modeling_wsl.generated_model import GeneratedModel
 from .comparison import AGREEMENT_EXAMPLES, Comparison
 from .finetune import DivergedError, Measurement, finetune
 from .initial_weights import ARMS, FROM_GENERATED, InitialWeights, Reference, initial_weights, reference_of
+from .tasks import IMAGE_CLASSIFICATION
 from .weight_comparison import compare_weights, function_agreement
 
 
@@ -166,7 +167,7 @@ def _run(comparison: Comparison, task: ArmTask, arm: str, initial: Sequence[Init
                 "test": test,
             }
         )
-        if comparison.protocol.finetune is None:
+        if comparison.protocol.finetune is None and comparison.task.name == IMAGE_CLASSIFICATION.name:
             modules.append(module)
     outcome = {"runs": runs, "weights": weights}
     if len(modules) > 1:
@@ -179,15 +180,16 @@ def _save_model(model: GeneratedModel, folder: Path) -> None:
     model.save_pretrained(folder)
     with open_checkpoint(folder, allow_nonfinite=True) as saved:
         for name in model.target.tensors:
-            if not torch.equal(saved.read(name), model.state_dict[name]):
+            if not torch.allclose(saved.read(name), model.state_dict[name], rtol=0, atol=0, equal_nan=True):
                 raise RuntimeError(f"{folder}: tensor {name} is not what was saved. Is the disk full?")
 
 
 def _distance(comparison: Comparison, start: InitialWeights, module: torch.nn.Module, seed: int) -> dict[str, Any]:
     anchor = comparison.anchor(start.anchor, seed)
-    agreement = function_agreement(
-        module, comparison.module(anchor), comparison.validation_examples, comparison.task, AGREEMENT_EXAMPLES
-    )
+    agreement = {}
+    if not comparison.has_new_head:  # else both answer at random
+        data = comparison.validation_examples, comparison.task
+        agreement = function_agreement(module, comparison.module(anchor), *data, AGREEMENT_EXAMPLES)
     compared = compare_weights(module, start.state, anchor, comparison.sampled)
     return {"anchor": start.anchor, **compared, "agreement": agreement}
 

@@ -1,7 +1,7 @@
 """What the arms of a comparison share: the architecture, its anchors, the backbone, the data and how they are used."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache, cached_property
 from typing import Any, Protocol
 
@@ -71,7 +71,7 @@ class Comparison:
         protocol: see there.
         pca: the directions of the arm "PCA"; None: it cannot be run.
         prior_problem: why nothing can be drawn from the backbone's prior; None where it can.
-        use_cpu: stay on the CPU where a GPU is present.
+        options: how models are measured: batch size and number of batches, precision, device.
     """
 
     plan: GenerationPlan
@@ -82,7 +82,7 @@ class Comparison:
     protocol: EvaluationProtocol
     pca: LinearBaseline | None = None
     prior_problem: str | None = None
-    use_cpu: bool = False
+    options: FinetuneConfig = field(default_factory=FinetuneConfig)
 
     @property
     def target(self) -> Target:
@@ -130,7 +130,7 @@ class Comparison:
 
     @property
     def device(self) -> torch.device:
-        return torch.device("cuda" if torch.cuda.is_available() and not self.use_cpu else "cpu")
+        return torch.device("cuda" if torch.cuda.is_available() and not self.options.use_cpu else "cpu")
 
     def conditioned(self, state: State) -> State:
         """The weights with batch-norm statistics of their own: another network's fit no disturbed weights."""
@@ -161,14 +161,26 @@ class Comparison:
 
     def score(self, module: nn.Module) -> float:
         """Of a candidate on the examples for ranking, higher is better."""
-        measured = measure(module, self.ranking_examples, self.task, use_cpu=self.use_cpu)
+        measured = self._measure(module, self.ranking_examples, self.options.eval_batches)
         return measured["accuracy"] if self.task.name == IMAGE_CLASSIFICATION.name else -measured["loss"]
 
     def measure_validation(self, module: nn.Module) -> dict[str, float]:
-        return measure(module, self.validation_examples, self.task, use_cpu=self.use_cpu)
+        return self._measure(module, self.validation_examples, self.options.eval_batches)
 
     def measure_test(self, module: nn.Module) -> dict[str, float]:
-        return measure(module, self.splits.test, self.task, use_cpu=self.use_cpu)
+        return self._measure(module, self.splits.test, None)
+
+    def _measure(self, module: nn.Module, examples: Dataset, max_batches: int | None) -> dict[str, float]:
+        options = self.options
+        return measure(
+            module,
+            examples,
+            self.task,
+            batch_size=options.eval_batch_size,
+            use_cpu=options.use_cpu,
+            mixed_precision=options.mixed_precision,
+            max_batches=max_batches,
+        )
 
     def draw(self, anchors: Sequence[int], seed: int, **options: Any) -> list[GeneratedModel]:
         """The best draws of the backbone by the protocol, best first; as many as are kept where nothing ranks."""

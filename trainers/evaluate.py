@@ -50,10 +50,11 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
     `if __name__ == "__main__":`.
 
     Returns:
-        The content of `output_dir/evaluation.json`: `config`, `versions`, `data`, `metric`, `arms` (arm -> `about`,
-        `runs`, `summary`, see `run_arms`), `skipped` (arm -> why), `weights` (arm -> for each model how far it is from
-        its anchor), `loading` (saved model -> its own library's loader, and how far its outputs are off), `ranked_by`,
-        `guess` (accuracy of naming the most frequent class), `tokens_per_example` (language models), `warnings`.
+        The content of `output_dir/evaluation.json`: `config`, `identity` (hashes of weights and data), `versions`,
+        `data`, `metric`, `arms` (arm -> `about`, `runs`, `summary`, see `run_arms`), `skipped` (arm -> why), `weights`
+        (arm -> for each model how far it is from its anchor), `loading` (saved model -> its own library's loader, and
+        how far its outputs are off), `ranked_by`, `guess` (accuracy of naming the most frequent class),
+        `tokens_per_example` (language models), `warnings`.
 
     Raises:
         ConfigError: an option that cannot be, or `output_dir` holds an evaluation with other ones.
@@ -61,7 +62,8 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
     """
     folder = Path(config.output_dir)
     cache_dir = Path(config.cache_dir) if config.cache_dir else folder / "cache"
-    opener = EvaluationOpener(json.dumps({**vars(config), "cache_dir": str(cache_dir)}))
+    name, commit = find_backbone(config.backbone)
+    opener = EvaluationOpener(json.dumps({**vars(config), "cache_dir": str(cache_dir)}), name, commit)
     comparison = opener.open()
     _check_model(comparison)
     skipped = {arm: why for arm in config.wanted_arms if (why := why_skipped(comparison, arm))}
@@ -69,7 +71,12 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
     if not arms:
         raise ConfigError(f"none of the arms can be run: {'; '.join(f'{arm}: {why}' for arm, why in skipped.items())}")
     data, ranked_by = comparison.splits.facts(), comparison.ranked_by
-    claim_folder(folder, {**config.settings(), "data_fingerprint": data["fingerprint"]}, "an evaluation")
+    identity = {
+        "data_fingerprint": data["fingerprint"],
+        "backbone_weights": commit or open_checkpoint(name).sha256(),
+        "anchor_weights": [anchor.checkpoint.sha256() for anchor in comparison.plan.anchors],
+    }
+    claim_folder(folder, {**config.settings(), **identity}, "an evaluation")
     warnings = _warnings(config, ranked_by, comparison.has_new_head)
     for warning in warnings:
         logger.warning("%s", warning)
@@ -79,6 +86,7 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
     found = run_arms(opener, folder, arms, config.run_seeds, metric, workers, config.keep_models)
     results = {
         "config": {**vars(config), **config.settings()},
+        "identity": identity,
         "seeds": config.run_seeds,
         "versions": {**versions(), **package_versions()},
         "data": data,
@@ -103,9 +111,13 @@ class EvaluationOpener:
 
     Args:
         settings: an `EvaluateConfig` as JSON, its `cache_dir` set.
+        backbone: its folder or Hub id.
+        commit: of a Hub id; a branch may move between one process and the next.
     """
 
     settings: str
+    backbone: str
+    commit: str | None
 
     def open(self) -> Comparison:
         """Reads the data, matches target and anchors; the backbone's weights are read when they are first needed.
@@ -114,7 +126,7 @@ class EvaluationOpener:
             ValueError: see `evaluate`.
         """
         config = build(EvaluateConfig, ("the evaluation", json.loads(self.settings)))
-        name, commit = find_backbone(config.backbone)
+        name, commit = self.backbone, self.commit
         feature_extractor = WSLFeatureExtractor.from_pretrained(name, revision=commit)
         latent_size = WSLConfig.from_pretrained(name, revision=commit).latent_size
         images = config.task == IMAGE_CLASSIFICATION.name
@@ -145,7 +157,7 @@ class EvaluationOpener:
             ),
             pca=_pca(config, feature_extractor, latent_size) if "PCA" in config.wanted_arms else None,
             prior_problem=prior_problem(name, commit) if "prior" in config.wanted_arms else None,
-            use_cpu=finetuning.use_cpu,
+            options=finetuning,
         )
         if config.protocol == FEW_SHOT and comparison.has_new_head:
             raise ConfigError(
@@ -174,7 +186,7 @@ def _check_loading(comparison: Comparison, folder: Path) -> dict[str, Any]:
     if comparison.target.library not in ("timm", "transformers"):
         return {}
     modules = {}
-    for path in sorted((folder / MODELS).glob("*")):
+    for path in sorted((folder / MODELS).glob("[!.]*")):  # a process that was killed left a hidden one
         with open_checkpoint(path, allow_nonfinite=True) as saved:
             state = {name: saved.read(name) for name in comparison.target.tensors}
         modules[path] = comparison.module(state).cpu()

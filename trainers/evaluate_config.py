@@ -18,7 +18,7 @@ from .text_data import TextDataConfig
 INIT, FEW_SHOT = "init", "few-shot"
 DATA = {IMAGE_CLASSIFICATION.name: ImageDataConfig, CAUSAL_LANGUAGE_MODELING.name: TextDataConfig}
 # What may change between two runs in one folder: each outcome is that of its own arm and seed.
-FREE = ("arms", "seeds", "num_workers", "keep_models", "cache_dir", "output_dir")
+FREE = ("arms", "seeds", "num_workers", "cache_dir", "output_dir")
 
 
 @dataclass(frozen=True)

@@ -142,11 +142,11 @@ def _weights_table(results: dict[str, Any]) -> str:
         figures = [
             [model["relative_error"] for model in models],
             [model["cosine"] for model in models],
-            [model["agreement"]["same_answer"] for model in models],
-            [model["agreement"]["kl"] for model in models],
+            [model["agreement"]["same_answer"] for model in models if model["agreement"]],
+            [model["agreement"]["kl"] for model in models if model["agreement"]],
             *([model["kinds"][kind]["distance"] for model in models if kind in model["kinds"]] for kind in kinds),
         ]
-        rows.append([arm, *("–" if None in values else f"{mean(values):.3f}" for values in figures)])
+        rows.append([arm, *("–" if not values or None in values else f"{mean(values):.3f}" for values in figures)])
     return markdown_table(header, rows)
 
 

@@ -58,7 +58,7 @@ class FinetuneCommandConfig(FinetuneConfig):
     data: dict = option(
         {},
         f"of images: {_names(ImageDataConfig)}; of text: {_names(TextDataConfig)} (described in "
-        "trainers/image_data.py and trainers/text_data.py)",
+        "trainers/image_data_config.py and trainers/text_data.py)",
     )
     output_dir: str = option("", f"folder of the run: checkpoints, the trained model, {RESULT_FILE}")
     save_steps: int | None = option(None, "optimiser steps between checkpoints; none: at every measurement")
@@ -125,7 +125,14 @@ def finetune_model(config: FinetuneCommandConfig) -> dict[str, Any]:
         output_dir=output_dir,
         save_steps=config.save_steps,
     )
-    test = measure(model, data.test, task, batch_size=config.eval_batch_size, use_cpu=config.use_cpu)
+    test = measure(
+        model,
+        data.test,
+        task,
+        batch_size=config.eval_batch_size,
+        use_cpu=config.use_cpu,
+        mixed_precision=config.mixed_precision,
+    )
     result = {
         "task": task.name,
         "model": config.model,

@@ -32,7 +32,7 @@ def fit_and_save_prior(
     dataset_revision: str | None = None,
     max_tokens: int = MAX_TOKENS,
     batch_size: int = 8,
-    use_cpu: bool = False,
+    device: torch.device | str | None = None,
     progress: bool = True,
 ) -> LatentPrior:
     """Encodes windows of the training split and writes `latent_prior.safetensors` beside the backbone's weights.
@@ -45,7 +45,7 @@ def fit_and_save_prior(
         dataset_revision: branch, tag or commit of a dataset on the Hub.
         max_tokens: tokens to fit on, about: windows evenly spaced over the split, whole ones.
         batch_size: windows per forward pass of the backbone.
-        use_cpu: leave an accelerator alone.
+        device: that the backbone runs on; None: the pipeline's choice.
         progress: show a progress bar, unless transformers' switch turns them off.
 
     Raises:
@@ -61,7 +61,7 @@ def fit_and_save_prior(
     if max_tokens < 1:
         raise ValueError(f"max_tokens is {max_tokens}; give the number of tokens to fit on.")
     source = DatasetSource(dataset, dataset_revision)
-    embedder = load_pipeline("weight-embedding", folder, **({"device": "cpu"} if use_cpu else {}))
+    embedder = load_pipeline("weight-embedding", folder, device=device)
     extractor, expected = source.feature_extractor(), embedder.feature_extractor
     for name in EXTRACTOR_SETTINGS:
         if getattr(extractor, name) != getattr(expected, name):

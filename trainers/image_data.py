@@ -89,10 +89,15 @@ class ImageSplits:
         return len(self.class_names)
 
     def batch_norm_images(self, count: int) -> Tensor:
-        """Evenly spaced training images as evaluation would show them: float32 `[count or fewer, C, S, S]`."""
+        """Evenly spaced training images as evaluation would show them: float32 `[count or fewer, C, S, S]`.
+
+        In a random order, always the same: a dataset may be sorted by class, and a batch of one class has other
+        statistics.
+        """
         count = min(count, len(self.train))
         plain = ImageExamples(self.train.source, self.train.labels, self.config, augmented=False)
-        return plain.pixels(np.arange(count) * len(plain) // count)
+        chosen = np.arange(count) * len(plain) // count
+        return plain.pixels(np.random.default_rng(0).permutation(chosen))
 
     def facts(self) -> dict[str, Any]:
         """What a result must say about its data; JSON-serialisable. `fingerprint` is of labels and sampled pixels."""

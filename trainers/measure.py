@@ -23,6 +23,8 @@ def measure(
     task: Task = IMAGE_CLASSIFICATION,
     batch_size: int = 256,
     use_cpu: bool = False,
+    mixed_precision: str | None = None,
+    max_batches: int | None = None,
 ) -> dict[str, float]:
     """The task's metrics of a model in eval mode, on Accelerate's device.
 
@@ -31,15 +33,17 @@ def measure(
         dataset: map-style dataset of examples as the task takes them.
         batch_size: examples at a time; does not change the result beyond rounding.
         use_cpu: stay on the CPU where a GPU is present.
+        mixed_precision: of the process, which Accelerate sets once and for all; figures are of the model's own dtype.
+        max_batches: measure on so many evenly spaced batches' worth of examples; None: on all.
 
     Raises:
         ValueError: an empty dataset, a label that the model has no logit for, images that it cannot take.
     """
     if len(dataset) == 0:
         raise ValueError(f"The dataset to measure on is empty; it must hold at least one {task.unit}.")
-    accelerator = make_accelerator(None, use_cpu)
+    accelerator = make_accelerator(mixed_precision, use_cpu)
     model.to(accelerator.device, memory_format=task.memory_format)
-    loader = evaluation_loader(accelerator, dataset, batch_size)
+    loader = evaluation_loader(accelerator, dataset, batch_size, max_batches)
     classes = task.num_classes(model, first_batch(dataset))
     metrics = predict_and_score(accelerator, model, loader, task, classes)
     model.to(memory_format=torch.contiguous_format)

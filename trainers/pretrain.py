@@ -46,7 +46,6 @@ from .pretrain_trainer import PretrainTrainer
 from .training_batches import StoredBatches
 from .validation import Validation
 from .window_data import WindowDataset
-from .window_table import DatasetError
 
 
 logger = logging.getLogger(__name__)
@@ -125,10 +124,10 @@ def pretrain(config: PretrainConfig) -> dict[str, Any]:
         facts = facts_of(config, status, trainer, held_out)
         if status != "interrupted":
             save_finished(accelerator, model, feature_extractor, output_dir, config.save_dtype)
-            if accelerator.is_main_process:
-                save_prior(config, commit)
         if accelerator.is_main_process:
             write_json(output_dir / FACTS_FILE, facts)
+            if status != "interrupted":
+                save_prior(config, commit, accelerator.device)
         accelerator.wait_for_everyone()
     finally:
         accelerator.end_training()
@@ -217,15 +216,18 @@ def save_finished(
     publish_files(partial, output_dir)
 
 
-def save_prior(config: PretrainConfig, commit: str | None) -> None:
-    """Fits the prior over latents beside the finished weights; one of an earlier run in the same folder goes."""
+def save_prior(config: PretrainConfig, commit: str | None, device: torch.device) -> None:
+    """Fits the prior over latents beside the finished weights; one of an earlier run in the same folder goes.
+
+    The backbone is whole without a prior: what stands in its way is a warning.
+    """
     (Path(config.output_dir) / PRIOR_FILE).unlink(missing_ok=True)
     if config.streaming or not config.prior_tokens:
         return
-    options = {"max_tokens": config.prior_tokens, "batch_size": config.batch_size, "use_cpu": config.use_cpu}
+    options = {"max_tokens": config.prior_tokens, "batch_size": config.batch_size, "device": device}
     try:
         fit_and_save_prior(config.output_dir, config.dataset, dataset_revision=commit, **options)
-    except DatasetError as error:  # the backbone is whole without
+    except (ValueError, torch.OutOfMemoryError) as error:
         logger.warning("no prior over latents was fitted: %s", one_line(error))
 
 

@@ -70,7 +70,7 @@ class QuickstartOpener:
             ),
             pca=cached_pca(DatasetSource(str(self.folder / "dataset")), rank, 500_000, self.folder / "arms"),
             prior_problem=prior_problem(backbone),
-            use_cpu=True,
+            options=self.finetune,
         )
 
 

@@ -48,7 +48,7 @@ def reproduce(
     Raises:
         ConfigError: before any work: an unknown table or scale, data that were not given, an option that cannot be.
     """
-    scale_found, work_dir = load_scale(scale), Path(work_dir)
+    scale_found, work_dir = load_scale(scale), Path(work_dir).absolute()
     tables = load_tables(list(names))
     planner = Planner(scale_found, given or Given())
     entries = {table.name: planner.entries(table) for table in tables}
@@ -92,7 +92,7 @@ def plan_lines(names: Sequence[str], scale: str, given: Given | None, work_dir: 
     Raises:
         ConfigError: as `reproduce`, but for missing data.
     """
-    scale_found, work_dir = load_scale(scale), Path(work_dir)
+    scale_found, work_dir = load_scale(scale), Path(work_dir).absolute()
     planner = Planner(scale_found, given or Given())
     lines, everything = [f"scale {scale_found.name}: {scale_found.about}"], []
     for table in load_tables(list(names)):

@@ -20,6 +20,7 @@ from datasets_scripts.config_sources import ConfigError, nearest
 from datasets_scripts.sources import expand_sources
 from modeling_wsl import WSLConfig
 
+from .initial_weights import ON_REQUEST
 from .paper_tables import DISTRIBUTIONS, FEW_SHOT, PaperTable
 from .pretrain_config import PretrainConfig
 from .reproduce_scale import Scale
@@ -39,7 +40,6 @@ FEW_SHOT_ANCHORS = 5  # paper, appendix C.2
 CONTROLS = ("scratch", "anchor", "anchor permuted")
 PROJECTIONS = ("PCA", "random projection")
 GENERATED = ("generated", "reconstructed", "anchor + noise", "inherited only", "prior")
-ON_REQUEST = {"bootstrap_rounds": "bootstrapped", "interpolation_points": "interpolated"}
 
 
 @dataclass(frozen=True)
@@ -190,7 +190,7 @@ class Planner:
         common |= {"data": self._data(dataset), "options": protocol}
         tokens = backbone.needs[0]
         projections = {**common, "arms": PROJECTIONS, "latent_size": _latent_size(backbone)}
-        asked = GENERATED + tuple(arm for name, arm in ON_REQUEST.items() if protocol.get(name))
+        asked = GENERATED + tuple(arm for arm, option in ON_REQUEST.items() if protocol.get(option))
         generated = tuple(self.scale.backbones[backbone.name].get("arms", asked))
         return (
             Step(EVALUATION, f"{name}-{kind}-controls", {**common, "arms": CONTROLS}, tuple(members)),

@@ -13,7 +13,7 @@ from datasets_scripts.files import replacing, write_json
 from .paper_tables import DISTRIBUTIONS, PaperTable
 from .pretrain import versions
 from .reproduce_figures import draw_figure
-from .reproduce_plan import BACKBONE, MODEL, TOKENS, Entry, Step, ordered_steps
+from .reproduce_plan import BACKBONE, GENERATED, MODEL, TOKENS, Entry, Step, ordered_steps
 from .reproduce_scale import Scale
 from .reproduce_steps import EVALUATION_FILE, read_record
 
@@ -84,11 +84,17 @@ def _entry(
     return {
         **described,
         "arms": {**_arms(generated), **_arms(projections)},
-        "skipped": {**generated["skipped"], **projections["skipped"]},
+        "skipped": {**_not_planned(entry), **generated["skipped"], **projections["skipped"]},
         "warnings": generated["warnings"],
         "loading": _loading_summary(generated["loading"]),
         "distances": {arm: _mean_distance(found) for arm, found in generated["weights"].items()},
     }
+
+
+def _not_planned(entry: Entry) -> dict[str, str]:
+    """The arms that a backbone of this scale is not run with."""
+    planned = entry.evaluations[-1].settings["arms"]
+    return {arm: "not planned for this backbone at this scale" for arm in GENERATED if arm not in planned}
 
 
 def _loading_summary(loading: Mapping[str, Any]) -> dict[str, Any]:
@@ -109,8 +115,10 @@ def _controls(entries: Sequence[Entry], work_dir: Path) -> dict[str, Any]:
         key = f"{entry.architecture} {entry.dataset}"
         if key not in found:
             evaluation = _evaluation(entry.evaluations[0], work_dir)
-            kept = ("skipped", "data", "ranked_by", "guess", "tokens_per_example")
-            found[key] = {"arms": _arms(evaluation), **_kept(evaluation, kept)}
+            kept = ("skipped", "ranked_by", "guess", "tokens_per_example")
+            # Without its paths, which are this machine's.
+            data = _kept(evaluation["data"], ("sizes", "split_names", "class_names", "class_counts", "fingerprint"))
+            found[key] = {"arms": _arms(evaluation), "data": data, **_kept(evaluation, kept)}
     return found
 
 
@@ -119,10 +127,12 @@ def _evaluation(step: Step, work_dir: Path) -> dict[str, Any]:
 
 
 def _arms(evaluation: Mapping[str, Any]) -> dict[str, Any]:
-    """arm -> `summary` (see `arm_runs.summarize`), number of `runs`, and the mean over `ensembles` where there are."""
+    """arm -> `summary` (see `arm_runs.summarize`), number of `runs`, seeds that `failed`, mean over `ensembles`."""
     arms = {}
     for arm, found in evaluation["arms"].items():
         arms[arm] = {"runs": len(found["runs"]), "summary": _rounded(found["summary"])}
+        if "failed" in found:
+            arms[arm]["failed"] = found["failed"]
         ensembles = [ensemble["test"] for ensemble in found.get("ensembles", ())]
         if ensembles:
             arms[arm]["ensemble"] = {

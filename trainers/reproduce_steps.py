@@ -127,7 +127,8 @@ def _train_model(step: Step, work_dir: Path, num_workers: int) -> dict[str, Any]
     target = _target(step.settings["architecture"], splits)
     module = target.build(config.seed)
     history = finetune(module, splits.train, splits.validation, config, progress=False, task=task)
-    test = measure(module, splits.test, task, use_cpu=config.use_cpu)
+    options = {"use_cpu": config.use_cpu, "mixed_precision": config.mixed_precision}
+    test = measure(module, splits.test, task, batch_size=config.eval_batch_size, **options)
     shutil.rmtree(folder, ignore_errors=True)  # of a run that was killed while it wrote
     folder.mkdir(parents=True)
     target.save({name: value.cpu() for name, value in module.state_dict().items()}, folder)

@@ -49,8 +49,13 @@ def rows_of(result: Result) -> dict[str, list[Mapping[str, Any]]]:
 
 
 def best_backbone(entries: Sequence[Mapping[str, Any]]) -> Mapping[str, Any]:
-    """The entry whose generated models are best after all; the paper shows the better one of two baselines."""
-    return max(entries, key=lambda entry: entry["arms"]["generated"]["summary"]["test"]["mean"])
+    """The entry whose generated models are best on the validation split; the paper shows the better one of two."""
+
+    def value(entry: Mapping[str, Any]) -> float:
+        arm = entry["arms"].get("generated")  # it may have diverged
+        return arm["summary"]["by_epoch"][0]["mean"] if arm else -1.0
+
+    return max(entries, key=value)
 
 
 def percent_by_epoch(arm: Mapping[str, Any]) -> list[float]:
@@ -61,8 +66,11 @@ def percent_by_epoch(arm: Mapping[str, Any]) -> list[float]:
 def over_architectures(
     result: Result, entries: Sequence[Mapping[str, Any]], arm: str
 ) -> list[tuple[float, float | None]]:
-    """Mean and deviation over the entries at every measurement, in percent; entries without the arm do not count."""
-    curves = [percent_by_epoch(arms_of(result, entry)[arm]) for entry in entries if arm in arms_of(result, entry)]
+    """Mean and deviation over the entries at every measurement, in percent; [] unless all of them have the arm."""
+    found = [arms_of(result, entry) for entry in entries]
+    if not all(arm in arms for arms in found):
+        return []  # a mean over other architectures would not compare
+    curves = [percent_by_epoch(arms[arm]) for arms in found]
     return [(mean(values), stdev(values) if len(values) > 1 else None) for values in zip(*curves, strict=True)]
 
 
@@ -79,7 +87,7 @@ def wins(result: Result, entries: Sequence[Mapping[str, Any]], rival: str, point
     pairs = [
         (value(arms["generated"]), value(arms[rival]))
         for arms in (arms_of(result, entry) for entry in entries)
-        if rival in arms
+        if rival in arms and "generated" in arms
     ]
     return sum(own > other for own, other in pairs), len(pairs)
 

@@ -40,7 +40,7 @@ generated models beat the controls too.
 | generated | drawn by the backbone around the latents of trained anchors |
 | prior | drawn by the backbone from its prior over latents, without an anchor |
 | reconstructed | the anchor through the backbone and back, without noise |
-| PCA, random projection | the anchor through a linear map to as many numbers a token as the backbone has, and back |
+| PCA, random projection | each token through a linear map to as many numbers as a latent has, and two moments more |
 | anchor + noise | the anchor, disturbed as much as the generated model is, tried and chosen as often |
 | anchor permuted | the anchor with the entries of every tensor shuffled |
 | inherited only | what generation takes from the anchor untouched, the rest scratch |
@@ -95,10 +95,20 @@ def _section(result: Result, folder: str) -> str:
 def _remarks(result: Result) -> Iterator[str]:
     """How draws were ranked, which arms could not be run, what warns of the figures; each once."""
     controls = result["controls"].values()
-    yield from {f"Draws are ranked by {_ranking(found['ranked_by'])}." for found in controls}
-    skipped = {arm: why for entry in result["entries"] for arm, why in entry["skipped"].items()}
+    yield from dict.fromkeys(f"Draws are ranked by {_ranking(found['ranked_by'])}." for found in controls)
+    skipped: dict[str, list[str]] = {}
+    for entry in result["entries"]:
+        for arm, why in entry["skipped"].items():
+            skipped.setdefault(f"{arm} ({why})", []).append(entry["row"])
     if skipped:
-        yield f"Not run: {'; '.join(f'{arm} ({why})' for arm, why in skipped.items())}."
+        named = (f"{arm}, for {' and '.join(dict.fromkeys(rows))}" for arm, rows in skipped.items())
+        yield f"Not run: {'; '.join(named)}."
+    for place, arms in [(e["architecture"], e["arms"]) for e in result["entries"]] + [
+        (place, found["arms"]) for place, found in result["controls"].items()
+    ]:
+        for arm, found in arms.items():
+            if "failed" in found:
+                yield f"{place}, {arm}: {len(found['failed'])} seeds diverged and are not in the means."
     loaded = [entry["loading"] for entry in result["entries"] if entry["loading"]]
     if loaded:
         calls = sorted({call for found in loaded for call in found["loaders"]})
@@ -125,11 +135,15 @@ def _few_shot(result: Result) -> Iterator[str]:
             arms = arms_of(result, entry)
             names = arm_names(result, result["entries"])
             cells = [_test(arms[arm]) if arm in arms else "" for arm in names]
-            ensemble = arms["generated"].get("ensemble")
+            ensemble = arms.get("generated", {}).get("ensemble")
             cells.append(f"{100 * ensemble['accuracy']:.1f}" if ensemble else "")
             rows.append([label, dataset, *cells])
     header = ["row", "data set", *arm_names(result, result["entries"]), "ensemble of the generated"]
-    yield "Test accuracy in percent without fine-tuning, mean ± deviation over the models:"
+    yield (
+        "Test accuracy in percent without fine-tuning, mean ± deviation over the models. Generated, anchor + noise "
+        "and prior are the best of many draws on validation images; reconstructed, PCA, random projection, permuted "
+        "and anchor are of every anchor, unselected:"
+    )
     yield markdown_table(header, rows, text_columns=2)
     shown = [
         best_backbone([e for e in own if e["dataset"] == d]) for own in rows_of(result).values() for d in datasets
@@ -150,14 +164,15 @@ def _few_shot(result: Result) -> Iterator[str]:
 def _fine_tuning(result: Result) -> Iterator[str]:
     rows = rows_of(result)
     first = next(iter(rows.values()))
-    points = len(over_architectures(result, first, "scratch"))
+    points = len(percent_by_epoch(next(iter(arms_of(result, first[0]).values()))))
     table, shared = [], set(result["controls"][next(iter(result["controls"]))]["arms"])
     for label, entries in rows.items():
         for arm in arm_names(result, entries):
             if arm in shared and entries is not first:
                 continue  # those do not depend on the backbone
             name = arm if len(rows) == 1 or arm in shared else f"{arm}, {label}"
-            table.append([name, *(plus_minus(*point) for point in over_architectures(result, entries, arm))])
+            means = over_architectures(result, entries, arm)
+            table.append([name, *([plus_minus(*point) for point in means] or ["not of all"] + [""] * (points - 1))])
     yield (
         f"Validation accuracy in percent by epoch, mean ± deviation over {_number(first, 'architecture')} "
         f"(of each the mean over seeds):"

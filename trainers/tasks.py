@@ -8,7 +8,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
-from transformers.utils import ModelOutput
+
+from modeling_wsl.ensemble import logits_of
 
 
 class ImageClassification:
@@ -23,7 +24,7 @@ class ImageClassification:
     def forward(self, model: nn.Module, batch: Any) -> tuple[Tensor, Tensor]:
         """(logits `[B, classes]`, labels `[B]`)."""
         images, labels = batch
-        return _logits(model(images.contiguous(memory_format=self.memory_format))), labels
+        return logits_of(model(images.contiguous(memory_format=self.memory_format))), labels
 
     def num_classes(self, model: nn.Module, batch: Any) -> int:
         """Logits that the model gives, found by passing one image through it in eval mode.
@@ -66,7 +67,7 @@ class CausalLanguageModeling:
     def forward(self, model: nn.Module, batch: Any) -> tuple[Tensor, Tensor]:
         """(logits `[B * (T - 1), vocabulary]`, the tokens they predict `[B * (T - 1)]`)."""
         tokens = batch["input_ids"]
-        return _logits(model(tokens, use_cache=False))[:, :-1].flatten(0, 1), tokens[:, 1:].flatten()
+        return logits_of(model(tokens, use_cache=False))[:, :-1].flatten(0, 1), tokens[:, 1:].flatten()
 
     def num_classes(self, model: nn.Module, batch: Any) -> int:
         """Size of the model's vocabulary.
@@ -98,7 +99,3 @@ def scores(task: Task, losses: np.ndarray, predictions: np.ndarray, labels: np.n
 
     found = classification_scores(losses, predictions, labels)
     return {name: found[name] for name in task.metrics}
-
-
-def _logits(output: Any) -> Tensor:
-    return output.logits if isinstance(output, ModelOutput) else output

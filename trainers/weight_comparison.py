@@ -99,7 +99,7 @@ def function_agreement(
 
     Args:
         module, reference: in eval mode, on the same device.
-        dataset: of the task; its first `max_examples` examples are asked.
+        dataset: of the task; `max_examples` evenly spaced examples of it are asked.
 
     Returns:
         `same_answer`: the share of predictions with the same most probable class; `kl`: the mean Kullback-Leibler
@@ -108,7 +108,9 @@ def function_agreement(
     device = next(module.parameters()).device
     same = divergence = 0.0
     total = 0
-    for batch in DataLoader(Subset(dataset, range(min(max_examples, len(dataset)))), batch_size=batch_size):
+    count = min(max_examples, len(dataset))
+    chosen = [index * len(dataset) // count for index in range(count)]
+    for batch in DataLoader(Subset(dataset, chosen), batch_size=batch_size):
         batch = send_to_device(batch, device)
         own, expected = (task.forward(model, batch)[0].float().log_softmax(-1) for model in (module, reference))
         same += int((own.argmax(-1) == expected.argmax(-1)).sum())
