@@ -76,7 +76,7 @@ def generated_model_card(facts: GeneratedFacts) -> str:
             "origin": _origin(facts),
             "summary": (
                 f"`{architecture}` ({facts.library}), {sum(counts.values()):,} numbers in "
-                f"{len(provenance['tensors'])} tensors, draw {provenance['draw']} of {provenance['num_candidates']}."
+                f"{len(provenance['tensors'])} tensors, draw {provenance['draw']} of {provenance['total_draws']}."
             ),
             "loading": _loading(facts),
             "sources": _sources(provenance),
@@ -187,7 +187,7 @@ def _evaluation(provenance: Mapping[str, Any]) -> str:
         return "Nothing was measured when the model was generated."
     score = "not finite" if provenance["score"] is None else f"{provenance['score']:.4g}"
     return (
-        f"Of {provenance['num_candidates']} candidates this one was kept for its score {score} "
+        f"Of {provenance['total_draws']} candidates this one was kept for its score {score} "
         f"({provenance['ranked_by']}). A score that candidates were chosen by is higher than what new data would give."
     )
 

@@ -4,6 +4,7 @@
 the models that are kept, one candidate is in memory at a time.
 """
 
+import copy
 import math
 from collections.abc import Mapping
 from dataclasses import replace
@@ -60,6 +61,10 @@ def generate(model: PreTrainedModel, plan: GenerationPlan) -> list[GeneratedMode
         generator = torch.Generator().manual_seed(seed)
         round_number, index = divmod(draw, settings.num_draws)
         if round_number and index == 0:
+            if not best:
+                raise ValueError(
+                    f"No candidate of round {round_number - 1} has a finite score to begin the next with."
+                )
             source, best = replace(source, latents=torch.stack([latents for _, latents in best])), []
         latents, facts = source.draw(index, generator)
         facts = {"draw": draw, "draw_seed": seed, "round": round_number, **facts}
@@ -68,7 +73,7 @@ def generate(model: PreTrainedModel, plan: GenerationPlan) -> list[GeneratedMode
         if settings.rank is not None:
             kept.sort(key=_rank_key)  # stable: the earlier draw wins a tie
             del kept[settings.num_samples :]
-        if round_number < settings.bootstrap_rounds:
+        if round_number < settings.bootstrap_rounds and _rank_key(candidate) < math.inf:
             best.append((_rank_key(candidate), latents))
             best.sort(key=lambda entry: entry[0])
             del best[settings.num_samples :]
@@ -100,11 +105,10 @@ class CandidateBuilder:
         self.facts = {**_facts(model, plan, windows), **facts}
         rank = plan.settings.rank
         self.score, self.ranked_by = scorer(rank) if rank is not None else (None, None)
-        self.module: nn.Module | None = None  # built once, where one is needed at all
 
     def build(self, latents: Tensor, seed: int, facts: Mapping[str, Any]) -> GeneratedModel:
         """The model of latents `[T, latent_size]`; the seed is that of what its library initialises."""
-        target, settings, module = self.plan.target, self.plan.settings, self.module
+        target, settings, module = self.plan.target, self.plan.settings, None
         tokens = decode_haloed(self.model, latents, self.positions, **self.windows, progress=settings.progress)
         stored = self.plan.feature_extractor.decode(tokens, self.plan.manifest, carried={})
         _check_decoded(stored, target, settings)
@@ -117,12 +121,11 @@ class CandidateBuilder:
             stored |= {name: fresh[name].detach().clone() for name in self.plan.initialised}
         state = {name: stored[target.tied.get(name, name)] for name in target.tensor_order}
         origins = dict(self.origins)
-        provenance = {**facts, **self.facts}
+        provenance = copy.deepcopy({**facts, **self.facts})  # each model has its own
         if settings.batch_norm_images is not None or self.score is not None:
             module = module if module is not None else target.build()
             module.load_state_dict(state)
             module.to(self.model.device)
-            self.module = module
         if settings.batch_norm_images is not None:
             names, provenance["num_batch_norm_images"] = reestimate_batch_norm(module, settings.batch_norm_images)
             for name in names:
@@ -182,7 +185,9 @@ def _facts(model: PreTrainedModel, plan: GenerationPlan, windows: Mapping[str, A
         },
         "feature_extractor": {name: getattr(plan.feature_extractor, name) for name in EXTRACTOR_SETTINGS},
         "seed": settings.seed,
-        "num_candidates": settings.total_draws,
+        "num_samples": settings.num_samples,
+        "num_candidates": settings.num_draws,
+        "total_draws": settings.total_draws,
         "bootstrap_rounds": settings.bootstrap_rounds,
         "window_size": windows["window_size"],
         "halo": windows["halo"],

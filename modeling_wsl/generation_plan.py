@@ -43,8 +43,10 @@ class GenerationPlan:
     settings: GenerationSettings
 
 
-def list_anchors(anchors: AnchorSource | Sequence[AnchorSource]) -> list[AnchorSource]:
-    """One anchor or several as a list."""
+def list_anchors(anchors: AnchorSource | Sequence[AnchorSource] | None) -> list[AnchorSource]:
+    """One anchor, several or none as a list."""
+    if anchors is None:
+        return []
     return list(anchors) if isinstance(anchors, list | tuple) else [anchors]
 
 
@@ -89,6 +91,8 @@ def plan_generation(
     resolved = resolve_target(target, num_classes, target_kwargs, in_channels=in_channels, **hub_options)
     whole = feature_extractor.layout(resolved.tensors)
     if method == "prior":
+        if unknown := sorted(options.keys() - {"token"}):
+            raise ValueError(f"{', '.join(unknown)}: there is no such option of a draw without anchors.")
         if prior is None:
             raise ValueError("Without anchors a prior is needed, prior=LatentPrior.from_pretrained(backbone).")
         carried = {spec.name for spec in whole.carried}
@@ -98,10 +102,12 @@ def plan_generation(
         opened = [open_checkpoint(source, **options) for source in sources]
         matched = match_anchors(resolved, opened, tokenised, initialise, stem)
     initialised = matched.initialised
-    if settings.rank is not None and not callable(settings.rank) and initialised & resolved.head:
+    random = sorted(initialised & {spec.name for layer in whole.layers for spec in layer.tensors})
+    if settings.rank is not None and not callable(settings.rank) and random:
         raise ValueError(
-            f"rank: the classifier ({', '.join(sorted(initialised & resolved.head))}) is initialised at random, so "
-            "accuracy on a validation loader would rank noise. Pass a function that trains it first, or no rank."
+            f"rank: {', '.join(random[:5])} of {resolved.name} {'is' if len(random) == 1 else 'are'} initialised at "
+            "random, so accuracy on a validation loader would rank noise. Pass a function that trains the model "
+            "first, or no rank."
         )
     _check_images(settings.batch_norm_images, resolved)
     needs_module = initialised or settings.rank is not None or settings.batch_norm_images is not None

@@ -62,8 +62,12 @@ class GenerationSettings:
         check_choice("noise", self.noise, ("shared", "independent"))
         if self.method is not None:
             check_choice("method", self.method, METHODS)
-        for option in ("num_samples", "batch_size"):
-            if getattr(self, option) < 1:
+        if isinstance(self.autocast_dtype, str):
+            check_choice("autocast_dtype", self.autocast_dtype, ("bfloat16", "float16"))
+        if self.halo < 0:
+            raise ValueError(f"halo is {self.halo}; give 0 for windows without context, or a positive number.")
+        for option in ("num_samples", "batch_size", "window_size"):
+            if getattr(self, option) is not None and getattr(self, option) < 1:
                 raise ValueError(f"{option} is {getattr(self, option)}; it must be at least 1.")
         if not 0 <= self.bandwidth < float("inf"):
             raise ValueError(f"bandwidth is {self.bandwidth}; it is a standard deviation: give 0 (no noise) or more.")

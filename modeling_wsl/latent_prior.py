@@ -13,6 +13,7 @@ modelled as asinh(mean / standard deviation): in units of the token's own scale,
 (the scales of norms) by its logarithm.
 """
 
+import hashlib
 import json
 import os
 from collections.abc import Iterable, Mapping
@@ -39,6 +40,7 @@ from .token_kinds import FEATURES, KINDS, token_kinds
 
 PRIOR_FILE = "latent_prior.safetensors"
 FORMAT = "hf-wsl latent prior 1"
+WEIGHTS_FACT = "backbone_weights"  # see `weights_fingerprint`
 # How far a layer may be from another to be likely in its place, in units of `FEATURES`.
 BANDWIDTHS = (1.0, 0.2, 0.2, 0.1, 0.1, 0.1, 0.3, 0.1, 0.5)
 
@@ -149,8 +151,14 @@ class LatentPrior:
         return int(candidates[weights.multinomial(1, generator=generator)])
 
     def check(self, model: PreTrainedModel) -> None:
-        """Raises ValueError unless this is a prior over the latents of such a backbone."""
+        """Raises ValueError unless this is a prior over the latents of such a backbone: of these very weights, where
+        it was fitted by `fit_and_save_prior`, which notes them."""
         config = model.config
+        if self.facts.get(WEIGHTS_FACT, weights := weights_fingerprint(model)) != weights:
+            raise ValueError(
+                f"The prior was fitted on latents of other weights than those of {model.name_or_path or 'this one'}. "
+                "Fit one in a folder with these weights: hf-wsl prior FOLDER --dataset TOKENS."
+            )
         if (config.latent_size, config.token_standardization) != (self.latent_size, self.token_standardization):
             raise ValueError(
                 f"The prior is for latents of {self.latent_size} numbers (token_standardization="
@@ -205,7 +213,7 @@ class LatentPrior:
             raise CheckpointError(
                 str(backbone),
                 f"has no {PRIOR_FILE}, which models without anchors are drawn from",
-                f"Give anchors, or fit one: hf-wsl prior {backbone} --dataset TOKENS",
+                "Give anchors, or fit one in the backbone's folder: hf-wsl prior FOLDER --dataset TOKENS",
             )
         return cls._read(path)
 
@@ -215,7 +223,7 @@ class LatentPrior:
         try:
             with safe_open(path, framework="pt") as file:
                 record = json.loads((file.metadata() or {}).get("prior", "{}"))
-                if record.get("format") != FORMAT:
+                if not isinstance(record, dict) or record.get("format") != FORMAT:
                     raise CheckpointError(str(path), "is no prior that this version of hf-wsl reads", advice)
                 tensors = [file.get_tensor(name) for name in _TENSORS]
                 standardization, facts = record["token_standardization"], record["facts"]
@@ -226,9 +234,22 @@ class LatentPrior:
         size, count = tensors[0].shape[-1], len(tensors[2])
         kinds, width = len(KINDS), len(FEATURES)
         shapes = [(kinds, width, size), (kinds, size, size), (count, width + size), (count,), (count,)]
+        if (record.get("kinds"), record.get("features")) != (list(KINDS), list(FEATURES)):
+            raise CheckpointError(str(path), "is about other kinds or features of tokens than this version's", advice)
+        if count and not 0 <= int(tensors[3].min()) <= int(tensors[3].max()) < kinds:
+            raise CheckpointError(str(path), "has layers of kinds that do not exist", advice)
         if count == 0 or [tuple(tensor.shape) for tensor in tensors] != shapes:
             raise CheckpointError(str(path), "holds tensors of other shapes than a prior", advice)
         return cls(*tensors, standardization, facts)
+
+
+def weights_fingerprint(model: PreTrainedModel) -> str:
+    """A hash of a backbone's weights, rounded to bfloat16: loaded in that type it is still the same one."""
+    digest = hashlib.sha256()
+    for name, value in sorted(model.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(value.detach().to("cpu", torch.bfloat16).contiguous().view(torch.int16).numpy().tobytes())
+    return digest.hexdigest()
 
 
 _TENSORS = ("coefficients", "token_factors", "layers", "layer_kinds", "layer_tokens")

@@ -78,8 +78,8 @@ def load_pipeline(
         options: of the pipeline.
     """
     name, commit = find_backbone(backbone, revision=revision, token=token)
-    if task == "weight-generation":  # for its prior: transformers does not hand the commit on
-        options["backbone_revision"] = commit
+    if task == "weight-generation":  # for its prior: transformers hands neither of them on
+        options |= {"backbone_revision": commit, "backbone_token": token}
     return pipeline(task, model=name, revision=commit, token=token, **options)
 
 
@@ -219,7 +219,7 @@ class WeightGenerationPipeline(WeightPipeline):
         method, num_samples, num_candidates, seed, bandwidth, noise, interpolation_ends, bootstrap_rounds, window_size,
             halo, batch_size, autocast_dtype, batch_norm_images, rank, progress: see `GenerationSettings`.
         prior: a `LatentPrior` instead of the one that lies beside the backbone's weights.
-        backbone_revision: commit of a backbone on the Hub, to read its prior at; `load_pipeline` sets it.
+        backbone_revision, backbone_token: of a backbone on the Hub, to read its prior; `load_pipeline` sets them.
         revision, token, subfolder, key, order, allow_nonfinite, min_parameters: of the anchors, see `open_checkpoint`;
             the token opens the target too. `revision` and `token` of `pipeline` are the backbone's.
 
@@ -242,13 +242,14 @@ class WeightGenerationPipeline(WeightPipeline):
         settings: GenerationSettings | None = None,
         prior: LatentPrior | None = None,
         backbone_revision: str | None = None,
+        backbone_token: str | bool | None = None,
         **options: Any,
     ) -> dict[str, Any]:
         given = {name: options.pop(name) for name in GenerationSettings.__dataclass_fields__ if name in options}
         settings = GenerationSettings(**given) if settings is None else replace(settings, **given)
         if settings.method_for(len(list_anchors(anchors))) == "prior":
             if prior is None:
-                prior = self._own_prior(backbone_revision, options.get("token"))
+                prior = self._own_prior(backbone_revision, backbone_token)
             prior.check(self.model)
         plan = plan_generation(self.feature_extractor, target, anchors, settings, prior=prior, **options)
         return {"plan": plan}

@@ -200,19 +200,22 @@ def _module_target(module: nn.Module, sizes: Sizes, options: dict[str, Any]) -> 
     ]
     head = _tensors_of(tensors, noted.get("classifier") or (linear[-1:] if sizes.num_classes is not None else ()))
     stem = _tensors_of(tensors, noted.get("first_conv") or (convolutions[:1] if sizes.in_channels is not None else ()))
+    # tresnet's stem sees the pixels of a block as channels.
+    shuffled = [child.bs for child in children.values() if type(child).__name__ == "SpaceToDepth"]
+    blocks = shuffled[0] ** 2 if shuffled else 1
     for option, part, at, place in (
         ("num_classes", head, 0, "last linear layer"),
         ("in_channels", stem, 1, "first convolution"),
     ):
         wanted = getattr(sizes, option)
         weights = [tensors[key] for key in part if len(tensors[key].shape) > at]
-        if wanted is not None and not any(wanted and spec.shape[at] % wanted == 0 for spec in weights):
+        if wanted is not None and not any(spec.shape[at] == wanted * (blocks if at else 1) for spec in weights):
             found = ", ".join(f"{spec.name} {list(spec.shape)}" for spec in weights) or f"no {place}"
             raise ValueError(
                 f"{option}={wanted} cannot be applied to the target {name}: a module's shapes are given ({found}). "
                 "Give the module as you want it, and leave the option out or say what it has."
             )
-    inputs = {tensors[key].shape[1] for key in stem if len(tensors[key].shape) > 1}
+    inputs = {tensors[key].shape[1] // blocks for key in stem if len(tensors[key].shape) > 1}
     in_channels = sizes.in_channels or (inputs.pop() if len(inputs) == 1 else None)
     target = ModuleTarget(name, tensors, tied, order, head, stem, in_channels, module=module, rebuilt=rebuilt)
     return _without_options(target, Sizes(), options)

@@ -23,7 +23,10 @@ FEATURES = (
     "log spread of the share",
 )
 # The last module or the leaf of cls_token, pos_embed, word_embeddings.weight, wte.weight, position tables.
-_TABLE = re.compile(r"embed(dings?|_tokens)?$|token|pos(ition)?s?_|position|table|^wte$|^wpe$|^shared$", re.IGNORECASE)
+_TABLE = re.compile(
+    r"embed(dings?|_tokens)?$|(^|_)tokens?$|^pos(ition)?s?_|positions?$|position_embeddings?|(^|_)table$|^wte$|^wpe$|^shared$",
+    re.IGNORECASE,
+)
 MIN_SPREAD = 1e-3  # of a token of one tensor alone
 _BATCH_NORM_LEAVES = ("running_mean", "moving_mean")
 

@@ -59,6 +59,7 @@ PROVENANCE = {
     "feature_extractor": {"tokenization": "dense", "token_size": 230},
     "seed": 5,
     "num_candidates": 4,
+    "total_draws": 4,
     "noise": "shared",
     "bandwidth": 0.2,
     "window_size": 512,

@@ -262,7 +262,7 @@ def test_the_command_fits_on_a_dataset_and_the_pipeline_then_needs_no_anchor(dat
     assert models[0].provenance["method"] == "prior"
     assert models[0].provenance["prior"]["dataset"] == "tokens"  # the folder's name, not where it lies
     first = (backbone / PRIOR_FILE).read_bytes()
-    fit_and_save_prior(backbone, str(dataset), max_tokens=2000, use_cpu=True, progress=False)
+    fit_and_save_prior(backbone, str(dataset), max_tokens=2000, device="cpu", progress=False)
     assert (backbone / PRIOR_FILE).read_bytes() == first
     arguments = [str(backbone), "test_vit", "--output", str(tmp_path / "drawn"), "--num-classes", "3"]
     result = CliRunner().invoke(cli.app, ["generate", *arguments])
@@ -299,3 +299,16 @@ def test_transformers_targets_are_drawn_too(prior):
     config = GPT2Config(n_layer=1, n_embd=8, n_head=2, vocab_size=20, n_positions=16)
     (model,) = generated(config, (), prior=prior)
     assert type(model.instantiate()) is type(AutoModel.from_config(config))
+
+
+def test_a_prior_of_other_weights_and_an_option_that_does_not_exist_are_refused(dataset, tmp_path):
+    backbone = save_backbone(tmp_path / "backbone")
+    fit_and_save_prior(backbone, str(dataset), max_tokens=2000, device="cpu", progress=False)
+    generator = load_pipeline("weight-generation", backbone, device="cpu", progress=False)
+    with pytest.raises(ValueError, match="num_sample: there is no such option"):
+        generator("test_vit", num_sample=2)
+    assert load_pipeline("weight-generation", backbone, device="cpu", dtype="bfloat16")("test_vit", progress=False)
+    with torch.no_grad():
+        generator.model.encoder.proj_in.weight += 1
+    with pytest.raises(ValueError, match="fitted on latents of other weights"):
+        generator("test_vit")

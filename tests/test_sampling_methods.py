@@ -99,3 +99,24 @@ def test_the_papers_protocols_are_named_and_their_options_can_be_outranked():
     assert GenerationSettings.few_shot(rank=rank, num_candidates=20).num_candidates == 20
     with pytest.raises(ValueError, match="num_candidates=50 needs rank"):
         GenerationSettings.few_shot()
+
+
+def test_a_network_with_a_random_part_is_not_ranked_by_its_accuracy():
+    anchor = trained(Net())
+    loader = [(torch.randn(4, 3, 8, 8), torch.zeros(4, dtype=torch.int64))]
+    for part in ("fc", "conv"):
+        with pytest.raises(ValueError, match=f"rank: {part}.bias.* initialised at random"):
+            generated(Net(), [anchor], initialise=[part], rank=loader)
+    assert len(generated(Net(), [anchor], initialise=["fc"], rank=lambda module: 1.0)) == 1  # which may train it first
+
+
+def test_a_candidate_without_a_finite_score_is_no_anchor_of_the_next_round():
+    options = {"num_samples": 2, "num_candidates": 3, "bootstrap_rounds": 1}
+    with pytest.raises(ValueError, match="No candidate of round 0 has a finite score"):
+        generated(Net(), [trained(Net())], rank=lambda module: float("nan"), **options)
+
+
+def test_every_model_has_a_provenance_of_its_own():
+    first, second = generated(Net(), [trained(Net())], num_samples=2)
+    first.provenance["anchors"].clear()
+    assert second.provenance["anchors"]

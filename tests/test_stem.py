@@ -186,3 +186,11 @@ def test_a_model_for_other_channels_is_saved_as_its_library_loads_it(tmp_path):
     loaded = AutoModelForImageClassification.from_pretrained(tmp_path / "transformers")
     assert same(dict(sorted(loaded.state_dict().items())), dict(sorted(vit.state_dict.items())))
     assert EXTRACTOR.manifest(loaded).num_parameters == vit.provenance["entries"]["sampled"] + 68
+
+
+def test_sizes_that_a_module_does_not_have_are_refused():
+    module = timm.create_model("test_resnet", num_classes=20)
+    for option in ({"num_classes": 10}, {"in_channels": 1}):
+        with pytest.raises(ValueError, match="a module's shapes are given"):
+            resolve_target(module, **option)
+    assert resolve_target(module, 20, in_channels=3).in_channels == 3

@@ -13,7 +13,7 @@ from transformers.utils.logging import is_progress_bar_enabled
 
 from datasets_scripts.schema import TRAIN
 from modeling_wsl.generation import EXTRACTOR_SETTINGS
-from modeling_wsl.latent_prior import LatentPrior
+from modeling_wsl.latent_prior import WEIGHTS_FACT, LatentPrior, weights_fingerprint
 from modeling_wsl.manifest import WeightManifest
 from modeling_wsl.pipelines import WeightEmbeddingPipeline, load_pipeline
 from modeling_wsl.sampling import encode_stream
@@ -76,6 +76,7 @@ def fit_and_save_prior(
     chosen = np.linspace(0, len(table) - 1, count).round().astype(int)
     name = dataset if source.folder is None else source.folder.resolve().name  # the file may be published
     facts = {"dataset": name, "dataset_revision": source.commit(), "split": TRAIN, "windows": count}
+    facts[WEIGHTS_FACT] = weights_fingerprint(embedder.model)
     hidden = not progress or not is_progress_bar_enabled()
     tokens = int(table.num_tokens[chosen].sum())
     with tqdm(total=tokens, desc="Fitting the prior", unit="token", disable=hidden) as bar:
