@@ -20,6 +20,7 @@ MEANINGS = {
     "inherited": "the first trained model's own",
     "re-estimated": "batch-norm statistics, measured anew on images",
     "initialised": "the library's initialisation, untrained",
+    "given": "values of the module that was given as target",
 }
 
 
@@ -157,7 +158,7 @@ def _sources(provenance: Mapping[str, Any]) -> str:
     rows = []
     for origin, count in provenance["entries"].items():
         kind, _, source = origin.partition(": ")
-        named = f"{kind} from `{shortened(source)}`" if source else kind
+        named = f"{kind} from `{shortened(source)}`" if kind == "inherited" else kind
         rows.append((named, MEANINGS[kind], tensors[origin], f"{count:,}", f"{count / total:.2%}"))
     return table(("origin", "meaning", "tensors", "numbers", "share"), rows)
 

@@ -27,8 +27,9 @@ class GeneratedModel:
     Attributes:
         state_dict: every name of the target, in its order, on the CPU, in the target's dtypes; tied names share one
             tensor.
-        provenance: `tensors` says of every name of the state dict "sampled", "inherited: <anchor>", "re-estimated" or
-            "initialised"; beside it everything that is needed to make the same weights again. JSON-serialisable.
+        provenance: `tensors` says of every name of the state dict "sampled", "inherited: <anchor>", "re-estimated",
+            "initialised" or "given: module" (a module's own values); beside it everything that is needed to make
+            the same weights again (`num_candidates` are those of one round). JSON-serialisable.
         target: what was generated.
     """
 

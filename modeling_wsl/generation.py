@@ -101,7 +101,7 @@ class CandidateBuilder:
         self.origins = {spec.name: "sampled" for layer in plan.manifest.layers for spec in layer.tensors}
         if carried:
             self.origins |= dict.fromkeys(carried, f"inherited: {plan.anchors[0].checkpoint.source}")
-        self.origins |= dict.fromkeys(plan.initialised, "initialised")
+        self.origins |= dict.fromkeys(plan.initialised, plan.target.initialisation)
         self.facts = {**_facts(model, plan, windows), **facts}
         rank = plan.settings.rank
         self.score, self.ranked_by = scorer(rank) if rank is not None else (None, None)

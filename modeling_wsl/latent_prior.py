@@ -32,6 +32,7 @@ from transformers import PreTrainedModel
 
 from .checkpoint_errors import CheckpointError
 from .checkpoint_hub import hub_error
+from .checkpoints import open_checkpoint
 from .losses import MIN_STD
 from .manifest import WeightManifest
 from .prior_moments import KindMoments, LayerMoments, solve
@@ -150,11 +151,15 @@ class LatentPrior:
         weights = distance.square().sum(-1).mul(-0.5).softmax(0)
         return int(candidates[weights.multinomial(1, generator=generator)])
 
+    def sha256(self) -> str:
+        """Of the tensors that draws are made with, as `Checkpoint.sha256`."""
+        return open_checkpoint({name: getattr(self, name) for name in _TENSORS}).sha256()
+
     def check(self, model: PreTrainedModel) -> None:
         """Raises ValueError unless this is a prior over the latents of such a backbone: of these very weights, where
         it was fitted by `fit_and_save_prior`, which notes them."""
         config = model.config
-        if self.facts.get(WEIGHTS_FACT, weights := weights_fingerprint(model)) != weights:
+        if WEIGHTS_FACT in self.facts and self.facts[WEIGHTS_FACT] != weights_fingerprint(model):
             raise ValueError(
                 f"The prior was fitted on latents of other weights than those of {model.name_or_path or 'this one'}. "
                 "Fit one in a folder with these weights: hf-wsl prior FOLDER --dataset TOKENS."
@@ -163,7 +168,8 @@ class LatentPrior:
             raise ValueError(
                 f"The prior is for latents of {self.latent_size} numbers (token_standardization="
                 f"{self.token_standardization}), the backbone has {config.latent_size} "
-                f"({config.token_standardization}). Fit one: hf-wsl prior {model.name_or_path} --dataset TOKENS."
+                f"({config.token_standardization}). Fit one in the backbone's folder: hf-wsl prior FOLDER "
+                "--dataset TOKENS."
             )
 
     def save_pretrained(self, folder: str | PathLike) -> Path:
@@ -226,8 +232,8 @@ class LatentPrior:
                 if not isinstance(record, dict) or record.get("format") != FORMAT:
                     raise CheckpointError(str(path), "is no prior that this version of hf-wsl reads", advice)
                 tensors = [file.get_tensor(name) for name in _TENSORS]
-                standardization, facts = record["token_standardization"], record["facts"]
-        except (SafetensorError, LookupError, ValueError) as error:
+                standardization, facts = record["token_standardization"], dict(record["facts"])
+        except (SafetensorError, LookupError, TypeError, ValueError) as error:
             if isinstance(error, CheckpointError):
                 raise
             raise CheckpointError(str(path), f"cannot be read ({error!r})", advice) from error
@@ -236,10 +242,10 @@ class LatentPrior:
         shapes = [(kinds, width, size), (kinds, size, size), (count, width + size), (count,), (count,)]
         if (record.get("kinds"), record.get("features")) != (list(KINDS), list(FEATURES)):
             raise CheckpointError(str(path), "is about other kinds or features of tokens than this version's", advice)
-        if count and not 0 <= int(tensors[3].min()) <= int(tensors[3].max()) < kinds:
-            raise CheckpointError(str(path), "has layers of kinds that do not exist", advice)
         if count == 0 or [tuple(tensor.shape) for tensor in tensors] != shapes:
             raise CheckpointError(str(path), "holds tensors of other shapes than a prior", advice)
+        if not 0 <= int(tensors[3].min()) <= int(tensors[3].max()) < kinds:
+            raise CheckpointError(str(path), "has layers of kinds that do not exist", advice)
         return cls(*tensors, standardization, facts)
 
 

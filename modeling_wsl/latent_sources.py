@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -15,16 +15,6 @@ from .sampling import encode_stream, sample_latents
 
 
 STREAM_WINDOW = 4096
-
-
-class LatentSource(Protocol):
-    """Gives the latents of one candidate after the other."""
-
-    def draw(self, index: int, generator: torch.Generator) -> tuple[Tensor, dict[str, Any]]:
-        """Latents `[T, latent_size]` of candidate `index`, and what provenance says about this draw alone."""
-
-    def facts(self) -> dict[str, Any]:
-        """What provenance says about every draw."""
 
 
 @dataclass(frozen=True)
@@ -70,7 +60,12 @@ class PriorDraws:
         return self.prior.sample(self.manifest, generator), {}
 
     def facts(self) -> dict[str, Any]:
-        return {"method": "prior", "prior": dict(self.prior.facts)}
+        return {"method": "prior", "prior": {**self.prior.facts, "sha256": self.prior.sha256()}}
+
+
+# `draw` gives latents `[T, latent_size]` of candidate `index`, and what provenance says about this draw alone; `facts`
+# what it says about every draw.
+LatentSource = AnchorDensity | AnchorLine | PriorDraws
 
 
 def latent_source(plan: GenerationPlan, model: PreTrainedModel, windows: Mapping[str, Any]) -> LatentSource:

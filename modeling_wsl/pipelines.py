@@ -178,7 +178,7 @@ class WeightEmbeddingPipeline(WeightPipeline):
             self.model,
             model_inputs["windows"],
             manifest.num_tokens,
-            window_size=window_size or self.model.config.window_size,
+            window_size=self.model.config.window_size if window_size is None else window_size,
             **{"progress": True, **options},
         ):
             layer = manifest.positions(start, start + len(latents))[:, 1]  # [tokens]
@@ -219,7 +219,8 @@ class WeightGenerationPipeline(WeightPipeline):
         method, num_samples, num_candidates, seed, bandwidth, noise, interpolation_ends, bootstrap_rounds, window_size,
             halo, batch_size, autocast_dtype, batch_norm_images, rank, progress: see `GenerationSettings`.
         prior: a `LatentPrior` instead of the one that lies beside the backbone's weights.
-        backbone_revision, backbone_token: of a backbone on the Hub, to read its prior; `load_pipeline` sets them.
+        backbone_revision, backbone_token: of a backbone on the Hub, to read its prior; `load_pipeline` sets them
+            (without: the call's `token`).
         revision, token, subfolder, key, order, allow_nonfinite, min_parameters: of the anchors, see `open_checkpoint`;
             the token opens the target too. `revision` and `token` of `pipeline` are the backbone's.
 
@@ -249,7 +250,9 @@ class WeightGenerationPipeline(WeightPipeline):
         settings = GenerationSettings(**given) if settings is None else replace(settings, **given)
         if settings.method_for(len(list_anchors(anchors))) == "prior":
             if prior is None:
-                prior = self._own_prior(backbone_revision, backbone_token)
+                prior = self._own_prior(
+                    backbone_revision, options.get("token") if backbone_token is None else backbone_token
+                )
             prior.check(self.model)
         plan = plan_generation(self.feature_extractor, target, anchors, settings, prior=prior, **options)
         return {"plan": plan}

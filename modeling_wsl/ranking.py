@@ -22,7 +22,7 @@ def accuracy(module: nn.Module, loader: Iterable[Any]) -> float:
         loader: batches `(inputs, labels)`, or mappings with `labels`.
 
     Raises:
-        ValueError: the loader yields nothing, or batches without labels.
+        ValueError: the loader yields nothing, or batches without labels, or the module is no classifier.
     """
     device = next(module.parameters()).device
     correct = total = 0
@@ -30,6 +30,11 @@ def accuracy(module: nn.Module, loader: Iterable[Any]) -> float:
         args, kwargs = model_inputs(batch, device)
         logits = logits_of(module(*args, **kwargs))  # [N, classes]
         labels = _labels(batch).to(device)  # [N]
+        if logits.dim() != 2 or labels.shape != logits.shape[:1]:
+            raise ValueError(
+                f"rank: accuracy on a loader needs logits [N, classes] and labels [N], not {list(logits.shape)} and "
+                f"{list(labels.shape)}. Pass a function module -> score, or a target with a classifier."
+            )
         correct += int((logits.argmax(-1) == labels).sum())
         total += len(labels)
     if total == 0:

@@ -42,6 +42,7 @@ class Target:
     in_channels: int | None = None
 
     library = "plain"
+    initialisation = "initialised"  # the origin, in provenance, of what `build` gives
 
     @property
     def arguments(self) -> dict[str, Any]:
@@ -129,6 +130,8 @@ class ModuleTarget(Target):
 
     module: nn.Module | None = None
     rebuilt: TimmTarget | None = None
+
+    initialisation = "given: module"
 
     @property
     def library(self) -> str:

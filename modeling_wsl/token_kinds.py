@@ -22,21 +22,20 @@ FEATURES = (
     "share of the first tensor",
     "log spread of the share",
 )
-# The last module or the leaf of cls_token, pos_embed, word_embeddings.weight, wte.weight, position tables.
-_TABLE = re.compile(
-    r"embed(dings?|_tokens)?$|(^|_)tokens?$|^pos(ition)?s?_|positions?$|position_embeddings?|(^|_)table$|^wte$|^wpe$|^shared$",
-    re.IGNORECASE,
-)
+# Parameters: cls_token, pos_embed, pos_embed_window, rel_pos_h, relative_position_bias_table, cls_token1.
+_TABLE = re.compile(r"(^|_)(tokens?|embed(dings?)?|pos(_emb)?|table)(_?\d+|_window|_[hw])?$", re.IGNORECASE)
+# Modules with a weight: word_embeddings, embed_tokens, wte.
+_EMBEDDING = re.compile(r"(^|_)(embed(dings?|_tokens|_positions)?|table)$|^(wte|wpe|shared)$", re.IGNORECASE)
 MIN_SPREAD = 1e-3  # of a token of one tensor alone
 _BATCH_NORM_LEAVES = ("running_mean", "moving_mean")
 
 
-def kind_of(spec: TensorSpec, layer: LayerSpec) -> str:
-    """One of `KINDS`, by the tensor's name and shape and by what else its layer holds."""
+def kind_of(spec: TensorSpec, layer: LayerSpec, stem: str | None = None) -> str:
+    """One of `KINDS`, by the tensor's name and shape, by what else its layer holds, and by `stem_name`."""
     prefix, leaf = split_name(spec.name)
     if len(spec.shape) >= 3 and spec.shape[0] > 1:
-        return "depthwise kernel" if spec.shape[1] == 1 else "kernel"
-    if _TABLE.search(leaf) or (leaf == "weight" and _TABLE.search(split_name(prefix)[1])):
+        return "depthwise kernel" if spec.shape[1] == 1 and spec.name != stem else "kernel"
+    if _TABLE.search(leaf) or (leaf == "weight" and _EMBEDDING.search(split_name(prefix)[1])):
         return "table" if len(spec.shape) >= 2 else "other"
     if len(spec.shape) == 2:
         return "matrix"
@@ -45,6 +44,18 @@ def kind_of(spec: TensorSpec, layer: LayerSpec) -> str:
     if len(spec.shape) == 1 and all(len(other.shape) == 1 for other in layer.tensors):
         return "norm scale"
     return "other"
+
+
+def stem_name(manifest: WeightManifest) -> str | None:
+    """The kernel that sees the images, be they of one channel; None where the stem is not among the tokens.
+
+    It is the first tensor but for tables (a class token): a later kernel of one input is a depthwise one.
+    """
+    for layer in manifest.layers:
+        for spec in layer.tensors:
+            if (kind := kind_of(spec, layer)) != "table":
+                return spec.name if kind in ("kernel", "depthwise kernel") else None
+    return None
 
 
 @dataclass(frozen=True)
@@ -71,6 +82,7 @@ def token_kinds(manifest: WeightManifest, start: int = 0, stop: int | None = Non
     valid = manifest.valid_entries(start, stop)
     kinds, features = torch.empty(stop - start, dtype=torch.int64), torch.ones(stop - start, len(FEATURES)).double()
     layers = torch.empty(stop - start, dtype=torch.int64)
+    stem = stem_name(manifest)
     batch_norm = any(split_name(spec.name)[1] in _BATCH_NORM_LEAVES for spec in manifest.carried)
     for block in manifest.blocks_between(start, stop):
         first, last = max(start, block.first_token), min(stop, block.end_token)
@@ -84,7 +96,7 @@ def token_kinds(manifest: WeightManifest, start: int = 0, stop: int | None = Non
         first_end = ends[1:][torch.searchsorted(ends[1:], begin, right=True)]
         share = torch.minimum(end, first_end).sub(begin) / valid[here]
         features[here, 7], features[here, 8] = share, (share * (1 - share) + MIN_SPREAD).log() / 2
-        own = [kind_of(spec, layer) for spec in block.tensors]
+        own = [kind_of(spec, layer, stem) for spec in block.tensors]
         kinds[here] = torch.tensor([KINDS.index(kind) for kind in own])[tensor]
         if "norm scale" in own:
             kinds[here] = torch.where(share < 1, KINDS.index("norm scale and shift"), kinds[here])

@@ -185,7 +185,7 @@ def test_a_named_module_is_initialised_by_its_own_values(make):
     target = Net(classes=9)
     (model,) = make(target, [Net()], initialise=["fc"])
     assert torch.equal(model.state_dict["fc.weight"], target.fc.weight)
-    assert model.provenance["tensors"]["fc.bias"] == "initialised"
+    assert model.provenance["tensors"]["fc.bias"] == "given: module"
     with pytest.raises(ValueError, match="initialise='head' names no stored tensor"):
         make(Net(), [Net()], initialise=["head"])
     with pytest.raises(ValueError, match="again.weight is tied to mix.weight"):
@@ -345,6 +345,15 @@ def test_ranking_a_random_head_by_accuracy_is_refused(make):
         make("test_vit", [anchor], num_classes=3, rank=[(torch.zeros(1, 3, 160, 160), torch.zeros(1))])
 
 
+def test_a_language_model_is_not_ranked_by_the_accuracy_of_a_classifier(make):
+    masked = BertConfig(**TINY_BERT, architectures=["BertForMaskedLM"])
+    ids = torch.randint(50, (2, 8), generator=torch.Generator().manual_seed(0))
+    with pytest.raises(
+        ValueError, match=r"needs logits \[N, classes\] and labels \[N\], not \[2, 8, 50\] and \[2, 8\]"
+    ):
+        make(masked, [AutoModelForMaskedLM.from_config(masked)], rank=[{"input_ids": ids, "labels": ids}])
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -353,6 +362,9 @@ def test_ranking_a_random_head_by_accuracy_is_refused(make):
         ({"num_samples": 3, "num_candidates": 2, "rank": len}, "num_candidates=2 is below num_samples=3"),
         ({"noise": "none"}, "noise='none'"),
         ({"bandwidth": float("nan")}, "bandwidth is nan"),
+        ({"window_size": 0}, "window_size is 0"),
+        ({"halo": -1}, "halo is -1"),
+        ({"autocast_dtype": "float8"}, "autocast_dtype='float8'"),
     ],
 )
 def test_impossible_settings_are_refused_by_name(options, message):

@@ -1,6 +1,7 @@
 """Models without an anchor: token kinds, the fit, the draws, the file, the command."""
 
 import json
+from dataclasses import replace
 
 import pytest
 import timm
@@ -15,7 +16,7 @@ from typer.testing import CliRunner
 from datasets_scripts.tokenize import tokenize
 from datasets_scripts.tokenize_config import TokenizeConfig
 from modeling_wsl import CheckpointError, WSLConfig, WSLFeatureExtractor, WSLForPreTraining, cli
-from modeling_wsl.latent_prior import PRIOR_FILE, LatentPrior
+from modeling_wsl.latent_prior import FORMAT, PRIOR_FILE, LatentPrior
 from modeling_wsl.manifest import WeightManifest
 from modeling_wsl.pipelines import load_pipeline
 from modeling_wsl.prior_moments import KindMoments, LayerMoments
@@ -47,9 +48,25 @@ def test_kinds_follow_from_names_and_shapes_in_any_library():
     assert vit["patch_embed.proj.weight"] == "kernel"
     swin = kinds_by_name("swin_tiny_patch4_window7_224")
     assert swin["layers.0.blocks.0.attn.relative_position_bias_table"] == "table"
+    assert kinds_by_name("resmlp_12_224")["blocks.0.linear_tokens.weight"] == "matrix"
+    assert kinds_by_name("crossvit_9_240")["cls_token_0"] == "table"
+    assert kinds_by_name("mvitv2_tiny")["stages.0.blocks.0.attn.rel_pos_h"] == "table"
+    others = nn.ModuleDict({name: nn.Linear(4, 4, bias=False) for name in ("position_proj", "stable", "embed_tokens")})
+    assert list(kinds_by_name(others).values()) == ["matrix", "matrix", "table"]
     gpt2 = kinds_by_name(GPT2Config(n_layer=1, n_embd=8, n_head=2, vocab_size=20, n_positions=16))
     assert gpt2["wte.weight"] == gpt2["wpe.weight"] == "table"
     assert gpt2["h.0.attn.c_attn.weight"] == "matrix"
+
+
+def test_the_stem_of_a_model_for_grey_images_is_no_depthwise_kernel_and_a_later_one_is():
+    for target in ("test_resnet", "test_vit", "test_convnext"):
+        grey, colour = (token_kinds(manifest_of(target, in_channels=channels)).kinds for channels in (1, 3))
+        assert grey.unique().tolist() == colour.unique().tolist(), target
+    manifest = manifest_of(nn.Sequential(nn.Conv2d(9, 9, 5, groups=9, bias=False), nn.Conv2d(9, 9, 5, groups=9)))
+    assert [KINDS[kind] for kind in token_kinds(manifest).kinds.unique_consecutive()][0] == "kernel"
+    # a stem that is initialised is not among the tokens, and what then comes first is the depthwise kernel that it is
+    layers = manifest_of(nn.Sequential(nn.BatchNorm2d(9), nn.Conv2d(9, 9, 5, groups=9, bias=False)))
+    assert KINDS.index("depthwise kernel") in token_kinds(layers).kinds
 
 
 @pytest.mark.parametrize("tokenization", ["dense", "sparse"])
@@ -172,7 +189,7 @@ def test_a_model_without_anchors_is_drawn_and_its_statistics_are_the_librarys_or
     assert provenance["prior"]["dataset"] == "lab/nets"
     statistics = {"norm.running_mean", "norm.running_var", "norm.num_batches_tracked"}
     for name, origin in provenance["tensors"].items():
-        assert origin == ("initialised" if name in statistics else "sampled")
+        assert origin == ("given: module" if name in statistics else "sampled")
     assert torch.equal(first.state_dict["norm.running_var"], torch.ones(6))
     images = torch.randn(20, 3, 8, 8, generator=torch.Generator().manual_seed(0))
     (conditioned,) = generated(Net(), (), prior=prior, seed=5, batch_norm_images=images)
@@ -219,9 +236,24 @@ def test_a_damaged_or_foreign_file_is_refused_with_the_command_that_mends_it(pri
     path.write_bytes(path.read_bytes()[:-100])
     with pytest.raises(CheckpointError, match="cannot be read.*hf-wsl prior"):
         LatentPrior.from_pretrained(tmp_path)
-    save_file({"coefficients": torch.zeros(1)}, path)
-    with pytest.raises(CheckpointError, match="is no prior that this version"):
-        LatentPrior.from_pretrained(tmp_path)
+    good = {name: getattr(prior, name) for name in ("coefficients", "token_factors", "layers")}
+    good |= {"layer_kinds": prior.layer_kinds, "layer_tokens": prior.layer_tokens}
+    record = {"format": FORMAT, "kinds": KINDS, "features": FEATURES, "token_standardization": True, "facts": {}}
+    beyond = {**good, "layer_kinds": prior.layer_kinds + len(KINDS)}
+    for tensors, noted, message in (
+        (good, None, "is no prior that this version"),
+        (good, [record], "is no prior that this version"),
+        (good, {**record, "kinds": KINDS[::-1]}, "is about other kinds"),
+        (good, {**record, "features": FEATURES[1:]}, "is about other kinds"),
+        (good, {**record, "facts": 3}, "cannot be read"),
+        (beyond, record, "layers of kinds that do not exist"),
+        ({**good, "layers": prior.layers[1:]}, record, "tensors of other shapes"),
+    ):
+        save_file(tensors, path, metadata=None if noted is None else {"prior": json.dumps(noted)})
+        with pytest.raises(CheckpointError, match=message):
+            LatentPrior.from_pretrained(tmp_path)
+    save_file(good, path, metadata={"prior": json.dumps(record)})
+    assert LatentPrior.from_pretrained(tmp_path).sha256() == prior.sha256()
     path.unlink()
     with pytest.raises(CheckpointError, match="has no latent_prior.safetensors.*hf-wsl prior"):
         LatentPrior.from_pretrained(tmp_path)
@@ -283,6 +315,20 @@ def test_a_prior_comes_from_the_hub_at_the_commit_of_its_backbone(hub, prior, tm
     hub.add("lab/bare", files)
     with pytest.raises(CheckpointError, match="lab/bare: has no latent_prior.safetensors"):
         pipeline("weight-generation", model="lab/bare", device="cpu")(Net())
+
+
+def test_the_prior_of_a_private_backbone_is_read_with_the_backbone_s_token(hub, prior, tmp_path):
+    prior.save_pretrained(save_backbone(tmp_path / "backbone"))
+    hub.add("org/own", {path.name: path.read_bytes() for path in (tmp_path / "backbone").iterdir()}, private=True)
+    with pytest.raises(CheckpointError, match="org/own"):
+        LatentPrior.from_pretrained("org/own")
+    private = load_pipeline("weight-generation", "org/own", token="hf_alice", device="cpu", progress=False)
+    (model,) = private(Net())
+    assert model.provenance["backbone"]["name"] == "org/own"
+    plain = pipeline("weight-generation", model="org/own", token="hf_alice", device="cpu", progress=False)
+    assert same(plain(Net(), token="hf_alice")[0].state_dict, model.state_dict)
+    assert model.provenance["prior"]["sha256"] == prior.sha256()
+    assert replace(prior, layers=prior.layers + 1).sha256() != prior.sha256()
 
 
 def test_a_dataset_or_folder_that_does_not_fit_is_refused(dataset, tmp_path):

@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 
 from datasets_scripts.config_sources import ConfigError
 from modeling_wsl import cli
-from trainers.paper_tables import NAMES, load_table
+from trainers.paper_tables import NAMES, load_table, load_tables
 from trainers.reproduce import parse_given, plan_lines, reproduce
 from trainers.reproduce_plan import EVALUATION, Given, Planner, ordered_steps
 from trainers.reproduce_scale import SCALES, load_scale
@@ -104,6 +104,11 @@ def test_the_paper_scale_has_the_architectures_of_the_paper_s_tables():
     assert set(scale.tables["table7"]["architectures"]) == {name for group in groups.values() for name in group}
     for group, rows in groups.items():
         assert {scale.architectures[name]["group"] for name in rows} == {group}
+
+
+def test_what_the_page_prints_of_a_table_is_text():
+    for table in load_tables(["all"]):
+        assert all(isinstance(text, str) for text in (table.title, table.claim, *table.notes)), table.name
 
 
 def test_controls_that_do_not_depend_on_the_backbone_are_run_once_for_all_of_them():

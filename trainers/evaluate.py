@@ -13,6 +13,7 @@ from torch.utils.data import default_collate
 from datasets_scripts.claimed_folder import claim_folder
 from datasets_scripts.config_sources import ConfigError, build
 from datasets_scripts.files import write_json
+from modeling_wsl.checkpoint_errors import CheckpointError
 from modeling_wsl.checkpoints import open_checkpoint
 from modeling_wsl.configuration_wsl import WSLConfig
 from modeling_wsl.feature_extraction_wsl import WSLFeatureExtractor
@@ -73,7 +74,7 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
     data, ranked_by = comparison.splits.facts(), comparison.ranked_by
     identity = {
         "data_fingerprint": data["fingerprint"],
-        "backbone_weights": commit or open_checkpoint(name).sha256(),
+        "backbone_weights": commit or _weights_hash(name),
         "anchor_weights": [anchor.checkpoint.sha256() for anchor in comparison.plan.anchors],
     }
     claim_folder(folder, {**config.settings(), **identity}, "an evaluation")
@@ -179,6 +180,14 @@ def _pca(config: EvaluateConfig, feature_extractor: WSLFeatureExtractor, rank: i
                 f"takes {getattr(feature_extractor, name)!r}. Give the dataset that the backbone was trained on"
             )
     return cached_pca(source, rank, config.pca_tokens, Path(config.cache_dir))
+
+
+def _weights_hash(backbone: str) -> str | None:
+    """None for a folder of settings alone, which is all that the controls need."""
+    try:
+        return open_checkpoint(backbone).sha256()
+    except CheckpointError:
+        return None
 
 
 def _check_loading(comparison: Comparison, folder: Path) -> dict[str, Any]:

@@ -6,6 +6,8 @@ from collections.abc import Mapping, Sequence
 from statistics import mean, stdev
 from typing import Any
 
+from .paper_tables import LANGUAGE
+
 
 Result = Mapping[str, Any]
 # In the order of tables; `anchor`, the upper bound, comes last.
@@ -75,14 +77,16 @@ def over_architectures(
 
 
 def wins(result: Result, entries: Sequence[Mapping[str, Any]], rival: str, point: int | None) -> tuple[int, int]:
-    """(entries whose generated arm is above the rival at a measurement, entries that have both arms).
+    """(entries whose generated arm is better than the rival at a measurement, entries that have both arms).
 
     Args:
         point: index of the measurement; None: on the test split.
     """
 
+    sign = -1 if result["kind"] == LANGUAGE else 1  # a loss
+
     def value(arm: Mapping[str, Any]) -> float:
-        return arm["summary"]["test"]["mean"] if point is None else percent_by_epoch(arm)[point]
+        return sign * (arm["summary"]["test"]["mean"] if point is None else percent_by_epoch(arm)[point])
 
     pairs = [
         (value(arms["generated"]), value(arms[rival]))

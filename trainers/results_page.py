@@ -59,8 +59,11 @@ def results_page(results_dir: Path, page: Path) -> str:
         key=lambda result: (NAMES.index(result["table"]), result["scale"]),
     )
     folder = Path(os.path.relpath(results_dir.absolute(), page.absolute().parent)).as_posix()
-    parts = [INTRODUCTION, *(_section(result, folder) for result in found)]
-    if not found:
+    parts = [INTRODUCTION]
+    if found:
+        parts += [_overview([result for result in found if result["kind"] != DISTRIBUTIONS])]
+        parts += [_section(result, folder) for result in found]
+    else:
         parts.append("No table has been run yet: `hf-wsl reproduce table7 --scale small` runs one.\n")
     return "\n".join(parts)
 
@@ -69,6 +72,24 @@ def write_page(results_dir: str | Path, page: str | Path) -> Path:
     """Writes the page; see `results_page`."""
     write_text(Path(page), results_page(Path(results_dir), Path(page)))
     return Path(page)
+
+
+def _overview(results: Sequence[Result]) -> str:
+    """For every row of every table, on how many of its models the generated arm is ahead of each rival."""
+    rows = []
+    for result in results:
+        for label, entries in rows_of(result).items():
+            pairs = (wins(result, entries, rival, None) for rival in RIVALS)
+            cells = [f"{won} of {of}" if of else "" for won, of in pairs]
+            rows.append([f"{result['heading']}, {result['scale']}", label, *cells])
+    return (
+        "## What holds\n\nOn how many architectures and data sets the generated models are better than each control "
+        "on the test split, after fine-tuning where there is any. Ahead of scratch alone says that something of the "
+        "anchor is left; ahead of a random projection and PCA, that the backbone has learned something that helps; "
+        "ahead of anchor + noise, that its errors are better ones than random.\n\n"
+        + markdown_table(["table", "row", *RIVALS], rows, text_columns=2)
+        + "\n"
+    )
 
 
 def _section(result: Result, folder: str) -> str:
