@@ -87,9 +87,9 @@ def _text_curves(result: Result) -> Figure:
         style = {"linewidth": 1.5, "markersize": 3, **ARM_STYLES[arm]}
         for axes, metric in zip(panels, ("loss", "perplexity", "accuracy", "f1"), strict=True):
             values = [point["metrics"][metric]["mean"] for point in points]
-            axes.plot([point["examples"] * tokens for point in points], values, label=arm, **style)
+            axes.plot([point["examples"] * tokens / 1e3 for point in points], values, label=arm, **style)
             axes.set_title(metric, fontsize=10, loc="left")
-            axes.set_xlabel("tokens seen")
+            axes.set_xlabel("thousand tokens seen")
             if metric == "perplexity":
                 axes.set_yscale("log")
     figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=4, frameon=False)

@@ -132,11 +132,12 @@ def _remarks(result: Result) -> Iterator[str]:
                 yield f"{place}, {arm}: {len(found['failed'])} seeds diverged and are not in the means."
     loaded = [entry["loading"] for entry in result["entries"] if entry["loading"]]
     if loaded:
-        calls = sorted({call for found in loaded for call in found["loaders"]})
+        calls = ", ".join(sorted({call for found in loaded for call in found["loaders"]}))
+        worst = max(found["max_difference"] for found in loaded)
+        outputs = f"no output differs by more than {worst:.1g}" if worst else "their outputs are the same"
         yield (
-            f"{sum(found['models'] for found in loaded)} generated models were loaded by {', '.join(calls)} in a "
-            f"process that does not know this library; no output differs by more than "
-            f"{max(found['max_difference'] for found in loaded):.1g}."
+            f"{sum(found['models'] for found in loaded)} generated models were loaded by {calls} in a process that "
+            f"does not know this library; {outputs}."
         )
     yield from dict.fromkeys(_sentence(warning) for entry in result["entries"] for warning in entry["warnings"])
 
