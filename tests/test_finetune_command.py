@@ -135,7 +135,7 @@ def test_what_does_not_fit_is_said_in_one_line_before_any_training(folder, tmp_p
         (words(folder, out, model=missing), "lacks .*head.bias"),
         (words(folder, out, **{"data.image_size": 24}), r"cannot take images of shape \(3, 24, 24\)"),
         (words(folder, out, **{"data.imagesize": 24}), "unknown option 'imagesize'.*image_size"),
-        (words(folder, out, **{"data.images": missing}), "part.*cannot be read"),
+        (words(folder, out, **{"data.images": missing}), "part.*neither Parquet files nor images"),
         (words(folder, out, epochs=-1), "epochs is -1"),
         (words(folder, ""), "'output_dir' is needed"),
         (words(folder, out, "--new_head", "--from_scratch"), "new head in any case"),

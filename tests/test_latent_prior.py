@@ -319,13 +319,15 @@ def test_a_prior_comes_from_the_hub_at_the_commit_of_its_backbone(hub, prior, tm
 
 def test_the_prior_of_a_private_backbone_is_read_with_the_backbone_s_token(hub, prior, tmp_path):
     prior.save_pretrained(save_backbone(tmp_path / "backbone"))
-    hub.add("org/own", {path.name: path.read_bytes() for path in (tmp_path / "backbone").iterdir()}, private=True)
-    with pytest.raises(CheckpointError, match="org/own"):
-        LatentPrior.from_pretrained("org/own")
-    private = load_pipeline("weight-generation", "org/own", token="hf_alice", device="cpu", progress=False)
+    hub.add(
+        "org/private-prior", {path.name: path.read_bytes() for path in (tmp_path / "backbone").iterdir()}, private=True
+    )
+    with pytest.raises(CheckpointError, match="org/private-prior"):
+        LatentPrior.from_pretrained("org/private-prior")
+    private = load_pipeline("weight-generation", "org/private-prior", token="hf_alice", device="cpu", progress=False)
     (model,) = private(Net())
-    assert model.provenance["backbone"]["name"] == "org/own"
-    plain = pipeline("weight-generation", model="org/own", token="hf_alice", device="cpu", progress=False)
+    assert model.provenance["backbone"]["name"] == "org/private-prior"
+    plain = pipeline("weight-generation", model="org/private-prior", token="hf_alice", device="cpu", progress=False)
     assert same(plain(Net(), token="hf_alice")[0].state_dict, model.state_dict)
     assert model.provenance["prior"]["sha256"] == prior.sha256()
     assert replace(prior, layers=prior.layers + 1).sha256() != prior.sha256()

@@ -8,7 +8,17 @@ from trainers.optimization import constant, one_cycle
 from trainers.pretrain_config import RECIPES, PretrainConfig
 
 
-@pytest.mark.parametrize("recipe", sorted(path.stem for path in RECIPES.glob("*.yaml")))
+def recipes_with(option):
+    return sorted(path.stem for path in RECIPES.glob("*.yaml") if option in yaml.safe_load(path.read_text()))
+
+
+def test_every_recipe_is_either_of_pretraining_or_of_fine_tuning():
+    pretraining, finetuning = set(recipes_with("size")), set(recipes_with("task"))
+    assert not pretraining & finetuning
+    assert pretraining | finetuning == {path.stem for path in RECIPES.glob("*.yaml")}
+
+
+@pytest.mark.parametrize("recipe", recipes_with("size"))
 def test_every_recipe_is_read_whole_and_names_a_size(recipe):
     config = PretrainConfig.from_yaml(recipe)
     WSLConfig.from_size(config.size, **config.model)

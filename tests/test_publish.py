@@ -237,7 +237,7 @@ def test_a_dataset_s_own_card_keeps_its_text_and_gets_a_front_matter_that_fits(h
 
 
 def test_the_prior_of_a_backbone_goes_along_and_models_without_anchors_are_drawn_from_the_hub(hub, backbone, dataset):
-    fit_and_save_prior(backbone, str(dataset), use_cpu=True, progress=False)
+    fit_and_save_prior(backbone, str(dataset), device="cpu", progress=False)
     assert run("publish", backbone, "org/backbone", "--licence", "apache-2.0", "--yes").exit_code == 0
     assert PRIOR_FILE in files_of(hub, "org/backbone")
     (model,) = load_pipeline("weight-generation", "org/backbone", device="cpu", progress=False)("test_resnet")
@@ -284,6 +284,7 @@ def test_a_backbone_goes_up_without_checkpoints_and_without_the_publisher_s_fold
     result = publish(backbone, "org/backbone", licence="apache-2.0")
     files = files_of(hub, "org/backbone")
     expected = {"config.json", "preprocessor_config.json", "model.safetensors", "training_facts.json", "README.md"}
+    expected.add("latent_prior.safetensors")
     assert set(files) == {*expected, ".gitattributes", *(path.name for path in code_files())}
     assert {"checkpoint-2/", "checkpoint-4/", "metrics.jsonl"} <= set(result.plan.publication.left)
     training = json.loads((backbone / "training_facts.json").read_text())
