@@ -107,8 +107,7 @@ def _distributions(result: Result) -> Figure:
             found = entry["kinds"][kind]
             axes.stairs(found["original"], found["edges"], color=GREY, fill=True, alpha=0.5, label="original")
             axes.stairs(found["reconstructed"], found["edges"], color=RED, linewidth=1.5, label="reconstructed")
-            title = f"{entry['architecture']}, {entry['row']}: {kind}"
-            axes.set_title(title, fontsize=8, loc="left")
+            axes.set_title(f"{entry['row']}\n{entry['architecture']}: {kind}", fontsize=8, loc="left")
             axes.set_yscale("log")
     figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=2, frameon=False)
     return figure
