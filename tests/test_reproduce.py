@@ -172,7 +172,8 @@ def test_wrong_input_is_refused_before_any_work(names, scale, given, message, tm
         ({"backbones": {**TINY["backbones"], "hf-large": {**BACKBONE, "recipe": "nan"}}}, "no recipe 'nan'"),
         ({"backbones": {**TINY["backbones"], "hf-large": {**BACKBONE, "colection": 1}}}, "Did you mean 'collection'?"),
         ({"training": {"epoch": 1}}, "unknown option 'epoch'. Did you mean 'epochs'?"),
-        ({"training": {"mixed_precision": "bf16"}}, "mixes the precisions"),
+        ({"training": {"mixed_precision": "bf16", "use_cpu": True}}, "mixes values of mixed_precision"),
+        ({"training": {"use_cpu": False}}, "mixes values of use_cpu"),
     ],
 )
 def test_a_mistake_in_a_scale_is_refused_before_any_work(change, message, tmp_path):

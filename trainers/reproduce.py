@@ -6,6 +6,7 @@ import logging
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from tqdm.auto import tqdm
 from transformers.utils.logging import is_progress_bar_enabled
@@ -120,16 +121,18 @@ def _count(entries: Sequence[Entry]) -> str:
 
 def _check_options(steps: Sequence[Step], work_dir: Path) -> None:
     """Builds the options of every step, so that a wrong one is met before any work."""
-    precisions = {}
+    used: dict[str, dict[Any, str]] = {"mixed_precision": {}, "use_cpu": {}}
     for step in steps:
         config = step_config(step, work_dir)
         if step.kind == EVALUATION:
             config = config.finetune_config
         if step.kind in (MODEL, BACKBONE, EVALUATION):
-            precisions.setdefault(config.mixed_precision, step.name)
-    if len(precisions) > 1:
-        named = " and ".join(f"'{precision}' ({name})" for precision, name in precisions.items())
-        raise ConfigError(
-            f"the scale mixes the precisions {named}; its steps share a process, and Accelerate has one a process. "
-            "Set mixed_precision alike in `training`, `protocols` and the options of `backbones`"
-        )
+            for option, values in used.items():
+                values.setdefault(getattr(config, option), step.name)
+    for option, values in used.items():
+        if len(values) > 1:
+            named = " and ".join(f"'{value}' ({name})" for value, name in values.items())
+            raise ConfigError(
+                f"the scale mixes values of {option}: {named}; its steps share a process, and Accelerate has one "
+                f"value a process. Set {option} alike in `training`, `protocols` and the options of `backbones`"
+            )
