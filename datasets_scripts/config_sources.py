@@ -11,7 +11,7 @@ import difflib
 import sys
 import types
 import typing
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -190,6 +190,31 @@ def command_line(
         raise ConfigError(f"command line: unknown option '--{name}'.{nearest(name.replace('-', '_'), known)}")
     given = vars(parsed)
     return given.pop("config", None), {**given, **grouped}
+
+
+def build_from_command_line(
+    cls: type[ConfigType],
+    argv: Sequence[str],
+    *,
+    program: str,
+    description: str,
+    example: str,
+    find_file: Callable[[str], str | Path] = str,
+) -> ConfigType:
+    """Reads `--config FILE --option value ...`; the command line outranks the file.
+
+    Args:
+        find_file: the file that `--config` names.
+
+    Raises:
+        ConfigError: see `command_line` and `build`.
+    """
+    path, given = command_line(cls, argv, program=program, description=description, example=example)
+    sources = [("command line", given)]
+    if path is not None:
+        path = find_file(path)
+        sources.insert(0, (str(path), read_yaml(path)))
+    return build(cls, *sources)
 
 
 def _split_groups(argv: Sequence[str], groups: Sequence[str]) -> tuple[list[str], dict[str, dict[str, Any]]]:

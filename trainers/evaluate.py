@@ -18,6 +18,7 @@ from modeling_wsl.checkpoints import open_checkpoint
 from modeling_wsl.configuration_wsl import WSLConfig
 from modeling_wsl.feature_extraction_wsl import WSLFeatureExtractor
 from modeling_wsl.generated_model import package_versions
+from modeling_wsl.generation import EXTRACTOR_SETTINGS
 from modeling_wsl.generation_plan import plan_generation
 from modeling_wsl.generation_settings import GenerationSettings
 from modeling_wsl.pipelines import find_backbone
@@ -38,7 +39,6 @@ from .text_data import load_text
 
 
 logger = logging.getLogger(__name__)
-EXTRACTOR_SETTINGS = ("tokenization", "token_size", "position_unit", "batch_norm_statistics")
 ENOUGH_SEEDS = 3
 CHECKED_EXAMPLES = 4  # that saved models are compared on
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from datasets_scripts.config_sources import ConfigError, build, command_line, nearest, option, read_yaml
+from datasets_scripts.config_sources import ConfigError, build, build_from_command_line, nearest, option
 
 from .finetune_config import FinetuneConfig
 from .image_data_config import ImageDataConfig
@@ -129,7 +129,7 @@ class EvaluateConfig:
     @classmethod
     def from_command_line(cls, argv: Sequence[str]) -> EvaluateConfig:
         """Reads `--config FILE --option value …`; the command line outranks the file."""
-        path, given = command_line(
+        return build_from_command_line(
             cls,
             argv,
             program="hf-wsl evaluate",
@@ -137,7 +137,3 @@ class EvaluateConfig:
             example="hf-wsl evaluate --backbone backbone --target resnet18 --anchors models/resnet18 "
             "--data.images cifar10 --data.image_size 32 --tokens tokens --output_dir evaluation",
         )
-        sources = [("command line", given)]
-        if path is not None:
-            sources.insert(0, (str(path), read_yaml(path)))
-        return build(cls, *sources)

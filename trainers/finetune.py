@@ -35,7 +35,7 @@ from .measure import (
     measure,
     predict_and_score,
 )
-from .optimization import SCHEDULES, set_step
+from .optimization import SCHEDULES, parameter_groups, set_step
 from .tasks import IMAGE_CLASSIFICATION, Task
 
 
@@ -264,11 +264,5 @@ def _dropout_seed(seed: int, step: int, micro: int, process: int) -> int:
 
 
 def _adamw(model: nn.Module, config: FinetuneConfig) -> torch.optim.AdamW:
-    """AdamW that decays matrices and kernels only: a norm's scale or a bias has nothing to gain from it."""
-    trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    groups = [
-        {"params": [p for p in trainable if p.ndim >= 2], "weight_decay": config.weight_decay},
-        {"params": [p for p in trainable if p.ndim < 2], "weight_decay": 0.0},
-    ]
     fused = next(model.parameters()).device.type in ("cpu", "cuda", "xpu")
-    return torch.optim.AdamW([group for group in groups if group["params"]], lr=config.learning_rate, fused=fused)
+    return torch.optim.AdamW(parameter_groups(model, config.weight_decay), lr=config.learning_rate, fused=fused)

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-import os
 import shutil
 import sys
 from collections.abc import Sequence
@@ -18,8 +17,8 @@ from accelerate import PartialState
 from torch import nn
 from transformers import CONFIG_MAPPING, MODEL_FOR_CAUSAL_LM_MAPPING, PreTrainedTokenizerBase
 
-from datasets_scripts.config_sources import ConfigError, build, command_line, option, read_yaml
-from datasets_scripts.errors import USER_ERRORS, one_line
+from datasets_scripts.config_sources import ConfigError, build, build_from_command_line, option
+from datasets_scripts.errors import one_line
 from datasets_scripts.files import write_json
 from modeling_wsl.checkpoints import open_checkpoint
 from modeling_wsl.generated_model import package_versions
@@ -30,6 +29,7 @@ from .finetune import finetune, measure
 from .finetune_config import FinetuneConfig
 from .image_data import ImageDataConfig, ImageSplits, load_images
 from .pretrain_config import find_recipe
+from .shell import run_for_shell
 from .tasks import CAUSAL_LANGUAGE_MODELING, IMAGE_CLASSIFICATION, Task
 from .text_data import TextDataConfig, TextSplits, load_text
 
@@ -76,18 +76,14 @@ class FinetuneCommandConfig(FinetuneConfig):
     @classmethod
     def from_command_line(cls, argv: Sequence[str]) -> FinetuneCommandConfig:
         """Reads `--config FILE --option value ...`; the command line outranks the file."""
-        path, given = command_line(
+        return build_from_command_line(
             cls,
             argv,
             program="hf-wsl finetune",
             description="Fine-tune a generated, trained or new model on images or text.",
             example="hf-wsl finetune --model generated/000 --data.images cifar10 --output_dir out",
+            find_file=find_recipe,
         )
-        sources = [("command line", given)]
-        if path is not None:
-            path = find_recipe(path)
-            sources.insert(0, (str(path), read_yaml(path)))
-        return build(cls, *sources)
 
     @property
     def training(self) -> FinetuneConfig:
@@ -244,18 +240,8 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
 
 
 def run(argv: Sequence[str] | None = None) -> int:
-    """`main` for a shell: an error that a user can mend is one line on stderr (with `HF_WSL_TRACEBACK=1`, all of it)
-    and exit code 1.
-    """
-    try:
-        main(argv)
-    except USER_ERRORS as error:
-        if os.environ.get("HF_WSL_TRACEBACK") == "1":
-            raise
-        if os.environ.get("RANK", "0") == "0":  # every process meets the same error; say it once
-            sys.stderr.write(f"error: {one_line(error)}\n")
-        return 1
-    return 0
+    """`main` for a shell, see `run_for_shell`."""
+    return run_for_shell(main, argv)
 
 
 if __name__ == "__main__":

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
+from torch import nn
 from transformers import PreTrainedModel
 
 from .pretrain_config import PretrainConfig
@@ -14,15 +16,20 @@ _START_DIVISOR, _FINAL_DIVISOR = 25.0, 1e4  # of torch's OneCycleLR, the paper's
 _MOMENTUM_DIP = 0.10
 
 
-def make_optimizer(model: PreTrainedModel, config: PretrainConfig) -> torch.optim.AdamW:
-    """AdamW over the trainable parameters, weight decay on matrices only; fused where torch has the kernel."""
+def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
+    """The trainable parameters, with weight decay on matrices and kernels only: norms and biases gain nothing."""
     trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
     groups = [
-        {"params": [p for p in trainable if p.ndim >= 2], "weight_decay": config.weight_decay},
+        {"params": [p for p in trainable if p.ndim >= 2], "weight_decay": weight_decay},
         {"params": [p for p in trainable if p.ndim < 2], "weight_decay": 0.0},
     ]
+    return [group for group in groups if group["params"]]
+
+
+def make_optimizer(model: PreTrainedModel, config: PretrainConfig) -> torch.optim.AdamW:
+    """AdamW over the trainable parameters, weight decay on matrices only; fused where torch has the kernel."""
     return torch.optim.AdamW(
-        groups,
+        parameter_groups(model, config.weight_decay),
         lr=config.learning_rate,
         betas=(config.adam_beta1, config.adam_beta2),
         eps=config.adam_epsilon,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 import platform
 import shutil
 import sys
@@ -20,7 +19,7 @@ from accelerate.tracking import get_available_trackers
 from accelerate.utils import GradientAccumulationPlugin
 
 from datasets_scripts.config_sources import ConfigError
-from datasets_scripts.errors import USER_ERRORS, one_line
+from datasets_scripts.errors import one_line
 from datasets_scripts.files import write_json
 from modeling_wsl import WSLForPreTraining
 from modeling_wsl.feature_extraction_wsl import WSLFeatureExtractor
@@ -43,6 +42,7 @@ from .pretrain_setup import (
     size_of,
 )
 from .pretrain_trainer import PretrainTrainer
+from .shell import run_for_shell
 from .training_batches import StoredBatches
 from .validation import Validation
 from .window_data import WindowDataset
@@ -237,18 +237,8 @@ def versions() -> dict[str, str]:
 
 
 def run(argv: Sequence[str] | None = None) -> int:
-    """`main` for a shell: an error that a user can mend is one line on stderr (with `HF_WSL_TRACEBACK=1`, all of it)
-    and exit code 1.
-    """
-    try:
-        main(argv)
-    except USER_ERRORS as error:
-        if os.environ.get("HF_WSL_TRACEBACK") == "1":
-            raise
-        if os.environ.get("RANK", "0") == "0":  # every process meets the same error; say it once
-            sys.stderr.write(f"error: {one_line(error)}\n")
-        return 1
-    return 0
+    """`main` for a shell, see `run_for_shell`."""
+    return run_for_shell(main, argv)
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ from typing import Any
 
 import yaml
 
-from datasets_scripts.config_sources import ConfigError, build, command_line, option, read_yaml
+from datasets_scripts.config_sources import ConfigError, build, build_from_command_line, option, read_yaml
 
 
 RECIPES = Path(__file__).parent / "recipes"
@@ -186,18 +186,14 @@ class PretrainConfig:
     @classmethod
     def from_command_line(cls, argv: Sequence[str]) -> PretrainConfig:
         """Reads `--config FILE --option value …`; the command line outranks the file."""
-        path, given = command_line(
+        return build_from_command_line(
             cls,
             argv,
             program="hf-wsl pretrain",
             description="Pretrain a weight-space backbone on tokenized models.",
             example="hf-wsl pretrain --config tiny --dataset DIR --output_dir OUT --max_minutes 30",
+            find_file=find_recipe,
         )
-        sources = [("command line", given)]
-        if path is not None:
-            path = find_recipe(path)
-            sources.insert(0, (str(path), read_yaml(path)))
-        return build(cls, *sources)
 
 
 def find_recipe(path: str | Path) -> Path:
