@@ -7,7 +7,6 @@ from os import PathLike
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from transformers import Pipeline, PreTrainedModel, pipeline
 
@@ -21,6 +20,7 @@ from .generated_model import GeneratedModel
 from .generation import generate
 from .generation_plan import list_anchors, plan_generation
 from .generation_settings import GenerationSettings
+from .latent_pooling import LatentPool
 from .latent_prior import LatentPrior
 from .latent_sources import STREAM_WINDOW
 from .sampling import encode_stream
@@ -115,6 +115,12 @@ def find_backbone(
     return name, commit
 
 
+def no_weights(name: str | PathLike) -> CheckpointError:
+    """The error of a model without tokens."""
+    advice = "Its floating-point tensors are all carried; batch_norm_statistics='tokenize' takes them in"
+    return CheckpointError(name, "holds no weights to tokenise", advice)
+
+
 class WeightEmbeddingPipeline(WeightPipeline):
     """Embeds models by their weights: the mean latent over all tokens (paper, section 3.4).
 
@@ -124,11 +130,12 @@ class WeightEmbeddingPipeline(WeightPipeline):
     ```
 
     Called with a source that `open_checkpoint` reads (state dict, module, file, folder, Hub id) it returns a dict:
-    `embedding` float32 numpy `[latent_size]`, `per_layer` {layer name: float32 `[latent_size]`} and the model's
-    `WeightManifest`. A list gives a list, a dataset or generator an iterator. A model is read and encoded in haloed
-    windows, one batch after the other: memory does not grow with its size.
+    `embedding` float32 numpy `[latent_size]` (longer with another pooling), `per_layer` {layer name: float32
+    `[latent_size]`} and the model's `WeightManifest`. A list gives a list, a dataset or generator an iterator. A model
+    is read and encoded in haloed windows, one batch after the other: memory does not grow with its size.
 
     Args (of the call, or of `pipeline` as defaults):
+        pooling: "mean", "moments" or "layers"; see `LatentPool`.
         window_size: tokens per window; default: the window that the backbone was trained on.
         halo: tokens of context on both sides of a window; default 64.
         batch_size: windows per forward pass; default 8.
@@ -143,6 +150,7 @@ class WeightEmbeddingPipeline(WeightPipeline):
 
     def _sanitize_parameters(
         self,
+        pooling: str | None = None,
         window_size: int | None = None,
         halo: int | None = None,
         windows_per_batch: int | None = None,
@@ -151,6 +159,7 @@ class WeightEmbeddingPipeline(WeightPipeline):
         **open_options: Any,
     ) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
         forward = {
+            "pooling": pooling,
             "window_size": window_size,
             "halo": halo,
             "batch_size": windows_per_batch,
@@ -163,17 +172,19 @@ class WeightEmbeddingPipeline(WeightPipeline):
         windows = self.feature_extractor.stream(source, window_size=STREAM_WINDOW, **open_options)
         first = next(windows, None)
         if first is None:
-            name = source if isinstance(source, str | PathLike) else f"<{type(source).__name__}>"
-            advice = "Its floating-point tensors are all carried; batch_norm_statistics='tokenize' takes them in"
-            raise CheckpointError(name, "holds no weights to tokenise", advice)
+            raise no_weights(source if isinstance(source, str | PathLike) else f"<{type(source).__name__}>")
         # An iterator, for transformers leaves it alone: it would move the tensors of a list or dict to its device.
         return {"manifest": first["manifest"], "windows": chain([first], windows)}
 
     def _forward(
-        self, model_inputs: Mapping[str, Any], window_size: int | None = None, **options: Any
+        self,
+        model_inputs: Mapping[str, Any],
+        window_size: int | None = None,
+        pooling: str = "mean",
+        **options: Any,
     ) -> dict[str, Any]:
         manifest = model_inputs["manifest"]
-        sums = torch.zeros(len(manifest.layers), self.model.config.latent_size, dtype=torch.float64)
+        pool = LatentPool(manifest.layers, self.model.config.latent_size, pooling)
         for start, latents in encode_stream(
             self.model,
             model_inputs["windows"],
@@ -181,18 +192,14 @@ class WeightEmbeddingPipeline(WeightPipeline):
             window_size=self.model.config.window_size if window_size is None else window_size,
             **{"progress": True, **options},
         ):
-            layer = manifest.positions(start, start + len(latents))[:, 1]  # [tokens]
-            sums.index_add_(0, layer, latents.cpu().double())
-        return {"sums": sums, "manifest": manifest}
+            pool.add(latents, manifest.positions(start, start + len(latents))[:, 1])
+        return {"pool": pool, "manifest": manifest}
 
     def postprocess(self, model_outputs: Mapping[str, Any]) -> dict[str, Any]:
-        sums, manifest = model_outputs["sums"], model_outputs["manifest"]
-        counts = torch.tensor([layer.num_tokens for layer in manifest.layers])
-        means = (sums / counts[:, None]).float().numpy()  # [layers, latent_size]
-        embedding: np.ndarray = (sums.sum(0) / manifest.num_tokens).float().numpy()
+        pool, manifest = model_outputs["pool"], model_outputs["manifest"]
         return {
-            "embedding": embedding,
-            "per_layer": {layer.name: mean for layer, mean in zip(manifest.layers, means, strict=True)},
+            "embedding": pool.embedding(),
+            "per_layer": pool.per_layer(),
             "manifest": replace(manifest, carried_values=None),
         }
 

@@ -8,6 +8,7 @@ needed. Which row a token's result comes from is computed from the token's index
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from itertools import islice
 
 import torch
 from torch import Tensor
@@ -90,29 +91,47 @@ def encode_stream(
         ValueError: the pieces hold more or fewer than `num_tokens` tokens.
     """
     windows = HaloedWindows(num_tokens, window_size, halo)
+    rows = haloed_rows(chunks, windows)
+    with _progress_bar(len(windows), "Encoding", progress) as bar:
+        while batch := list(islice(rows, batch_size)):
+            indices = range(batch[0][0], batch[-1][0] + 1)
+            fields = {name: torch.stack([row[name] for _, row in batch]) for name in batch[0][1]}
+            yield windows.core(indices[0])[0], _run(model, model.encode, fields, windows, indices, autocast_dtype)
+            bar.update(len(batch))
+
+
+def haloed_rows(
+    chunks: Iterable[Mapping[str, Tensor]], windows: HaloedWindows
+) -> Iterator[tuple[int, dict[str, Tensor]]]:
+    """Cuts a sequence that arrives in pieces into rows, in the memory of one piece and what is taken from here.
+
+    Args:
+        chunks: see `encode_stream`.
+        windows: of the whole sequence.
+
+    Yields:
+        (index of the row, its `tokens`, `token_mask` and `positions`, each `[row_length, ...]`), in order.
+
+    Raises:
+        ValueError: the pieces hold more or fewer than `windows.num_tokens` tokens.
+    """
+    num_tokens = windows.num_tokens
     held: dict[str, Tensor] = {}
     held_start = held_stop = index = 0
-    with _progress_bar(len(windows), "Encoding", progress) as bar:
-        for chunk in chunks:
-            fields = {
-                name: chunk[name] for name in ("tokens", "token_mask", "positions") if chunk.get(name) is not None
-            }
-            held_stop += len(fields["tokens"])
-            if held_stop > num_tokens:
-                break
-            held = {name: torch.cat([held[name], value]) if held else value for name, value in fields.items()}
-            while index < len(windows):
-                rows = range(index, min(index + batch_size, len(windows)))
-                if windows.row_start(rows[-1]) + windows.row_length > held_stop:
-                    break
-                batch = {name: _rows(value, windows, rows, held_start) for name, value in held.items()}
-                yield windows.core(index)[0], _run(model, model.encode, batch, windows, rows, autocast_dtype)
-                bar.update(len(rows))
-                index = rows.stop
-            if index < len(windows):  # what lies before the next row is not needed again
-                drop = windows.row_start(index) - held_start
-                held = {name: value[drop:] for name, value in held.items()}
-                held_start += drop
+    for chunk in chunks:
+        fields = {name: chunk[name] for name in ("tokens", "token_mask", "positions") if chunk.get(name) is not None}
+        held_stop += len(fields["tokens"])
+        if held_stop > num_tokens:
+            break
+        held = {name: torch.cat([held[name], value]) if held else value for name, value in fields.items()}
+        while index < len(windows) and windows.row_start(index) + windows.row_length <= held_stop:
+            start = windows.row_start(index) - held_start
+            yield index, {name: value[start : start + windows.row_length] for name, value in held.items()}
+            index += 1
+        if index < len(windows):  # what lies before the next row is not needed again
+            drop = windows.row_start(index) - held_start
+            held = {name: value[drop:] for name, value in held.items()}
+            held_start += drop
     if held_stop != num_tokens:
         raise ValueError(
             f"The pieces hold {'at least ' if held_stop > num_tokens else ''}{held_stop} tokens, num_tokens says "
@@ -214,6 +233,19 @@ def draw_seeds(seed: int, num_draws: int) -> list[int]:
     return [int(torch.randint(2**63 - 1, (), generator=generator)) for _ in range(num_draws)]
 
 
+def run_batch(
+    model: PreTrainedModel, method: Callable, batch: Mapping[str, Tensor], autocast_dtype: torch.dtype | str | None
+) -> Tensor:
+    """`encode` or `decode` of a batch on the model's device, without gradients: `[rows, row_length, width]`."""
+    inputs = {name: value.to(model.device) for name, value in batch.items()}
+    if isinstance(autocast_dtype, str):
+        check_choice("autocast_dtype", autocast_dtype, ("bfloat16", "float16"))
+        autocast_dtype = getattr(torch, autocast_dtype)
+    enabled = autocast_dtype is not None
+    with torch.no_grad(), torch.autocast(model.device.type, dtype=autocast_dtype, enabled=enabled):
+        return method(**inputs)
+
+
 def _rows(sequence: Tensor, windows: HaloedWindows, rows: range, offset: int) -> Tensor:
     """The rows of a sequence whose first token has index `offset`: `[rows, row_length, ...]`."""
     starts = [windows.row_start(row) - offset for row in rows]
@@ -229,13 +261,7 @@ def _run(
     autocast_dtype: torch.dtype | str | None,
 ) -> Tensor:
     """Runs encode or decode on a batch of rows and keeps the core of each: `[tokens, width]` float32."""
-    inputs = {name: value.to(model.device) for name, value in batch.items()}
-    if isinstance(autocast_dtype, str):
-        check_choice("autocast_dtype", autocast_dtype, ("bfloat16", "float16"))
-        autocast_dtype = getattr(torch, autocast_dtype)
-    enabled = autocast_dtype is not None
-    with torch.no_grad(), torch.autocast(model.device.type, dtype=autocast_dtype, enabled=enabled):
-        outputs = method(**inputs)  # [rows, row_length, width]
+    outputs = run_batch(model, method, batch, autocast_dtype)  # [rows, row_length, width]
     cores = []
     for output, row in zip(outputs, rows, strict=True):
         start, stop = windows.core(row)

@@ -66,7 +66,7 @@ class HubServer(RequestLog):
         """Empties the Hub: no repositories, no faults, no log."""
         with self.state_lock:
             for path in Path(self.uploads.name).iterdir():
-                path.unlink()
+                path.unlink(missing_ok=True)  # an answer may end late and delete its own upload
             self.repositories: dict[str, Repository] = {}  # models by id, others by "datasets/<id>", "spaces/<id>"
             self.failures: dict[
                 str, int

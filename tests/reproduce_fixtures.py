@@ -1,14 +1,16 @@
 """A scale of the smallest sizes that the whole way works at, on scikit-learn's digits and a made-up text."""
 
+import json
 from pathlib import Path
 
 import datasets
 import numpy as np
 import yaml
 from PIL import Image
+from safetensors.numpy import save_file
 from sklearn.datasets import load_digits
 
-from trainers.reproduce_plan import Given
+from trainers.reproduction.plan import Given
 
 
 NET = {"group": "ResNet", "target": "resnet10t", "target_kwargs": {"stem_width": 4, "channels": [4, 4, 8, 8]}}
@@ -46,18 +48,36 @@ TINY = {
     "datasets": {"digits": {"options": {"image_size": 32, "max_train": 48, "max_validation": 16, "max_test": 16}}},
     "texts": {"words": {"options": {"vocab_size": 300, "block_size": 16, "max_train_tokens": 256}}},
     "architectures": {"net": NET, "other": OTHER, "gpt2": {"group": "GPT-2", "transformers": GPT2}},
+    "zoos": {
+        "cnns": {
+            "dataset": "digits",
+            "data": {"image_size": 28, "channels": 1, "max_train": 48, "max_validation": 16, "max_test": 16},
+            "options": {"seeds": 8, "epochs": 2, "learning_rates": [1e-3, 1e-2], "batch_size": 16},
+            "probe": {"target": ["test_accuracy", "epoch"]},
+        },
+        "trained elsewhere": {
+            "given": "nets",
+            "include": ["*net-*"],
+            "probe": {"target": ["value"], "split": "leave-group-out", "properties": ""},
+        },
+    },
     "collections": {
+        "cnns": {"zoo": "cnns", "tokenize": {"split_by": "model", "layer_normalization": True}},
         "zoo": {
             "trained": {"architectures": ["net"], "datasets": ["digits"], "seeds": [100, 101]},
             "tokenize": {"split_by": "model", "validation_fraction": 0.5},
-        }
+        },
     },
-    "backbones": dict.fromkeys(("hf-large", "sane-cifar10", "loss-token-masked"), BACKBONE),
+    "backbones": {
+        **dict.fromkeys(("hf-large", "sane-cifar10", "loss-token-masked"), BACKBONE),
+        "of-the-zoo": {**BACKBONE, "collection": "cnns"},
+    },
     "training": {"epochs": 1, "batch_size": 16, "use_cpu": True},
     "protocols": {
         "fine-tuning": {"protocol": "init", "seeds": 2, "num_candidates": 2, "finetune": {**FAST, "batch_size": 24}},
         "few-shot": {"protocol": "few-shot", "seeds": 1, "num_candidates": 3, "num_kept": 2, "finetune": FAST},
         "language-modeling": {"protocol": "init", "seeds": 1, "num_candidates": 2, "finetune": FAST},
+        "probing": {"bootstrap": 20, "probes": ["ridge"], "baselines": ["statistics", "pca"]},
     },
     "tables": {
         "table7": {"architectures": ["net", "other"], "datasets": ["digits"], "difference": "Everything is tiny."},
@@ -67,6 +87,14 @@ TINY = {
             "rows": ["MLN"],
             "difference": "Everything is tiny.",
         },
+        "table9": {
+            "zoos": ["cnns"],
+            "poolings": ["mean", "layers"],
+            "rows": ["CIFAR10", "HF"],
+            "backbones": {"CIFAR10": ["of-the-zoo"]},
+            "difference": "Everything is tiny.",
+        },
+        "populations": {"zoos": ["trained elsewhere"], "poolings": ["mean"], "difference": "Everything is tiny."},
         "figure4": {"architectures": ["gpt2"], "datasets": ["words"], "difference": "Everything is tiny."},
         "figure6": {
             "architectures": ["net"],
@@ -117,4 +145,15 @@ def write_data(folder: Path) -> Given:
         ]
     )
     text.write_text("\n".join(" ".join(random.choice(words, 8)) + "." for _ in range(200)))
-    return Given(images={"digits": str(images)}, text={"words": str(text)})
+    write_population(folder / "nets")
+    return Given({"digits": str(images)}, {"words": str(text)}, {"nets": str(folder / "nets")})
+
+
+def write_population(folder: Path) -> None:
+    """Nets whose mean weight tells a property of theirs, and one that is none of them."""
+    random = np.random.default_rng(0)
+    for index, name in enumerate([*(f"net-{number}" for number in range(12)), "other"]):
+        (folder / name).mkdir(parents=True)
+        weights = random.normal(index / 10, 0.1, (16, 24)).astype(np.float32)
+        save_file({"layer.weight": weights}, folder / name / "model.safetensors")
+        (folder / name / "properties.json").write_text(json.dumps({"value": index / 10}))

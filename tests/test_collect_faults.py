@@ -43,7 +43,9 @@ def test_transient_faults_leave_the_same_dataset(hub, undisturbed, tmp_path):
 @pytest.mark.slow
 def test_four_workers_make_the_dataset_of_one(hub, undisturbed, tmp_path):
     seed_mixed(hub)
+    slow = hub.fault("GET .*safetensors", times=8, delay=0.5)  # so that requests overlap
     collect(tmp_path / "four", configured(num_workers=4))
+    assert slow.fired
     assert hashes(tmp_path / "four") == undisturbed
     assert hub.totals()["peak"] > 1
 

@@ -13,12 +13,12 @@ from typer.testing import CliRunner
 
 from datasets_scripts.config_sources import ConfigError
 from modeling_wsl import cli
-from trainers.paper_tables import NAMES, load_table, load_tables
-from trainers.reproduce import parse_given, plan_lines, reproduce
-from trainers.reproduce_plan import EVALUATION, Given, Planner, ordered_steps
-from trainers.reproduce_scale import SCALES, load_scale
-from trainers.reproduce_steps import step_config
-from trainers.results_page import results_page, write_page
+from trainers.reproduction.paper_tables import NAMES, load_table, load_tables
+from trainers.reproduction.plan import EVALUATION, Given, Planner, ordered_steps
+from trainers.reproduction.reproduce import parse_given, plan_lines, reproduce
+from trainers.reproduction.results_page import results_page, write_page
+from trainers.reproduction.scale import SCALES, load_scale
+from trainers.reproduction.steps import step_config
 
 
 ROOT = Path(__file__).parent.parent
@@ -273,3 +273,44 @@ def test_the_command_rewrites_the_page_alone(tmp_path):
     done = CliRunner().invoke(cli.app, ["reproduce", "--results", str(tmp_path), "--page", str(page)])
     assert done.exit_code == 0, done.output
     assert page.read_text() == results_page(tmp_path, page)
+
+
+def test_table_9_has_every_backbone_its_untrained_twin_and_the_baselines_with_intervals(run):
+    found = result(run, "table9")
+    assert [(entry["row"], entry["backbone"], entry["pooling"]) for entry in found["entries"]] == [
+        ("CIFAR10", "of-the-zoo", "mean"),
+        ("CIFAR10", "of-the-zoo", "layers"),
+        ("HF", "hf-large", "mean"),
+        ("HF", "hf-large", "layers"),
+    ]
+    for entry in found["entries"]:
+        assert entry["trained"] != entry["untrained"]
+        for target in ("test_accuracy", "epoch"):
+            ridge = entry["trained"][target]["ridge"]
+            low, high = ridge["intervals"]["r2"]
+            assert low <= ridge["metrics"]["r2"] <= high
+    control = found["controls"]["cnns"]
+    assert set(control["targets"]["epoch"]["results"]) == {"mean", "statistics", "pca", "pca, layers"}
+    assert control["models"]["count"] == 32 and control["models"]["groups"] == 16
+
+
+def test_a_population_of_others_is_chosen_by_name_and_every_group_left_out_in_turn(run):
+    control = result(run, "populations")["controls"]["trained elsewhere"]
+    assert control["models"]["count"] == 12 and control["models"]["splits"] is None
+    assert control["targets"]["value"]["results"]["statistics"]["ridge"]["metrics"]["r2"] > 0.9
+
+
+def test_the_page_puts_probes_beside_the_papers_figures(run):
+    page = results_page(run["folder"] / "results", run["folder"] / "RESULTS.md")
+    section = page[page.index("## Table 9") :]
+    section = section[: section.index("## ", 5)]
+    for name in (
+        "of the zoo (CIFAR10)",
+        "of the zoo, untrained",
+        "hf-large (HF), layers",
+        "statistics",
+        "pca",
+        "91.69",
+    ):
+        assert name in section
+    assert "| Table 9" not in page  # the overview is of generated models

@@ -66,8 +66,8 @@ def fit_and_save_prior(
     for name in EXTRACTOR_SETTINGS:
         if getattr(extractor, name) != getattr(expected, name):
             raise DatasetError(
-                f"dataset '{dataset}' was tokenized with {name}={getattr(extractor, name)!r}, the backbone expects "
-                f"{getattr(expected, name)!r}. Give the dataset that the backbone was trained on"
+                f"dataset '{dataset}' was tokenized with {name}={getattr(extractor, name)!r:.120}, the backbone "
+                f"expects {getattr(expected, name)!r:.120}. Give the dataset that the backbone was trained on"
             )
     rows = source.load()[TRAIN]
     table = WindowTable(rows.data.table, f"split '{TRAIN}'")

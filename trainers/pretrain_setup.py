@@ -14,6 +14,7 @@ from accelerate.utils import broadcast_object_list, set_seed
 from huggingface_hub.errors import StrictDataclassError
 
 from datasets_scripts.config_sources import ConfigError, nearest
+from datasets_scripts.embedding.linear_projection import random_projection
 from datasets_scripts.errors import one_line
 from datasets_scripts.files import write_text
 from modeling_wsl import WSLConfig, WSLForPreTraining
@@ -21,7 +22,7 @@ from modeling_wsl.configuration_wsl import SIZES
 from modeling_wsl.feature_extraction_wsl import WSLFeatureExtractor
 from modeling_wsl.pipelines import find_backbone
 
-from .baselines import evaluate, fit_pca, random_projection
+from .baselines import evaluate, fit_pca
 from .checkpointing import checkpoint_step, last_checkpoint, list_checkpoints, read_state, remove_leftovers
 from .dataset_source import DatasetSource, SplitSize
 from .pretrain_config import PretrainConfig

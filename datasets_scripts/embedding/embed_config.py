@@ -1,0 +1,64 @@
+"""The options of `hf-wsl embed`, each described once."""
+
+import dataclasses
+from dataclasses import dataclass
+
+from modeling_wsl import WSLFeatureExtractor
+from modeling_wsl.latent_pooling import POOLINGS
+
+from ..config_sources import ConfigError, option
+
+
+# What is not a backbone. Anything else that `embed` is given is one: a folder, or a Hub id.
+METHODS = ("statistics", "pooled-statistics", "spectral-norms", "random-projection", "pca")
+TOKEN_METHODS = ("random-projection", "pca")  # embed each token, as a backbone does
+
+
+@dataclass(frozen=True)
+class EmbedConfig:
+    """The options of `hf-wsl embed`.
+
+    Raises:
+        ConfigError: a value out of range or not among the choices.
+    """
+
+    pooling: str = option(
+        "mean",
+        "Over all tokens: mean; moments: mean, standard deviation and skewness side by side; layers: the mean of each "
+        "layer side by side, for models of one architecture.",
+        POOLINGS,
+    )
+    per_layer: bool = option(False, "Write the mean of each layer too, as column `layers`.")
+    untrained: bool = option(False, "The backbone's architecture with fresh random weights, drawn by the seed.")
+    revision: str | None = option(None, "Branch, tag or commit of a backbone on the Hub.")
+    window_size: int | None = option(None, "Tokens per window; by default that which the backbone was trained on.")
+    halo: int = option(64, "Tokens of context on both sides of a window.")
+    batch_size: int = option(8, "Windows per forward pass; of models shorter than a window as many more.")
+    mixed_precision: str = option("no", "Arithmetic of the backbone.", ("no", "bf16"))
+    fit_on: list = option([], "Sources whose tokens pca is fitted on; by default the embedded models.")
+    latent_size: int = option(128, "Numbers per token of random-projection and pca.")
+    tokenization: str = option("dense", "Of the methods without a backbone.", ("dense", "sparse"))
+    token_size: int = option(230, "Of the methods without a backbone: entries per token.")
+    batch_norm_statistics: str = option(
+        "carry", "Of the methods without a backbone: running statistics left out, or taken in.", ("carry", "tokenize")
+    )
+    seed: int = option(0, "Of random projections and untrained backbones.")
+
+    def __post_init__(self) -> None:
+        for field in dataclasses.fields(self):
+            choices, value = field.metadata["choices"], getattr(self, field.name)
+            if choices and value not in choices:
+                raise ConfigError(f"{field.name}={value!r} is not known; choose one of {', '.join(choices)}.")
+        lowest = {"window_size": 1, "halo": 0, "batch_size": 1, "latent_size": 3, "token_size": 1}
+        for name, least in lowest.items():
+            value = getattr(self, name)
+            if value is not None and value < least:
+                raise ConfigError(f"{name} is {value}; it is at least {least}.")
+
+    def feature_extractor(self) -> WSLFeatureExtractor:
+        """That of the methods without a backbone."""
+        return WSLFeatureExtractor(
+            tokenization=self.tokenization,
+            token_size=self.token_size,
+            batch_norm_statistics=self.batch_norm_statistics,
+        )

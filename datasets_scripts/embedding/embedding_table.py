@@ -1,0 +1,150 @@
+"""The table of embeddings: one Parquet row a model, and how it was made in the metadata."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from os import PathLike
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from ..files import replacing
+
+
+LAYERS_TYPE = pa.list_(pa.struct([("name", pa.string()), ("embedding", pa.list_(pa.float32()))]))
+
+
+@dataclass
+class EmbeddingTable:
+    """Embeddings of models, in the order in which the models were named.
+
+    Attributes:
+        model_ids: unique.
+        embeddings: float32 `[models, d]`.
+        revisions: the commit of a model of the Hub, None for others; by default None for all.
+        points: float32 `[models, 2]`, a map to look at; by default `principal_map(embeddings)`.
+        made_by: what the file's metadata tell: `method` ("backbone" or one of METHODS), `backbone`,
+            `backbone_revision`, and the settings that the method looks at.
+        layers: for each model, layer name -> float32 `[d]`; None where they were not asked for.
+
+    Raises:
+        ValueError: not as many embeddings as models, or a model twice.
+    """
+
+    model_ids: list[str]
+    embeddings: np.ndarray
+    revisions: list[str | None] | None = None
+    points: np.ndarray | None = None
+    made_by: dict[str, str] = field(default_factory=dict)
+    layers: list[dict[str, np.ndarray]] | None = None
+
+    def __post_init__(self) -> None:
+        count = len(self.model_ids)
+        if self.embeddings.ndim != 2 or len(self.embeddings) != count:
+            raise ValueError(f"embeddings have shape {self.embeddings.shape} for {count} models; give [{count}, d].")
+        if len(set(self.model_ids)) != count:
+            twice = next(name for name in self.model_ids if self.model_ids.count(name) > 1)
+            raise ValueError(f"The model {twice!r} stands twice in this table of embeddings; keep one row a model.")
+        if self.revisions is None:
+            self.revisions = [None] * count
+        if self.points is None:
+            self.points = principal_map(self.embeddings)
+
+    def __len__(self) -> int:
+        return len(self.model_ids)
+
+    def select(self, model_ids: Sequence[str]) -> "EmbeddingTable":
+        """The rows of these models, in this order, with the points of the whole table.
+
+        Raises:
+            ValueError: a model that the table does not hold.
+        """
+        rows = {name: row for row, name in enumerate(self.model_ids)}
+        missing = [name for name in model_ids if name not in rows]
+        if missing:
+            raise ValueError(
+                f"The table of embeddings has no row for {_some(missing)}. Embed them too, or leave them out."
+            )
+        chosen = [rows[name] for name in model_ids]
+        return EmbeddingTable(
+            list(model_ids),
+            self.embeddings[chosen],
+            [self.revisions[row] for row in chosen],
+            self.points[chosen],
+            dict(self.made_by),
+            None if self.layers is None else [self.layers[row] for row in chosen],
+        )
+
+    def write(self, path: str | PathLike) -> None:
+        """Writes Parquet: `model_id`, `revision`, `embedding` (fixed-size list of float32), `x`, `y` and, where there
+        are any, `layers` (list of name and embedding); `made_by` as the file's metadata."""
+        flat = pa.array(np.ascontiguousarray(self.embeddings, dtype=np.float32).reshape(-1))
+        columns = {
+            "model_id": pa.array(self.model_ids, pa.string()),
+            "revision": pa.array(self.revisions, pa.string()),
+            "embedding": pa.FixedSizeListArray.from_arrays(flat, self.embeddings.shape[1]),
+            "x": self.points[:, 0],
+            "y": self.points[:, 1],
+        }
+        if self.layers is not None:
+            rows = [[{"name": name, "embedding": of} for name, of in layers.items()] for layers in self.layers]
+            columns["layers"] = pa.array(rows, LAYERS_TYPE)
+        table = pa.table(columns).replace_schema_metadata(self.made_by)
+        with replacing(Path(path)) as temporary:
+            pq.write_table(table, temporary)
+
+    @classmethod
+    def read(cls, path: str | PathLike) -> "EmbeddingTable":
+        """The table that `write` wrote.
+
+        Raises:
+            ValueError: there is no such file, it is not Parquet, or a column is missing.
+        """
+        if not Path(path).is_file():
+            raise ValueError(f"{path}: there is no such table of embeddings; `hf-wsl embed` writes one.")
+        try:
+            table = pq.read_table(path)
+        except pa.ArrowInvalid as error:
+            raise ValueError(f"{path}: this is not a Parquet table of embeddings: {error}") from error
+        missing = {"model_id", "revision", "embedding", "x", "y"} - set(table.column_names)
+        if missing:
+            raise ValueError(
+                f"{path}: columns are missing: {', '.join(sorted(missing))}. Make the table with `hf-wsl embed`."
+            )
+        embeddings = table["embedding"].combine_chunks()
+        layers = None
+        if "layers" in table.column_names:
+            layers = [
+                {layer["name"]: np.array(layer["embedding"], dtype=np.float32) for layer in row}
+                for row in table["layers"].to_pylist()
+            ]
+        return cls(
+            table["model_id"].to_pylist(),
+            embeddings.flatten().to_numpy(zero_copy_only=False).reshape(len(embeddings), -1).astype(np.float32),
+            table["revision"].to_pylist(),
+            np.stack([table["x"].to_numpy(), table["y"].to_numpy()], axis=1).astype(np.float32),
+            {key.decode(): value.decode() for key, value in (table.schema.metadata or {}).items()},
+            layers,
+        )
+
+
+def principal_map(embeddings: np.ndarray) -> np.ndarray:
+    """The first two principal components of `[models, d]`: float32 `[models, 2]`, 0 where nothing spreads.
+
+    The sign of each component is that of its largest loading, so that the same table gives the same map.
+    """
+    centred = embeddings.astype(np.float64) - embeddings.mean(0, dtype=np.float64)
+    _, _, directions = np.linalg.svd(centred, full_matrices=False)
+    directions = directions[:2]
+    largest = np.abs(directions).argmax(1)
+    directions = directions * np.sign(directions[np.arange(len(directions)), largest])[:, None]
+    points = np.zeros((len(embeddings), 2), dtype=np.float32)
+    points[:, : len(directions)] = centred @ directions.T
+    return points
+
+
+def _some(names: Iterable[str], shown: int = 3) -> str:
+    names = list(names)
+    more = f" and {len(names) - shown} more" if len(names) > shown else ""
+    return ", ".join(map(repr, names[:shown])) + more

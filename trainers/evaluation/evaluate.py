@@ -1,0 +1,244 @@
+"""`hf-wsl evaluate`: generated weights and every control, fine-tuned on the same data in the same order."""
+
+from __future__ import annotations
+
+import json
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch.utils.data import default_collate
+
+from datasets_scripts.claimed_folder import claim_folder
+from datasets_scripts.config_sources import ConfigError, build
+from datasets_scripts.embedding.linear_projection import LinearBaseline
+from datasets_scripts.files import write_json
+from modeling_wsl.checkpoint_errors import CheckpointError
+from modeling_wsl.checkpoints import open_checkpoint
+from modeling_wsl.configuration_wsl import WSLConfig
+from modeling_wsl.feature_extraction_wsl import WSLFeatureExtractor
+from modeling_wsl.generated_model import package_versions
+from modeling_wsl.generation import EXTRACTOR_SETTINGS
+from modeling_wsl.generation_plan import plan_generation
+from modeling_wsl.generation_settings import GenerationSettings
+from modeling_wsl.pipelines import find_backbone
+
+from ..dataset_source import DatasetSource
+from ..image_data import load_images
+from ..pretrain import versions
+from ..tasks import CAUSAL_LANGUAGE_MODELING, IMAGE_CLASSIFICATION
+from ..text_data import load_text
+from .arm_runs import MODELS, run_arms
+from .comparison import Comparison, EvaluationProtocol, backbone_generator, prior_problem
+from .evaluate_config import FEW_SHOT, INIT, EvaluateConfig
+from .evaluate_report import write_report
+from .initial_weights import why_skipped
+from .loading_check import check_loading
+from .pca_cache import cached_pca
+
+
+logger = logging.getLogger(__name__)
+ENOUGH_SEEDS = 3
+CHECKED_EXAMPLES = 4  # that saved models are compared on
+
+
+def evaluate(config: EvaluateConfig) -> dict[str, Any]:
+    """Compares generated weights with every control (see `initial_weights.ARMS`) on one architecture and dataset.
+
+    Everything that can be checked from names, shapes and labels is checked first. Run it again to go on after an
+    interruption, or with more arms or seeds. With `num_workers` above 1 a script that calls this needs the usual
+    `if __name__ == "__main__":`.
+
+    Returns:
+        The content of `output_dir/evaluation.json`: `config`, `identity` (hashes of weights and data), `versions`,
+        `data`, `metric`, `arms` (arm -> `about`, `runs`, `summary`, see `run_arms`), `skipped` (arm -> why), `weights`
+        (arm -> for each model how far it is from its anchor), `loading` (saved model -> its own library's loader, and
+        how far its outputs are off), `ranked_by`, `guess` (accuracy of naming the most frequent class),
+        `tokens_per_example` (language models), `warnings`.
+
+    Raises:
+        ConfigError: an option that cannot be, or `output_dir` holds an evaluation with other ones.
+        ValueError: target, anchors, data and backbone do not fit each other; the message says how.
+    """
+    folder = Path(config.output_dir)
+    cache_dir = Path(config.cache_dir) if config.cache_dir else folder / "cache"
+    name, commit = find_backbone(config.backbone)
+    opener = EvaluationOpener(json.dumps({**vars(config), "cache_dir": str(cache_dir)}), name, commit)
+    comparison = opener.open()
+    _check_model(comparison)
+    skipped = {arm: why for arm in config.wanted_arms if (why := why_skipped(comparison, arm))}
+    arms = [arm for arm in config.wanted_arms if arm not in skipped]
+    if not arms:
+        raise ConfigError(f"none of the arms can be run: {'; '.join(f'{arm}: {why}' for arm, why in skipped.items())}")
+    data, ranked_by = comparison.splits.facts(), comparison.ranked_by
+    identity = {
+        "data_fingerprint": data["fingerprint"],
+        "backbone_weights": commit or _weights_hash(name),
+        "anchor_weights": [anchor.checkpoint.sha256() for anchor in comparison.plan.anchors],
+    }
+    claim_folder(folder, {**config.settings(), **identity}, "an evaluation")
+    warnings = _warnings(config, ranked_by, comparison.has_new_head)
+    for warning in warnings:
+        logger.warning("%s", warning)
+    metric = _metric(config)
+    workers = config.num_workers if comparison.device.type == "cpu" else 1
+    del comparison  # every process opens its own
+    found = run_arms(opener, folder, arms, config.run_seeds, metric, workers, config.keep_models)
+    results = {
+        "config": {**vars(config), **config.settings()},
+        "identity": identity,
+        "seeds": config.run_seeds,
+        "versions": {**versions(), **package_versions()},
+        "data": data,
+        "metric": metric,
+        "ranked_by": ranked_by,
+        "guess": _guess(data),
+        "tokens_per_example": data.get("block_size"),
+        "warnings": warnings,
+        "arms": found["arms"],
+        "skipped": {**skipped, **found["skipped"]},
+        "weights": found["weights"],
+        "loading": _check_loading(opener.open(), folder) if config.keep_models else {},
+    }
+    write_json(folder / "evaluation.json", results)
+    write_report(results, folder)
+    return results
+
+
+@dataclass(frozen=True)
+class EvaluationOpener:
+    """Opens the comparison of an evaluation.
+
+    Args:
+        settings: an `EvaluateConfig` as JSON, its `cache_dir` set.
+        backbone: its folder or Hub id.
+        commit: of a Hub id; a branch may move between one process and the next.
+    """
+
+    settings: str
+    backbone: str
+    commit: str | None
+
+    def open(self) -> Comparison:
+        """Reads the data, matches target and anchors; the backbone's weights are read when they are first needed.
+
+        Raises:
+            ValueError: see `evaluate`.
+        """
+        config = build(EvaluateConfig, ("the evaluation", json.loads(self.settings)))
+        name, commit = self.backbone, self.commit
+        feature_extractor = WSLFeatureExtractor.from_pretrained(name, revision=commit)
+        latent_size = WSLConfig.from_pretrained(name, revision=commit).latent_size
+        images = config.task == IMAGE_CLASSIFICATION.name
+        splits = load_images(config.data_config) if images else load_text(config.data_config)
+        shape = {"num_classes": splits.num_classes, "in_channels": splits.config.channels} if images else {}
+        options = {"target_kwargs": config.target_kwargs, **shape}
+        plan = plan_generation(
+            feature_extractor, config.target, config.anchors, GenerationSettings(), stem=config.stem, **options
+        )
+        finetuning = config.finetune_config
+        comparison = Comparison(
+            plan=plan,
+            latent_size=latent_size,
+            generate=backbone_generator(
+                name, config.target, config.anchors, finetuning.use_cpu, commit, stem=config.stem, **options
+            ),
+            task=IMAGE_CLASSIFICATION if images else CAUSAL_LANGUAGE_MODELING,
+            splits=splits,
+            protocol=EvaluationProtocol(
+                num_candidates=config.candidates,
+                num_kept=config.kept,
+                finetune=finetuning if config.protocol == INIT else None,
+                bandwidth=config.bandwidth,
+                noise=config.noise,
+                bootstrap_rounds=config.bootstrap_rounds,
+                interpolation_points=config.interpolation_points,
+                batch_norm_images=config.batch_norm_images,
+            ),
+            pca=_pca(config, feature_extractor, latent_size) if "PCA" in config.wanted_arms else None,
+            prior_problem=prior_problem(name, commit) if "prior" in config.wanted_arms else None,
+            options=finetuning,
+        )
+        if config.protocol == FEW_SHOT and comparison.has_new_head:
+            raise ConfigError(
+                f"the anchors have no classifier for the {splits.num_classes} classes of the data, and few-shot "
+                "trains none. Give anchors that were trained on this dataset, or take --protocol init"
+            )
+        return comparison
+
+
+def _pca(config: EvaluateConfig, feature_extractor: WSLFeatureExtractor, rank: int) -> LinearBaseline | None:
+    if not config.tokens:
+        return None
+    source = DatasetSource(config.tokens)
+    theirs = source.feature_extractor()
+    for name in EXTRACTOR_SETTINGS:
+        if getattr(theirs, name) != getattr(feature_extractor, name):
+            raise ConfigError(
+                f"option 'tokens': {config.tokens} was tokenized with {name}={getattr(theirs, name)!r:.120}, the "
+                f"backbone takes {getattr(feature_extractor, name)!r:.120}. Give the dataset that it was trained on"
+            )
+    return cached_pca(source, rank, config.pca_tokens, Path(config.cache_dir))
+
+
+def _weights_hash(backbone: str) -> str | None:
+    """None for a folder of settings alone, which is all that the controls need."""
+    try:
+        return open_checkpoint(backbone).sha256()
+    except CheckpointError:
+        return None
+
+
+def _check_loading(comparison: Comparison, folder: Path) -> dict[str, Any]:
+    """Whether a process that does not know this library loads the kept models, and gets the same outputs."""
+    if comparison.target.library not in ("timm", "transformers"):
+        return {}
+    modules = {}
+    for path in sorted((folder / MODELS).glob("[!.]*")):  # a process that was killed left a hidden one
+        with open_checkpoint(path, allow_nonfinite=True) as saved:
+            state = {name: saved.read(name) for name in comparison.target.tensors}
+        modules[path] = comparison.module(state).cpu()
+    if not modules:
+        return {}
+    batch = default_collate([comparison.splits.validation[index] for index in range(CHECKED_EXAMPLES)])
+    return check_loading(modules, batch["input_ids"] if isinstance(batch, dict) else batch[0])
+
+
+def _check_model(comparison: Comparison) -> None:
+    """Lets the target take one example, before hours of work end in its refusal."""
+    images = comparison.task is IMAGE_CLASSIFICATION
+    classes = comparison.task.num_classes(
+        comparison.target.build(0), default_collate([comparison.splits.validation[0]])
+    )
+    needed = comparison.splits.num_classes if images else comparison.splits.vocab_size
+    if classes < needed:
+        what = "classes of the data" if images else "tokens of the vocabulary"
+        raise ConfigError(
+            f"the target {comparison.target.name} tells {classes} classes apart, fewer than the {needed} {what}. Give "
+            f"{'another target' if images else 'the tokenizer that its anchors were trained with (--data.tokenizer)'}"
+        )
+
+
+def _metric(config: EvaluateConfig) -> str:
+    """What summaries, table and picture are about."""
+    return "accuracy" if config.task == IMAGE_CLASSIFICATION.name else "loss"
+
+
+def _guess(data: dict[str, Any]) -> float | None:
+    """The accuracy of naming the test split's most frequent class."""
+    counts = data.get("class_counts", {}).get("test")
+    return max(counts) / sum(counts) if counts else None
+
+
+def _warnings(config: EvaluateConfig, ranked_by: str | None, has_new_head: bool) -> list[str]:
+    found = []
+    count = len(config.run_seeds)
+    if config.protocol == INIT and count < ENOUGH_SEEDS:
+        found.append(f"{count} seed(s) only: nothing tells a difference between arms from chance; take 3 or more.")
+    if ranked_by is None and has_new_head:
+        found.append(
+            "The classifier is initialised at random, for the anchor's is of other classes: candidates cannot be "
+            "ranked before they are trained, and each seed takes the first draw."
+        )
+    return found

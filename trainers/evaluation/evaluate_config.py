@@ -1,0 +1,139 @@
+"""Every option of an evaluation, described once."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from datasets_scripts.config_sources import ConfigError, build, build_from_command_line, nearest, option
+
+from ..finetune_config import FinetuneConfig
+from ..image_data_config import ImageDataConfig
+from ..tasks import CAUSAL_LANGUAGE_MODELING, IMAGE_CLASSIFICATION
+from ..text_data import TextDataConfig
+from .initial_weights import ARMS, ON_REQUEST
+
+
+INIT, FEW_SHOT = "init", "few-shot"
+DATA = {IMAGE_CLASSIFICATION.name: ImageDataConfig, CAUSAL_LANGUAGE_MODELING.name: TextDataConfig}
+# What may change between two runs in one folder: each outcome is that of its own arm and seed.
+FREE = ("arms", "seeds", "num_workers", "cache_dir", "output_dir")
+
+
+@dataclass(frozen=True)
+class EvaluateConfig:
+    """What is compared with what, and how. Raises ConfigError on values that cannot work, naming the option.
+
+    The protocols' numbers are the paper's (appendix C.2): "init" draws 5 models around 1 anchor and fine-tunes the
+    best, "few-shot" draws 50 around 5 anchors, keeps 10 and trains none.
+    """
+
+    backbone: str = option("", "folder or Hub id of a WSL model")
+    target: str = option("", "timm name, or folder or Hub id of a transformers or timm model: what is generated")
+    target_kwargs: dict = option({}, "of the target, as its library takes them: --target_kwargs.img_size 32")
+    anchors: list = option([], "trained models of that architecture, separated by commas: folders or Hub ids")
+    stem: str = option(
+        "adapt", "of an anchor for images of another number of channels", choices=("adapt", "initialise")
+    )
+    task: str = option(IMAGE_CLASSIFICATION.name, "what the models are for", choices=tuple(DATA))
+    protocol: str = option(INIT, "fine-tune the best draw, or measure the best ones as they are", (INIT, FEW_SHOT))
+    data: dict = option({}, "any option of the data: --data.images DIR --data.image_size 32, or --data.text FILE")
+    finetune: dict = option({}, "any option of the fine-tuning: --finetune.epochs 5 --finetune.learning_rate 1e-3")
+    tokens: str = option("", "tokenized dataset that PCA is fitted on: that of the backbone; empty: no PCA")
+    pca_tokens: int = option(500_000, "tokens that PCA is fitted on, evenly spaced")
+    arms: list = option([], f"arms to run, separated by commas; empty: all that can be ({', '.join(ARMS)})")
+    seeds: int | None = option(
+        None, "seeds, each with draws and a data order of its own; none: 3 for init, 1 for few-shot"
+    )
+    seed: int = option(0, "where the seeds begin")
+    num_candidates: int | None = option(None, "draws of a seed; none: 5 for init, 50 for few-shot")
+    num_kept: int | None = option(None, "best draws of a seed that are kept; none: 1 for init, 10 for few-shot")
+    bandwidth: float = option(0.2, "of the kernel density on the anchors' latents")
+    noise: str = option("shared", "one draw of noise for all tokens, or one for each", ("shared", "independent"))
+    bootstrap_rounds: int = option(0, "few-shot: rounds of the arm 'bootstrapped'; 0: no such arm")
+    interpolation_points: int = option(0, "few-shot: points of the arm 'interpolated'; 0: no such arm")
+    batch_norm_images: int = option(512, "training images that batch-norm statistics are estimated on")
+    num_workers: int = option(1, "processes on the CPU, each on one thread; the results do not depend on it")
+    keep_models: bool = option(False, "save the generated models, as their own library loads them")
+    cache_dir: str = option("", "folder for what evaluations may share (PCA); empty: in output_dir")
+    output_dir: str = option("", "gets evaluation.json, evaluation.md, evaluation.png, and a record of every run")
+
+    def __post_init__(self) -> None:
+        for name in ("backbone", "target", "anchors", "output_dir", "data"):
+            if not getattr(self, name):
+                how = ".images DIR, or --data.text FILE" if name == "data" else " …"
+                raise ConfigError(f"option '{name}' is missing: --{name}{how}")
+        for arm in self.arms:
+            if arm not in ARMS:
+                raise ConfigError(f"option 'arms' names '{arm}'.{nearest(arm, ARMS)} The arms are: {', '.join(ARMS)}.")
+        for name in ("seeds", "num_candidates", "num_kept", "num_workers", "batch_norm_images", "pca_tokens"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ConfigError(f"option '{name}' is {value}; it must be at least 1")
+        for name in ("seed", "bandwidth", "bootstrap_rounds", "interpolation_points"):
+            if getattr(self, name) < 0:
+                raise ConfigError(f"option '{name}' is {getattr(self, name)}; it must not be negative")
+        if self.kept > self.candidates:
+            raise ConfigError(
+                f"option 'num_kept' is {self.kept}, more than the {self.candidates} draws of num_candidates"
+            )
+        if self.protocol == INIT:
+            if self.kept != 1:
+                raise ConfigError("option 'num_kept' is of the few-shot protocol; init fine-tunes the best draw alone")
+            if len(self.anchors) != 1:
+                raise ConfigError(
+                    f"option 'anchors' names {len(self.anchors)} models; init draws around one. Leave the others out, "
+                    "or take --protocol few-shot"
+                )
+        for name in ("num_classes", "num_labels", "in_chans", "num_channels"):
+            if name in self.target_kwargs:
+                raise ConfigError(f"option 'target_kwargs' has '{name}', which follows from the data. Leave it out")
+        if "seed" in self.finetune:
+            raise ConfigError("option 'finetune' has 'seed', which is that of each run. Set --seed, and --seeds")
+        self.data_config, self.finetune_config  # noqa: B018 - an unknown option is refused here
+
+    @property
+    def candidates(self) -> int:
+        return self.num_candidates or (5 if self.protocol == INIT else 50)
+
+    @property
+    def kept(self) -> int:
+        return self.num_kept or (1 if self.protocol == INIT else min(10, self.candidates))
+
+    @property
+    def run_seeds(self) -> list[int]:
+        count = self.seeds or (3 if self.protocol == INIT else 1)
+        return [1_000 * (self.seed + 1) + number for number in range(count)]
+
+    @property
+    def wanted_arms(self) -> list[str]:
+        """In the order of tables; those that must be asked for by an option of theirs only if they are."""
+        asked = [arm for arm in ARMS if arm not in ON_REQUEST or getattr(self, ON_REQUEST[arm])]
+        return [arm for arm in ARMS if arm in self.arms] if self.arms else asked
+
+    @property
+    def data_config(self) -> ImageDataConfig | TextDataConfig:
+        return build(DATA[self.task], ("option 'data'", self.data))
+
+    @property
+    def finetune_config(self) -> FinetuneConfig:
+        return build(FinetuneConfig, ("option 'finetune'", self.finetune))
+
+    def settings(self) -> dict[str, Any]:
+        """What every result in a folder must have in common; JSON-serialisable."""
+        resolved = {"data": asdict(self.data_config), "finetune": asdict(self.finetune_config)}
+        own = {"num_candidates": self.candidates, "num_kept": self.kept}
+        return {name: value for name, value in {**asdict(self), **own, **resolved}.items() if name not in FREE}
+
+    @classmethod
+    def from_command_line(cls, argv: Sequence[str]) -> EvaluateConfig:
+        """Reads `--config FILE --option value …`; the command line outranks the file."""
+        return build_from_command_line(
+            cls,
+            argv,
+            program="hf-wsl evaluate",
+            description="Compare generated weights with every control, on one architecture and one dataset.",
+            example="hf-wsl evaluate --backbone backbone --target resnet18 --anchors models/resnet18 "
+            "--data.images cifar10 --data.image_size 32 --tokens tokens --output_dir evaluation",
+        )

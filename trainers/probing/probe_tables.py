@@ -1,0 +1,103 @@
+"""The tables of embeddings that are probed: made once, kept, and made again when what they were made of changes."""
+
+from __future__ import annotations
+
+import json
+import logging
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from datasets_scripts.config_sources import ConfigError
+from datasets_scripts.embedding import EmbeddingTable, embed
+from datasets_scripts.files import write_json, write_text
+from datasets_scripts.sources import ModelSource
+from modeling_wsl.pipelines import find_backbone
+
+from .group_folds import TRAIN
+from .labelled_models import LabelledModels
+from .probe_config import UNTRAINED, ProbeConfig
+
+
+logger = logging.getLogger(__name__)
+FREE = ("batch_size",)  # options of embed that change no figure
+
+
+def embedding_tables(
+    config: ProbeConfig, labelled: LabelledModels, folder: Path
+) -> tuple[dict[str, EmbeddingTable], dict[str, str], dict[str, dict[str, str]]]:
+    """Embeds the models by all backbones and baselines.
+
+    Args:
+        config, labelled: the probe.
+        folder: gets `<name>.parquet`, and `<name>.json` which tells what the table was made of.
+
+    Returns:
+        The tables by name, in the order of the options; baselines that do not work on these models, with the reason;
+        and for each table the models that could not be read, with the reason of each.
+
+    Raises:
+        ValueError: a backbone or a table that cannot be read.
+    """
+    tables = {name: EmbeddingTable.read(path) for name, path in config.tables.items()}
+    skipped: dict[str, str] = {}
+    refused: dict[str, dict[str, str]] = {}
+    wanted: list[tuple[str, str, dict[str, Any]]] = [(name, path, {}) for name, path in config.named_backbones.items()]
+    if config.untrained and wanted:
+        wanted.append((UNTRAINED, wanted[0][1], {"untrained": True}))
+    fitted_on = {} if labelled.splits is None else {"fit_on": [str(_list_training_models(labelled, folder))]}
+    wanted += [(name, name, fitted_on if name == "pca" else {}) for name in config.wanted_baselines]
+    for name, method, options in wanted:
+        try:
+            tables[name], refused[name] = _cached(config, labelled, folder, name, method, options)
+        except ConfigError:
+            raise
+        except ValueError as error:
+            if name in config.named_backbones or name == UNTRAINED:
+                raise
+            skipped[name] = str(error)
+            logger.warning("%s is left out: %s", name, error)
+    return tables, skipped, refused
+
+
+def _cached(
+    config: ProbeConfig, labelled: LabelledModels, folder: Path, name: str, method: str, options: dict[str, Any]
+) -> tuple[EmbeddingTable, dict[str, str]]:
+    path, record = folder / f"{name}.parquet", folder / f"{name}.json"
+    settings = config.embed_config(**options)
+    made_of = {
+        "models": {model.model_id: model.fingerprint() for model in labelled.models},
+        "method": method,
+        "backbone": _backbone_state(method, settings.revision) if method not in config.wanted_baselines else None,
+        "options": {key: value for key, value in asdict(settings).items() if key not in FREE},
+        "training_models": [Path(source).read_text(encoding="utf-8") for source in settings.fit_on],
+    }
+    if path.is_file() and record.is_file():
+        found = json.loads(record.read_text(encoding="utf-8"))
+        if found["made_of"] == made_of:
+            return EmbeddingTable.read(path), found["refused"]
+        logger.info("%s is made again: models, backbone or options have changed", path)
+    record.unlink(missing_ok=True)  # a new table beside an old record would pass for the old one's
+    report = embed(method, labelled.sources, path, settings)
+    write_json(record, {"made_of": made_of, "refused": report.refused})
+    return EmbeddingTable.read(path), report.refused
+
+
+def _backbone_state(backbone: str, revision: str | None) -> str:
+    """The commit of a backbone on the Hub; of a folder, a hash of its files' names, sizes and times."""
+    name, commit = find_backbone(backbone, revision=revision)
+    return commit or ModelSource(name, str(Path(name).expanduser().absolute()), "backbone").fingerprint()
+
+
+def _list_training_models(labelled: LabelledModels, folder: Path) -> Path:
+    """A list of models that PCA may see: those that it is not measured on."""
+    training = set(labelled.properties.index[labelled.splits == TRAIN])
+    entries = [
+        {"source": model.location, "model_id": model.model_id}
+        | ({"revision": model.revision} if model.revision else {})
+        for model in labelled.models
+        if model.model_id in training
+    ]
+    path = folder / "training_models.json"
+    write_text(path, json.dumps(entries, indent=1) + "\n")
+    return path

@@ -1,0 +1,1 @@
+"""The quickstart: its stages, pictures and report."""

@@ -1,0 +1,95 @@
+"""The quickstart's comparison: the held-out model as anchor, the digits as data."""
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+from torch.utils.data import TensorDataset
+
+from datasets_scripts.digits import NUM_CLASSES, digits_splits
+from datasets_scripts.digits_zoo import ARCHITECTURES, read_properties
+from modeling_wsl.configuration_wsl import WSLConfig
+from modeling_wsl.feature_extraction_wsl import WSLFeatureExtractor
+from modeling_wsl.generation_plan import plan_generation
+from modeling_wsl.generation_settings import GenerationSettings
+
+from ..dataset_source import DatasetSource
+from ..evaluation.arm_runs import run_arms
+from ..evaluation.comparison import Comparison, EvaluationProtocol, backbone_generator, prior_problem
+from ..evaluation.initial_weights import ARMS, ON_REQUEST, why_skipped
+from ..evaluation.pca_cache import cached_pca
+from ..finetune_config import FinetuneConfig
+from ..tasks import IMAGE_CLASSIFICATION
+
+
+@dataclass(frozen=True)
+class DigitsSplits:
+    """The digits, see `digits_splits`."""
+
+    train: TensorDataset
+    validation: TensorDataset
+    test: TensorDataset
+
+    def batch_norm_images(self, count: int) -> Tensor:
+        """The first training images: float32 `[count or fewer, 1, size, size]`."""
+        return self.train.tensors[0][:count]
+
+
+@dataclass(frozen=True)
+class QuickstartOpener:
+    """Opens the comparison of a quickstart.
+
+    Args:
+        folder: of the quickstart: its `backbone/` and `dataset/`.
+        held_out: the anchor's folder.
+        finetune: of every run.
+        num_candidates: draws of a seed.
+        bandwidth: of the draws.
+    """
+
+    folder: Path
+    held_out: Path
+    finetune: FinetuneConfig
+    num_candidates: int
+    bandwidth: float
+
+    def open(self) -> Comparison:
+        backbone, anchor = str(self.folder / "backbone"), str(self.held_out)
+        feature_extractor = WSLFeatureExtractor.from_pretrained(backbone)
+        rank = WSLConfig.from_pretrained(backbone).latent_size
+        return Comparison(
+            plan=plan_generation(feature_extractor, anchor, [anchor], GenerationSettings()),
+            latent_size=rank,
+            generate=backbone_generator(backbone, anchor, [anchor], use_cpu=True),
+            task=IMAGE_CLASSIFICATION,
+            splits=DigitsSplits(**digits_splits(ARCHITECTURES[read_properties(self.held_out)["family"]].image_size)),
+            protocol=EvaluationProtocol(
+                num_candidates=self.num_candidates, num_kept=1, finetune=self.finetune, bandwidth=self.bandwidth
+            ),
+            pca=cached_pca(DatasetSource(str(self.folder / "dataset")), rank, 500_000, self.folder / "arms"),
+            prior_problem=prior_problem(backbone),
+            options=self.finetune,
+        )
+
+
+def finetune_arms(opener: QuickstartOpener, seeds: Sequence[int], num_workers: int) -> dict[str, Any]:
+    """Runs every arm, see `run_arms`; its records lie in `arms/` of the quickstart's folder.
+
+    Returns:
+        `arms`, `skipped` and `weights` of `run_arms`, `metric`, `guess`, `seeds`, and the `config` of the runs.
+    """
+    comparison = opener.open()
+    wanted = [arm for arm in ARMS if arm not in ON_REQUEST]
+    skipped = {arm: why for arm in wanted if (why := why_skipped(comparison, arm))}
+    arms = [arm for arm in wanted if arm not in skipped]
+    found = run_arms(opener, opener.folder / "arms", arms, seeds, "accuracy", num_workers)
+    return {
+        **found,
+        "skipped": {**skipped, **found["skipped"]},
+        "metric": "accuracy",
+        "guess": 1 / NUM_CLASSES,
+        "seeds": list(seeds),
+        "config": asdict(opener.finetune),
+    }

@@ -1,0 +1,126 @@
+"""`hf-wsl quickstart`: the whole way once, small and offline: zoo, tokens, backbone, embeddings, weights, report."""
+
+import json
+import logging
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from time import monotonic
+from typing import Any
+
+import huggingface_hub.constants
+
+from datasets_scripts.claimed_folder import claim_folder
+from datasets_scripts.digits_zoo import ZooConfig
+from datasets_scripts.files import write_json
+from datasets_scripts.worker_pool import one_thread
+
+from ..finetune_config import FinetuneConfig
+from ..pretrain import versions
+from . import stages
+from .report import write_report
+
+
+logger = logging.getLogger(__name__)
+RESULTS_FILE = "results.json"
+
+
+@dataclass(frozen=True)
+class QuickstartConfig:
+    """The sizes of a quickstart; the defaults take minutes on two cores."""
+
+    zoo: ZooConfig = field(default_factory=ZooConfig)
+    held_out_family: str = "resnet"  # its last member is the anchor, which the backbone is not trained on
+    validation_fraction: float = 0.2
+    # Over the recipe `nano`. float32, because few CPUs compute faster in bfloat16.
+    pretrain: dict[str, Any] = field(
+        default_factory=lambda: {
+            "max_steps": 120,
+            "eval_steps": 20,
+            "batch_size": 8,
+            "learning_rate": 3e-4,
+            "mixed_precision": "no",
+        }
+    )
+    finetune: FinetuneConfig = field(default_factory=lambda: FinetuneConfig(epochs=5, batch_size=32, use_cpu=True))
+    finetune_seeds: int = 3  # each with a generated model of its own
+    num_candidates: int = 5  # draws of a seed, of which the best on the validation images is kept
+    bandwidth: float = 0.2
+    num_workers: int = 2  # processes that train the zoo and the arms
+
+    def __post_init__(self):
+        if self.held_out_family not in self.zoo.families:
+            raise ValueError(f"held_out_family={self.held_out_family!r} is not among the zoo's {self.zoo.families}.")
+        if self.zoo.members_per_family < 2 or len(self.zoo.families) < 2:
+            raise ValueError("A quickstart needs two families of two members: one is held out, others are trained on.")
+        if self.finetune_seeds < 1:
+            raise ValueError(f"finetune_seeds is {self.finetune_seeds}; it must be at least 1.")
+        if self.num_candidates < 1:
+            raise ValueError(f"num_candidates is {self.num_candidates}; it must be at least 1.")
+
+
+def quickstart(
+    output_dir: str | os.PathLike = "quickstart", seed: int = 0, config: QuickstartConfig | None = None
+) -> dict[str, Any]:
+    """Runs the whole way from nothing to a report, on the CPU and without a network.
+
+    Every stage calls what a user would call and is skipped when an earlier run finished it. Several processes are
+    used, so a script that calls this needs the usual `if __name__ == "__main__":`.
+
+    Args:
+        output_dir: gets `zoo/`, `dataset/`, `backbone/`, `generated/`, `arms/`, a record of each stage in `stages/`,
+            the pictures, `results.json` and `report.html`.
+        seed: of everything that is drawn. The same seed gives the same numbers on the same machine.
+        config: the sizes; the seeds of its parts follow from `seed`.
+
+    Returns:
+        The content of `results.json`: settings, versions, and what every stage found.
+
+    Raises:
+        ValueError: `output_dir` holds a quickstart with other settings.
+    """
+    config = config or QuickstartConfig()
+    config = replace(config, zoo=replace(config.zoo, seed=seed))
+    folder = Path(output_dir)
+    settings = claim_folder(folder, {"seed": seed, **asdict(config)}, "a quickstart")
+    results: dict[str, Any] = {"settings": settings, "versions": versions()}
+    place = stages.Place(folder, seed, config)
+    with _offline(), one_thread():
+        for number, (name, work) in enumerate(stages.STAGES.items(), start=1):
+            logger.info("[%d/%d] %s", number, len(stages.STAGES) + 1, name)
+            results[name] = _stage(folder / "stages" / f"{name}.json", lambda work=work: work(place))
+        logger.info("[%d/%d] report", len(stages.STAGES) + 1, len(stages.STAGES) + 1)
+        results["seconds"] = {name: results[name]["seconds"] for name in stages.STAGES}
+        write_json(folder / RESULTS_FILE, results)
+        write_report(results, folder)
+    return results
+
+
+def _stage(record: Path, work: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    """What a stage found: from its record, or by doing it now."""
+    if record.is_file():
+        logger.info("done before: %s", record)
+    else:
+        started = monotonic()
+        found = work()
+        write_json(record, {**found, "seconds": round(monotonic() - started, 1)})
+    # Read back in both cases, so that a resumed run continues with the very same values.
+    return json.loads(record.read_text(encoding="utf-8"))
+
+
+@contextmanager
+def _offline() -> Iterator[None]:
+    """Nothing is fetched, and nothing asks: not here and not in worker processes."""
+    before, variable = huggingface_hub.constants.HF_HUB_OFFLINE, os.environ.get("HF_HUB_OFFLINE")
+    huggingface_hub.constants.HF_HUB_OFFLINE = True  # read once at import, so the variable alone would be too late
+    os.environ["HF_HUB_OFFLINE"] = "1"
+    try:
+        yield
+    finally:
+        huggingface_hub.constants.HF_HUB_OFFLINE = before
+        if variable is None:
+            del os.environ["HF_HUB_OFFLINE"]
+        else:
+            os.environ["HF_HUB_OFFLINE"] = variable

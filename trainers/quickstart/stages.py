@@ -1,0 +1,179 @@
+"""The stages of the quickstart: each works on the folder that the ones before it filled and returns what it found."""
+
+import json
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from datasets import load_dataset
+from torch.utils.data import DataLoader, TensorDataset
+from transformers import Pipeline, pipeline
+
+from datasets_scripts.digits import digits_splits
+from datasets_scripts.digits_zoo import ARCHITECTURES, build_zoo, read_properties, zoo_members
+from datasets_scripts.embedding import embed_models
+from datasets_scripts.tokenize import tokenize as tokenize_models
+from datasets_scripts.tokenize_config import TokenizeConfig
+from modeling_wsl.checkpoints import open_checkpoint
+from modeling_wsl.generated_model import GeneratedModel
+
+from ..evaluation.weight_comparison import compare_kinds, relative_error
+from ..pretrain import pretrain as pretrain_backbone
+from ..pretrain_config import PretrainConfig
+from .arms import QuickstartOpener, finetune_arms
+
+
+if TYPE_CHECKING:
+    from .quickstart import QuickstartConfig
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a quickstart lives and how large it is."""
+
+    folder: Path
+    seed: int
+    config: "QuickstartConfig"
+
+    @property
+    def members(self) -> list[Path]:
+        return [self.folder / "zoo" / member.name for member in zoo_members(self.config.zoo)]
+
+    @property
+    def held_out(self) -> Path:
+        """The anchor: the last member of its family."""
+        return [path for path in self.members if path.name.startswith(f"{self.config.held_out_family}_")][-1]
+
+    @property
+    def backbone(self) -> str:
+        return str(self.folder / "backbone")
+
+    @property
+    def images(self) -> dict[str, TensorDataset]:
+        """The digits as the held-out architecture takes them."""
+        return digits_splits(ARCHITECTURES[self.config.held_out_family].image_size)
+
+
+def zoo(place: Place) -> dict[str, Any]:
+    """Trains the zoo."""
+    folders = build_zoo(place.folder / "zoo", place.config.zoo, place.config.num_workers)
+    return {"members": [read_properties(folder) for folder in folders], "held_out": place.held_out.name}
+
+
+def tokenize(place: Place) -> dict[str, Any]:
+    """Tokenizes every member but the held-out one."""
+    listed = place.folder / "models.json"
+    models = [
+        {"source": f"zoo/{folder.name}", "family": read_properties(folder)["family"], "task": "image-classification"}
+        for folder in place.members
+        if folder != place.held_out
+    ]
+    listed.write_text(json.dumps(models, indent=1) + "\n", encoding="utf-8")
+    config = TokenizeConfig(
+        split_by="model",
+        validation_fraction=place.config.validation_fraction,
+        seed=place.seed,
+        title="A zoo of digit classifiers",
+        num_workers=place.config.num_workers,
+    )
+    report = asdict(tokenize_models(listed, place.folder / "dataset", config))
+    del report["output"], report["already_complete"]
+    tables = load_dataset(str(place.folder / "dataset"), "models")
+    return {**report, "models": {split: list(table["model_id"]) for split, table in tables.items()}}
+
+
+def pretrain(place: Place) -> dict[str, Any]:
+    """Trains a `nano` backbone; its R2 is measured on the members of the validation split."""
+    options = {
+        "dataset": str(place.folder / "dataset"),
+        "output_dir": place.backbone,
+        "seed": place.seed,
+        "use_cpu": True,
+        "resume_from_checkpoint": "latest",
+        **place.config.pretrain,
+    }
+    facts = pretrain_backbone(PretrainConfig.from_yaml("nano", **options))
+    facts["training_seconds"] = facts.pop("seconds")
+    return facts
+
+
+def embed(place: Place) -> dict[str, Any]:
+    """Embeds every member, the held-out one too, and lays the embeddings out in the plane by PCA."""
+    table, _ = embed_models(place.backbone, place.members)
+    properties = [read_properties(folder) for folder in place.members]
+    centred = table.embeddings - table.embeddings.mean(0, dtype=np.float64)  # [models, latent_size]
+    families = np.array([member["family"] for member in properties])
+    distances = np.linalg.norm(centred[:, None] - centred[None], axis=-1)  # [models, models]
+    np.fill_diagonal(distances, np.inf)
+    return {
+        "models": [
+            {"name": member["name"], "family": member["family"], "xy": xy.tolist(), "embedding": vector.tolist()}
+            for member, xy, vector in zip(properties, table.points, table.embeddings, strict=True)
+        ],
+        "variance_shown": float(np.square(table.points, dtype=np.float64).sum() / np.square(centred).sum()),
+        "nearest_of_same_family": float((families[distances.argmin(1)] == families).mean()),
+    }
+
+
+def generate(place: Place) -> dict[str, Any]:
+    """Draws a model around the held-out member, and reconstructs the members that the backbone was not trained on."""
+    generator = pipeline("weight-generation", model=place.backbone, device="cpu")
+    images = place.images["train"].tensors[0]
+    drawn = _generate(
+        generator,
+        place.held_out,
+        num_candidates=place.config.num_candidates,
+        rank=DataLoader(place.images["validation"], batch_size=256),
+        bandwidth=place.config.bandwidth,
+        seed=place.seed,
+        batch_norm_images=images,
+    )[0]
+    reconstructed = _generate(generator, place.held_out, bandwidth=0.0, batch_norm_images=images)[0]
+    drawn.save_pretrained(place.folder / "generated" / "drawn")
+    reconstructed.save_pretrained(place.folder / "generated" / "reconstructed")
+
+    tables = load_dataset(str(place.folder / "dataset"), "models", split="validation")
+    unseen = [place.held_out, *(place.folder / "zoo" / name for name in tables["model_id"])]
+    pairs = []
+    for folder in unseen:
+        model = reconstructed if folder == place.held_out else _generate(generator, folder, bandwidth=0.0)[0]
+        pairs.append((model.instantiate(), open_checkpoint(folder).state_dict(), model.provenance["tensors"]))
+    anchor = open_checkpoint(place.held_out).state_dict()
+    sampled = [name for name, origin in drawn.provenance["tensors"].items() if origin == "sampled"]
+    return {
+        "anchor": place.held_out.name,
+        "num_candidates": place.config.num_candidates,
+        "entries": drawn.provenance["entries"],
+        "relative_error": {
+            "generated": relative_error(drawn.state_dict, anchor, sampled),
+            "reconstructed": relative_error(reconstructed.state_dict, anchor, sampled),
+        },
+        "reconstructed_models": [folder.name for folder in unseen],
+        "kinds": compare_kinds(pairs),
+    }
+
+
+def finetune(place: Place) -> dict[str, Any]:
+    """Fine-tunes the generated models and every control on the same images in the same order."""
+    config = place.config
+    opener = QuickstartOpener(place.folder, place.held_out, config.finetune, config.num_candidates, config.bandwidth)
+    seeds = [1_000 * (place.seed + 1) + number for number in range(config.finetune_seeds)]
+    return finetune_arms(opener, seeds, config.num_workers)
+
+
+# In this order; the key names the stage's record.
+STAGES: dict[str, Callable[[Place], dict[str, Any]]] = {
+    "zoo": zoo,
+    "tokenize": tokenize,
+    "pretrain": pretrain,
+    "embed": embed,
+    "generate": generate,
+    "finetune": finetune,
+}
+
+
+def _generate(generator: Pipeline, folder: Path, **options: Any) -> list[GeneratedModel]:
+    """Models of a member's architecture, with that member as the only anchor."""
+    return generator(str(folder), anchors=[str(folder)], progress=False, **options)

@@ -1,0 +1,1 @@
+"""The paper's tables and figures: what a scale stands for, the plan, its steps, the results page."""

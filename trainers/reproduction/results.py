@@ -1,0 +1,165 @@
+"""What the steps of a table found, put together in one JSON file, which the results page is made of."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from statistics import mean
+from typing import Any
+
+from datasets_scripts.files import replacing, write_json
+
+from ..pretrain import versions
+from .figures import draw_figure
+from .paper_tables import DISTRIBUTIONS, PROBING, PaperTable
+from .plan import BACKBONE, GENERATED, MODEL, TOKENS, Entry, Step, ordered_steps
+from .probe_results import probe_controls, probe_entry
+from .rounding import DIGITS, kept, rounded
+from .scale import Scale
+from .steps import EVALUATION_FILE, read_record
+
+
+def table_result(table: PaperTable, scale: Scale, entries: Sequence[Entry], work_dir: Path, results_dir: Path) -> Path:
+    """Writes `<table>_<scale>.json`, and the picture of a figure beside it; all steps must be done.
+
+    The JSON holds: what the paper says (`title`, `claim`, `notes`, `paper`), what differs (`about`, `difference`),
+    `protocol`, `entries` (row, backbone, architecture, group, data set, and the figures of every arm that depends on
+    the backbone), `controls` (architecture and data set -> the arms that do not), `backbones`, `models` (trained
+    here), `versions`, `seconds` of every step.
+
+    Returns:
+        The JSON file.
+    """
+    steps = ordered_steps(entries)
+    records = {step.folder: read_record(step, work_dir) for step in steps}
+    place = scale.tables[table.name]
+    if table.kind == PROBING:
+        found, controls = [probe_entry(entry, work_dir) for entry in entries], probe_controls(entries, work_dir)
+    else:
+        found = [_entry(entry, scale, table, work_dir, records) for entry in entries]
+        controls = {} if table.kind == DISTRIBUTIONS else _controls(entries, work_dir)
+    result = {
+        "table": table.name,
+        "heading": table.heading,
+        "kind": table.kind,
+        "title": table.title,
+        "claim": table.claim,
+        "notes": table.notes,
+        "paper": table.paper,
+        "scale": scale.name,
+        "about": scale.about,
+        "difference": place["difference"],
+        "protocol": scale.protocols.get(table.kind, {}),
+        "entries": found,
+        "controls": controls,
+        "backbones": _backbones(steps, records),
+        "models": {
+            step.name: kept(records[step.folder]["outcome"], ("parameters", "validation", "test"))
+            for step in steps
+            if step.kind == MODEL
+        },
+        "versions": versions(),
+        "seconds": {folder: record["seconds"] for folder, record in records.items()},
+    }
+    path = results_dir / f"{table.name}_{scale.name}.json"
+    if table.is_figure:
+        picture = path.with_suffix(".png")
+        with replacing(picture) as temporary:
+            draw_figure(result).savefig(temporary, format="png", dpi=110)
+        result["picture"] = picture.name
+    write_json(path, result)
+    return path
+
+
+def _entry(
+    entry: Entry, scale: Scale, table: PaperTable, work_dir: Path, records: Mapping[str, dict[str, Any]]
+) -> dict[str, Any]:
+    described = {
+        "row": entry.row,
+        "backbone": entry.backbone,
+        "architecture": entry.architecture,
+        "group": scale.architectures[entry.architecture]["group"],
+        "dataset": entry.dataset,
+    }
+    if table.kind == DISTRIBUTIONS:
+        return {**described, **rounded(records[entry.evaluations[0].folder]["outcome"])}
+    _, projections, generated = (_evaluation(step, work_dir) for step in entry.evaluations)
+    return {
+        **described,
+        "arms": {**_arms(generated), **_arms(projections)},
+        "skipped": {**_not_planned(entry), **generated["skipped"], **projections["skipped"]},
+        "warnings": generated["warnings"],
+        "loading": _loading_summary(generated["loading"]),
+        "distances": {arm: _mean_distance(found) for arm, found in generated["weights"].items()},
+    }
+
+
+def _not_planned(entry: Entry) -> dict[str, str]:
+    """The arms that a backbone of this scale is not run with."""
+    planned = entry.evaluations[-1].settings["arms"]
+    return {arm: "not planned for this backbone at this scale" for arm in GENERATED if arm not in planned}
+
+
+def _loading_summary(loading: Mapping[str, Any]) -> dict[str, Any]:
+    """How many of the generated models were loaded by their own library, by what, and the worst difference."""
+    if not loading:
+        return {}
+    return {
+        "models": len(loading),
+        "loaders": sorted({found["loader"] for found in loading.values()}),
+        "max_difference": max(found["max_difference"] for found in loading.values()),
+    }
+
+
+def _controls(entries: Sequence[Entry], work_dir: Path) -> dict[str, Any]:
+    """`<architecture> <data set>` -> figures of the arms that depend on no backbone, and the data."""
+    found = {}
+    for entry in entries:
+        key = f"{entry.architecture} {entry.dataset}"
+        if key not in found:
+            evaluation = _evaluation(entry.evaluations[0], work_dir)
+            others = ("skipped", "ranked_by", "guess", "tokens_per_example")
+            # Without its paths, which are this machine's.
+            data = kept(evaluation["data"], ("sizes", "split_names", "class_names", "class_counts", "fingerprint"))
+            found[key] = {"arms": _arms(evaluation), "data": data, **kept(evaluation, others)}
+    return found
+
+
+def _evaluation(step: Step, work_dir: Path) -> dict[str, Any]:
+    return json.loads((work_dir / step.folder / EVALUATION_FILE).read_text(encoding="utf-8"))
+
+
+def _arms(evaluation: Mapping[str, Any]) -> dict[str, Any]:
+    """arm -> `summary` (see `arm_runs.summarize`), number of `runs`, seeds that `failed`, mean over `ensembles`."""
+    arms = {}
+    for arm, found in evaluation["arms"].items():
+        arms[arm] = {"runs": len(found["runs"]), "summary": rounded(found["summary"])}
+        if "failed" in found:
+            arms[arm]["failed"] = found["failed"]
+        ensembles = [ensemble["test"] for ensemble in found.get("ensembles", ())]
+        if ensembles:
+            arms[arm]["ensemble"] = {
+                name: round(mean(ensemble[name] for ensemble in ensembles), DIGITS) for name in ensembles[0]
+            }
+    return arms
+
+
+def _mean_distance(models: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+    """Means over the models of an arm: relative error and cosine to the anchor, and agreement with it."""
+    flat = [{**kept(model, ("relative_error", "cosine")), **model["agreement"]} for model in models]
+    return {name: round(mean(model[name] for model in flat), DIGITS) for name in flat[0]}
+
+
+def _backbones(steps: Sequence[Step], records: Mapping[str, dict[str, Any]]) -> dict[str, Any]:
+    found = {}
+    for step in steps:
+        if step.kind == BACKBONE:
+            collection = records[step.needed(TOKENS)[0].folder]
+            found[step.name] = {
+                **rounded(records[step.folder]["outcome"]),
+                "recipe": step.settings["recipe"],
+                "options": step.settings["options"],
+                "collection": {"name": collection["name"], **collection["outcome"]},
+            }
+    return found
