@@ -10,7 +10,7 @@ from accelerate.state import AcceleratorState
 from safetensors.torch import load_file
 
 from datasets_scripts.digits import digits_splits
-from datasets_scripts.zoo import ARCHITECTURES, ZooConfig, build_zoo, new_model, read_properties, zoo_members
+from datasets_scripts.digits_zoo import ARCHITECTURES, ZooConfig, build_zoo, new_model, read_properties, zoo_members
 
 
 SMALL = ZooConfig(families=("efficientnet", "resnet"), members_per_family=2, epochs=1)

@@ -1,0 +1,66 @@
+"""The images of a lab zoo, in memory, as its members see them."""
+
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from trainers.image_data import ImageExamples, load_images
+from trainers.image_data_config import ImageDataConfig
+
+
+@dataclass(frozen=True)
+class ZooImages:
+    """Images and labels of the three splits.
+
+    Attributes:
+        pixels: split -> float32 `[N, C, S, S]`, normalised, as evaluation sees them.
+        labels: split -> int64 `[N]`.
+        augmented: the training images with their augmentations.
+        num_classes: of the labels.
+    """
+
+    pixels: dict[str, Tensor]
+    labels: dict[str, Tensor]
+    augmented: ImageExamples
+    num_classes: int
+
+    def evenly(self, split: str, count: int) -> tuple[Tensor, Tensor]:
+        """`count` evenly spaced images of a split and their labels; all where count is 0."""
+        total = len(self.labels[split])
+        if not 0 < count < total:
+            return self.pixels[split], self.labels[split]
+        chosen = torch.arange(count) * total // count
+        return self.pixels[split][chosen], self.labels[split][chosen]
+
+    def batch(self, indices: list[np.ndarray], seeds: list[int], epoch: int, augment: bool) -> tuple[Tensor, Tensor]:
+        """One batch of training images a member: `[M, B, C, S, S]` and their labels `[M, B]`.
+
+        Args:
+            indices: `[B]` a member.
+            seeds, epoch: decide the augmentations, with the image's index.
+        """
+        where = torch.from_numpy(np.stack(indices))
+        if not augment:
+            return self.pixels["train"][where], self.labels["train"][where]
+        images = []
+        for seed, chosen in zip(seeds, indices, strict=True):
+            self.augmented.begin_epoch(seed, epoch)
+            images.append(self.augmented.pixels(chosen))
+        return torch.stack(images), self.labels["train"][where]
+
+
+@lru_cache(maxsize=1)  # a worker process trains many stacks on them
+def zoo_images(config: ImageDataConfig) -> ZooImages:
+    """Reads and decodes the images. Raises PublicDatasetError as `trainers.image_data.load_images` does."""
+    splits = load_images(config)
+    parts = {"train": splits.train, "validation": splits.validation, "test": splits.test}
+    pixels, labels = {}, {}
+    for name, examples in parts.items():
+        plain = ImageExamples(examples.source, examples.labels, config, augmented=False)
+        blocks = np.array_split(np.arange(len(plain)), max(1, len(plain) // 1000))
+        pixels[name] = torch.cat([plain.pixels(block) for block in blocks])
+        labels[name] = torch.from_numpy(examples.labels)
+    return ZooImages(pixels, labels, splits.train, splits.num_classes)
