@@ -1,0 +1,1 @@
+"""One model, looked at closely: `hf-wsl inspect`."""

@@ -1,0 +1,237 @@
+"""What is in a model: who made it, its layers, what is odd about them. One tensor is in memory at a time."""
+
+from collections import Counter
+from dataclasses import asdict, dataclass
+from itertools import chain
+from os import PathLike
+from pathlib import Path
+
+from tqdm.auto import tqdm
+from transformers.utils.logging import is_progress_bar_enabled
+
+from modeling_wsl import WSLFeatureExtractor
+from modeling_wsl.checkpoint_errors import read_json
+from modeling_wsl.checkpoint_folders import parse_index
+from modeling_wsl.checkpoint_formats import identify
+from modeling_wsl.checkpoints import Checkpoint, open_checkpoint
+from modeling_wsl.manifest import TensorSpec, WeightManifest, batch_norm_names, split_name
+from modeling_wsl.pipelines import load_pipeline
+from modeling_wsl.token_kinds import kind_of, stem_name
+
+from ..model_facts import find_facts
+from ..sources import LIST_SUFFIXES, ModelSource, expand_sources
+from ..tokenize_config import TokenizeError
+from .batch_norm_oddities import batch_norm_oddities
+from .findings import Finding, gather, tensor_oddities
+from .neighbours import Neighbours, find_neighbours
+from .reconstruction import Reconstruction, reconstruct_layers
+from .tensor_statistics import TensorStatistics, tensor_statistics
+
+
+OUTPUT_LAST = (
+    "kernel",
+    "recurrent_kernel",
+)  # Keras' and Flax' leaf names of weights whose last dimension counts outputs
+
+
+@dataclass(frozen=True)
+class TensorReport:
+    """One tokenised tensor; `kind` is one of `token_kinds.KINDS`."""
+
+    name: str
+    kind: str
+    shape: tuple[int, ...]
+    dtype: str
+    entries: int
+    statistics: TensorStatistics
+
+
+@dataclass(frozen=True)
+class LayerReport:
+    """The tensors that share a module prefix, and how many tokens they fill."""
+
+    name: str
+    num_tokens: int
+    tensors: list[TensorReport]
+
+    @property
+    def main_tensor(self) -> TensorReport:
+        """The one with the most entries."""
+        return max(self.tensors, key=lambda tensor: tensor.entries)
+
+
+@dataclass(frozen=True)
+class CarriedTensor:
+    """A tensor that is not tokenised, and why."""
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class ModelInspection:
+    """All that `hf-wsl inspect` shows; `dataclasses.asdict` makes JSON of it.
+
+    Attributes:
+        source: as it was named. model_id: its name in tables. revision: commit of a model on the Hub.
+        file_format: of the weights. file_bytes: their size on disk.
+        facts: licence, family, task ... as far as the model's files say (`ModelFacts`); what is unknown is left out.
+        num_parameters: floating-point entries, tied ones once, batch-norm statistics among them.
+        num_tensors: as stored. dtypes: dtype -> how many of these.
+        tokenization, token_size, num_tokens, padding: how the model is cut into tokens.
+        layers: in state-dict order. carried: what is not tokenised. tied: alias -> stored name.
+        findings: what is odd.
+        unusable: why the model can be sent through no backbone, None where it can.
+        reconstruction: None without a backbone, or for an unusable model.
+        neighbours: None without a table of embeddings, or for an unusable model.
+    """
+
+    source: str
+    model_id: str
+    revision: str | None
+    file_format: str
+    file_bytes: int
+    facts: dict[str, str]
+    num_parameters: int
+    num_tensors: int
+    dtypes: dict[str, int]
+    tokenization: str
+    token_size: int
+    num_tokens: int
+    padding: float
+    layers: list[LayerReport]
+    carried: list[CarriedTensor]
+    tied: dict[str, str]
+    findings: list[Finding]
+    unusable: str | None
+    reconstruction: Reconstruction | None
+    neighbours: Neighbours | None
+
+
+def inspect_model(
+    source: str | PathLike,
+    backbone: str | PathLike | None = None,
+    table: str | PathLike | None = None,
+) -> ModelInspection:
+    """Inspects one model. NaN and infinite entries are reported, not refused.
+
+    Args:
+        source: a weight file, a model's folder, or a Hub id (`org/name`, `org/name@revision`).
+        backbone: folder or Hub id of a WSL model: how well it reconstructs each layer.
+        table: Parquet table of `hf-wsl embed`: which models of it are nearest.
+
+    Raises:
+        CheckpointError: the model or the backbone cannot be read safely.
+        TokenizeError: the name stands for no model, or for several.
+        ValueError: the table cannot be read.
+    """
+    model = find_model(source)
+    embedder = load_pipeline("weight-embedding", backbone) if backbone is not None else None
+    extractor = embedder.feature_extractor if embedder else WSLFeatureExtractor()
+    options = {} if model.path else {"revision": model.revision}
+    with open_checkpoint(model.location, allow_nonfinite=True, **options) as checkpoint:
+        # Kinds of layers and their statistics do not depend on how a backbone cuts tokens, except for their number.
+        manifest = extractor.layout(checkpoint.tensors, checkpoint.tied, checkpoint.tensor_order)
+        layers = describe_layers(checkpoint, manifest)
+        tensors = [tensor for layer in layers for tensor in layer.tensors]
+        unusable = _why_unusable(tensors)
+        reconstruction = neighbours = None
+        if embedder is not None and unusable is None:
+            reconstruction = reconstruct_layers(str(backbone), embedder.model, extractor, checkpoint)
+        if table is not None and unusable is None:
+            neighbours = find_neighbours(table, model.model_id, source)
+        facts = asdict(find_facts(model, checkpoint.config, checkpoint.library, checkpoint.revision))
+        file_format, file_bytes = describe_files(checkpoint)
+        return ModelInspection(
+            source=str(source),
+            model_id=model.model_id,
+            revision=checkpoint.revision,
+            file_format=file_format,
+            file_bytes=file_bytes,
+            facts={name: value for name, value in facts.items() if value is not None},
+            num_parameters=checkpoint.num_parameters,
+            num_tensors=len(checkpoint.tensors),
+            dtypes=dict(Counter(spec.dtype for spec in checkpoint.tensors.values())),
+            tokenization=manifest.tokenization,
+            token_size=manifest.token_size,
+            num_tokens=manifest.num_tokens,
+            padding=manifest.padding,
+            layers=layers,
+            carried=describe_carried(checkpoint, manifest),
+            tied=dict(checkpoint.tied),
+            findings=gather(chain(tensor_oddities(tensors), batch_norm_oddities(checkpoint))),
+            unusable=unusable,
+            reconstruction=reconstruction,
+            neighbours=neighbours,
+        )
+
+
+def find_model(source: str | PathLike) -> ModelSource:
+    """The one model that a name stands for.
+
+    Raises:
+        TokenizeError: none, or several.
+    """
+    path = Path(source).expanduser()
+    if path.is_file() and path.suffix in LIST_SUFFIXES:  # an index of shards, or refused when it is opened
+        return ModelSource(path.name, str(path.absolute()), path.name)
+    models = expand_sources([source])
+    if len(models) > 1:
+        raise TokenizeError(f"{source}: holds {len(models)} models; name one of them, such as {models[0].location}.")
+    return models[0]
+
+
+def describe_layers(checkpoint: Checkpoint, manifest: WeightManifest) -> list[LayerReport]:
+    """Statistics of every tokenised tensor, read one after the other."""
+    stem, reports = stem_name(manifest), []
+    hidden = not is_progress_bar_enabled()
+    for layer in tqdm(manifest.layers, desc="Inspecting", unit="layer", leave=False, disable=hidden):
+        tensors = [
+            TensorReport(
+                spec.name,
+                kind_of(spec, layer, stem),
+                spec.shape,
+                spec.dtype,
+                spec.numel,
+                tensor_statistics(checkpoint.read(spec.name), split_name(spec.name)[1] in OUTPUT_LAST),
+            )
+            for spec in layer.tensors
+        ]
+        reports.append(LayerReport(layer.name, layer.num_tokens, tensors))
+    return reports
+
+
+def describe_carried(checkpoint: Checkpoint, manifest: WeightManifest) -> list[CarriedTensor]:
+    """What is not tokenised, with the reason."""
+    statistics = batch_norm_names(checkpoint.tensors)
+    return [CarriedTensor(s.name, s.shape, s.dtype, _why_carried(s, statistics)) for s in manifest.carried]
+
+
+def _why_carried(spec: TensorSpec, statistics: set[str]) -> str:
+    if spec.name in statistics:
+        return "running statistic of a batch norm"
+    if spec.numel == 0:
+        return "has no entries"
+    if not spec.torch_dtype.is_floating_point:
+        return f"{spec.dtype} is no floating-point type"
+    return f"{spec.dtype} does not pass through float32 unchanged"
+
+
+def describe_files(checkpoint: Checkpoint) -> tuple[str, int]:
+    """Format and size in bytes of the files that a checkpoint was opened from."""
+    path = checkpoint.path
+    kind = identify(path)
+    if kind != "json":
+        return kind, path.stat().st_size
+    shards = parse_index(path, read_json(path, "the index")).shards
+    size = sum((path.parent / shard).stat().st_size for shard in shards)
+    return f"{identify(path.parent / shards[0])}, {len(shards)} shards", size
+
+
+def _why_unusable(tensors: list[TensorReport]) -> str | None:
+    for tensor in tensors:
+        if tensor.statistics.nan + tensor.statistics.infinite:
+            return f"{tensor.name} holds NaN or infinity"
+    return None if tensors else "it has no tokens"
