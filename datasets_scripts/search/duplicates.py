@@ -1,0 +1,132 @@
+"""Copies among the models of a table: exact ones, near ones, fine-tunes."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
+
+from ..embedding import EmbeddingTable
+from ..sources import ModelSource
+from .calibration import SAME_EMBEDDING, Calibration
+from .nearest import FeatureSpace, check_finite, nearest, pairs_within
+from .weight_verdicts import EXACT, FINE_TUNE, NEAR, REORDERED, WeightVerdicts
+
+
+NEIGHBOURS = 5  # of each model, that are compared by weights
+
+
+@dataclass(frozen=True)
+class Copy:
+    """A model of a group of copies.
+
+    Attributes:
+        model_id: the model.
+        nearest: the member of the group that is nearest to it by embedding.
+        distance: to it, of the metric.
+        verdict: what the two are to each other: "exact", "near", "fine-tune-like" or "reordered" (same weights, other
+            order of neurons).
+        by_weights: whether the weights say so, or the embeddings alone.
+    """
+
+    model_id: str
+    nearest: str
+    distance: float
+    verdict: str
+    by_weights: bool
+
+
+def find_copies(
+    table: EmbeddingTable,
+    *,
+    metric: str = "cosine",
+    standardize: bool = True,
+    calibration: Calibration | None = None,
+    models: Sequence[ModelSource] = (),
+) -> list[list[Copy]]:
+    """Groups the models of a table that are copies of each other, directly or by way of others.
+
+    Candidates are pairs within the calibrated threshold; without a calibration those with the same embedding. With
+    weights at hand, each model's NEIGHBOURS nearest ones are candidates too, and the weights decide: a pair of which
+    both models are at hand is dropped where they are no copies.
+
+    Args:
+        table: of embeddings.
+        metric, standardize: see `nearest`; a calibration brings its own features.
+        calibration: of tables made like this one.
+        models: whose weights are at hand.
+
+    Returns:
+        The groups of at least two models, in the table's order.
+
+    Raises:
+        ConfigError: the calibration is of another method.
+        CheckpointError: a model cannot be read.
+    """
+    check_finite(table)
+    if calibration is not None:
+        calibration.check(table)
+        space, limits = calibration.space(metric), calibration.metrics[metric]
+    else:
+        space = FeatureSpace.of(table.embeddings, metric, standardize)
+        limits = dict.fromkeys(("exact", "near", "threshold"), SAME_EMBEDDING[metric])
+    rows = space.features(table.embeddings)
+    names = table.model_ids
+    verdicts = WeightVerdicts(models)
+    close = {
+        (int(a), int(b))
+        for i, j in pairs_within(rows, space.squared(limits["threshold"]))
+        for a, b in zip(i, j, strict=True)
+    }
+    links: dict[tuple[int, int], str | None] = {}  # pair -> what the weights say, None where they are not at hand
+    for a, b in sorted(close | _neighbours(table, metric, standardize, verdicts)):
+        if not (names[a] in verdicts and names[b] in verdicts):
+            links[a, b] = None
+        elif verdicts.are_copies(names[a], names[b]):
+            links[a, b] = verdicts.kind(names[a], names[b])
+        elif (a, b) in close and verdicts.are_reordered(names[a], names[b]):
+            links[a, b] = REORDERED
+    linked: dict[int, list[int]] = {}
+    for a, b in links:
+        linked.setdefault(a, []).append(b)
+        linked.setdefault(b, []).append(a)
+    groups = []
+    for members in _components(list(links), len(names)):
+        group = []
+        for a in members:
+            squared = np.square(rows[linked[a]] - rows[a]).sum(1)
+            b = linked[a][int(squared.argmin())]
+            distance = float(space.distance(squared.min()))
+            said = links[min(a, b), max(a, b)]
+            level = EXACT if distance <= limits["exact"] else NEAR if distance <= limits["near"] else FINE_TUNE
+            group.append(Copy(names[a], names[b], distance, said or level, said is not None))
+        groups.append(group)
+    return groups
+
+
+def _neighbours(
+    table: EmbeddingTable, metric: str, standardize: bool, verdicts: WeightVerdicts
+) -> set[tuple[int, int]]:
+    """Pairs of near models whose weights are both at hand."""
+    at = np.array([i for i, name in enumerate(table.model_ids) if name in verdicts], dtype=np.int64)
+    if len(at) < 2:
+        return set()
+    held = table.select([table.model_ids[i] for i in at])
+    found, _ = nearest(
+        held, held.embeddings, NEIGHBOURS, metric, standardize=standardize, exclude=np.arange(len(held))
+    )
+    return {(int(min(at[i], at[j])), int(max(at[i], at[j]))) for i, row in enumerate(found) for j in row}
+
+
+def _components(links: Sequence[tuple[int, int]], count: int) -> Iterator[list[int]]:
+    """The connected components of at least two of `count` nodes, each ascending, in the order of their first."""
+    if not links:
+        return
+    i, j = np.array(links).T
+    _, label = connected_components(coo_array((np.ones(len(i)), (i, j)), shape=(count, count)), directed=False)
+    _, firsts = np.unique(label, return_index=True)
+    for first in np.sort(firsts):
+        members = np.flatnonzero(label == label[first])
+        if len(members) > 1:
+            yield members.tolist()

@@ -1,0 +1,143 @@
+"""`hf-wsl search`: what it finds in a table of embeddings, as text and as JSON."""
+
+from collections.abc import Iterator
+from dataclasses import asdict
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..config_sources import ConfigError
+from ..config_sources import nearest as nearest_name
+from ..embedding import EmbeddingTable
+from ..files import write_json
+from ..sources import expand_sources
+from .calibration import Calibration, calibrate
+from .duplicates import Copy, find_copies
+from .embed_like import embed_like
+from .lineage import lineage_trees
+from .nearest import nearest
+from .search_config import MODES, SearchConfig
+
+
+def search(table: str | PathLike, query: str | None, config: SearchConfig) -> list[str]:
+    """Does what the options say; writes `config.output`, if it is named.
+
+    Args:
+        table: Parquet file of `hf-wsl embed`.
+        query: a `model_id` of the table, or a model (path, Hub id), which is embedded as the table was; None with
+            --duplicates, --calibrate and --lineage.
+        config: the options.
+
+    Returns:
+        Lines of text.
+
+    Raises:
+        ConfigError, ValueError, CheckpointError: see `nearest`, `find_copies`, `calibrate`, `lineage_trees`.
+    """
+    embeddings = EmbeddingTable.read(table)
+    mode = next((mode for mode in MODES if getattr(config, mode)), None)
+    if (query is None) == (mode is None):
+        raise ConfigError(
+            "name one model to search for (a row of the table, a path or a Hub id), or one of --duplicates, "
+            "--calibrate and --lineage"
+        )
+    if mode == "calibrate":
+        found = _calibrate(embeddings, config)
+        content, lines = asdict(found), list(calibration_lines(found))
+    elif mode == "duplicates":
+        calibration = Calibration.read(config.calibration) if config.calibration else None
+        groups = find_copies(
+            embeddings,
+            metric=config.metric,
+            standardize=config.standardize,
+            calibration=calibration,
+            models=expand_sources(config.models) if config.models else [],
+        )
+        content, lines = [[asdict(copy) for copy in group] for group in groups], list(_group_lines(groups))
+    elif mode == "lineage":
+        held = set(embeddings.model_ids)
+        trees = lineage_trees([model for model in expand_sources(config.models) if model.model_id in held])
+        content = [tree.to_json() for tree in trees]
+        lines = [line for tree in trees for line in [*tree.lines(), ""]] or ["No two models have one origin."]
+    else:
+        content = find_neighbours(embeddings, query, config)
+        lines = [f"{row['rank']:>4}  {row['distance']:<10.4g}  {row['model_id']}" for row in content]
+    if config.output:
+        write_json(Path(config.output), content)
+    return lines
+
+
+def find_neighbours(table: EmbeddingTable, query: str, config: SearchConfig) -> list[dict[str, Any]]:
+    """The rows nearest to a model: `rank` from 1, `model_id`, `revision`, `distance`."""
+    if query in table.model_ids:
+        row = table.model_ids.index(query)
+        embedding, exclude = table.embeddings[row : row + 1], np.array([row])
+    else:
+        embedding, exclude = _embed_query(table, query, config), None
+    indices, distances = nearest(
+        table,
+        embedding,
+        config.top,
+        config.metric,
+        standardize=config.standardize,
+        index=config.index,
+        exclude=exclude,
+    )
+    return [
+        {"rank": rank, "model_id": table.model_ids[i], "revision": table.revisions[i], "distance": float(distance)}
+        for rank, (i, distance) in enumerate(zip(indices[0], distances[0], strict=True), start=1)
+        if i >= 0
+    ]
+
+
+def _embed_query(table: EmbeddingTable, query: str, config: SearchConfig) -> np.ndarray:
+    try:
+        models = expand_sources([query])
+    except ValueError as error:
+        raise ValueError(
+            f"{query} is no model_id of the table.{nearest_name(query, table.model_ids)} {error}"
+        ) from error
+    if len(models) != 1:
+        raise ConfigError(f"{query} holds {len(models)} models; search for one at a time")
+    return embed_like(table, [query], config.models)[0].embeddings
+
+
+def _calibrate(table: EmbeddingTable, config: SearchConfig) -> Calibration:
+    return calibrate(
+        table,
+        expand_sources(config.models),
+        noises=config.noise_sizes,
+        sample=config.sample,
+        max_parameters=config.max_parameters,
+        false_positive_rate=config.false_positive_rate,
+        standardize=config.standardize,
+        fine_tunes=config.fine_tune_pairs,
+        seed=config.seed,
+    )
+
+
+def calibration_lines(calibration: Calibration) -> Iterator[str]:
+    """The thresholds, and how each kind of copy is found by them."""
+    for metric, found in calibration.metrics.items():
+        yield (
+            f"{metric}: threshold {found['threshold']:.3g}; within it {found['false_positive_rate']:.1%} of "
+            f"{found['strangers']} models have a stranger"
+        )
+        for kind, rates in found["kinds"].items():
+            precision = "none" if rates["precision"] is None else f"{rates['precision']:.3f}"
+            yield (
+                f"  {kind:<12} {rates['copies']:>5} copies  recall {rates['recall']:.3f}  precision {precision}  "
+                f"AUC {rates['auc']:.3f}  original found first {rates['found_first']:.3f}"
+            )
+
+
+def _group_lines(groups: list[list[Copy]]) -> Iterator[str]:
+    for number, group in enumerate(groups, start=1):
+        yield f"group {number}: {len(group)} models"
+        for copy in group:
+            source = "weights" if copy.by_weights else "embedding"
+            yield f"  {copy.model_id}: {copy.verdict} of {copy.nearest} ({source}; distance {copy.distance:.3g})"
+    if not groups:
+        yield "No copies were found."

@@ -1,0 +1,59 @@
+"""The options of `hf-wsl search`, each described once."""
+
+from dataclasses import dataclass
+
+from ..config_sources import ConfigError, option
+
+
+METRICS = ("cosine", "euclidean")
+MODES = ("duplicates", "calibrate", "lineage")
+
+
+@dataclass(frozen=True)
+class SearchConfig:
+    """The options of `hf-wsl search`. Raises ConfigError on options that contradict each other."""
+
+    top: int = option(10, "Neighbours to show.")
+    metric: str = option("cosine", "Distance of embeddings.", METRICS)
+    standardize: bool = option(True, "Give every feature mean 0 and deviation 1 over the table first.")
+    index: str = option("exact", "exact, faiss (exact too), or an approximate one of faiss: faiss:HNSW32.")
+    duplicates: bool = option(False, "Group the models that are copies of each other.")
+    calibration: str = option("", "With --duplicates: file that --calibrate wrote, for near copies.")
+    calibrate: bool = option(False, "Measure at which distances copies lie, on copies planted for it.")
+    lineage: bool = option(False, "Find who was fine-tuned from whom, by weights.")
+    models: list = option([], "The models of the table, for what needs their weights; separated by commas.")
+    sample: int = option(100, "With --calibrate: models to plant copies of.")
+    max_parameters: int = option(0, "With --calibrate: plant no copies of models with more entries; 0: of any.")
+    noises: list = option(["0.001", "0.01", "0.1", "0.3"], "With --calibrate: noise on copies, relative.")
+    false_positive_rate: float = option(
+        0.01, "With --calibrate: share of models that may have a stranger within the threshold."
+    )
+    fine_tunes: list = option([], "With --calibrate: PARENT=CHILD of the table, beside what zoos state.")
+    seed: int = option(0, "With --calibrate: of the sample and the copies.")
+    output: str = option("", "JSON file of what was found.")
+
+    def __post_init__(self) -> None:
+        if sum(getattr(self, mode) for mode in MODES) > 1:
+            raise ConfigError(f"choose one of {', '.join('--' + mode for mode in MODES)}")
+        for mode in ("calibrate", "lineage"):
+            if getattr(self, mode) and not self.models:
+                raise ConfigError(f"option '{mode}' reads weights: name the models of the table with --models")
+        if self.calibrate and not self.output:
+            raise ConfigError("option 'calibrate' writes a file: name it with --output")
+        if self.calibration and not self.duplicates:
+            raise ConfigError("option 'calibration' is of --duplicates")
+        for pair in self.fine_tunes:
+            if pair.count("=") != 1:
+                raise ConfigError(f"option 'fine_tunes' has '{pair}'; write PARENT=CHILD, two ids of the table")
+        try:
+            self.noise_sizes  # noqa: B018 - a value that is no number is refused here
+        except ValueError as error:
+            raise ConfigError(f"option 'noises' takes numbers, separated by commas ({error})") from error
+
+    @property
+    def noise_sizes(self) -> list[float]:
+        return [float(size) for size in self.noises]
+
+    @property
+    def fine_tune_pairs(self) -> list[tuple[str, str]]:
+        return [tuple(pair.split("=")) for pair in self.fine_tunes]
