@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import pyarrow as pa
 from datasets.utils import tqdm
 
 from .composition import FAMILIES
@@ -14,14 +15,18 @@ from .composition_figure import FIGURE_FILE, composition_figure
 from .dataset_card import Collection, dataset_card
 from .dataset_writer import PlannedModel, ShardTask, plan_shards, write_shard
 from .files import replacing
-from .model_part import feature_extractor
+from .layer_moments import layer_statistics, merge_moments
+from .model_part import NOTHING_STORED, feature_extractor
+from .model_properties import properties_digest, write_properties
 from .near_copies import NearCopyItem, near_copy_groups
 from .schema import (
     ACCEPTED,
     CARD_FILE,
     EXTRACTOR_FILE,
     MODELS,
+    PROPERTIES,
     REFUSED,
+    TEST,
     TRAIN,
     VALIDATION,
     WINDOWS,
@@ -44,6 +49,7 @@ class AssembledModel:
         index: of its part and record.
         row: its columns of the config `models` without the manifest, which stays on the disk.
         near_copy_fingerprint: None for a refused model.
+        layer_moments: None for a refused model, and where layers are not normalised.
         record_bytes: size of its record.
     """
 
@@ -51,6 +57,7 @@ class AssembledModel:
     row: dict[str, Any]
     near_copy_fingerprint: Mapping[str, Any] | None
     record_bytes: int
+    layer_moments: Mapping[str, Sequence[float]] | None = None
 
     @property
     def accepted(self) -> bool:
@@ -64,7 +71,8 @@ def read_models(work: WorkFolder, indices: Sequence[int]) -> list[AssembledModel
         record = work.read_record(index)
         row = {**record.row, "split": REFUSED, "duplicate_group": None, "near_copy_group": None}
         del row["manifest"]
-        models.append(AssembledModel(index, row, record.near_copy_fingerprint, work.record(index).stat().st_size))
+        size = work.record(index).stat().st_size
+        models.append(AssembledModel(index, row, record.near_copy_fingerprint, size, record.layer_moments))
     return models
 
 
@@ -97,29 +105,34 @@ def write_dataset(
     *,
     worker_module: str,
     collected: Collection | None = None,
+    properties: pa.Table | None = None,
 ) -> None:
     """Writes the Parquet files, the feature extractor's settings, the picture and the card; files there are kept.
 
     Args:
         work: of the run; its records must not change from here on.
-        models: with splits and groups in their rows.
+        models: with splits and groups in their rows; those that no layer-wise normalisation fits become refused.
         config: of the run.
         worker_module: what the worker processes import first.
         collected: how the models were found on the Hub, for the card.
+        properties: of the config `properties`, a row a model; None: no such config.
     """
+    statistics = _fit_layers(models) if config.layer_normalization else None
     planned = [_planned(model, config) for model in models]
     rows = [model.row for model in models]
-    work.begin_assembly([model.index for model in models], rows, (WINDOWS, MODELS))
+    work.begin_assembly([model.index for model in models], rows, (WINDOWS, MODELS, PROPERTIES))
     by_index = {model.index: model for model in planned}
     tasks = [
-        ShardTask(shard, tuple(by_index[run.model] for run in shard.runs), config, work.output)
+        ShardTask(shard, tuple(by_index[run.model] for run in shard.runs), config, work.output, statistics)
         for shard in plan_shards(planned, config.shard_bytes)
     ]
     with tqdm(total=len(tasks), desc="Assembling", unit="file") as bar:
         for _ in run_tasks(write_shard, tasks, config.num_workers, worker_module):
             bar.update()
+    if properties is not None:
+        write_properties(work, rows, properties)
     # Not save_pretrained: it adds the library's code, which a dataset has no use for.
-    work.write_text(work.output / EXTRACTOR_FILE, feature_extractor(config).to_json_string())
+    work.write_text(work.output / EXTRACTOR_FILE, feature_extractor(config, statistics).to_json_string())
     picture = None
     if any(model.accepted for model in models):
         with replacing(work.output / FIGURE_FILE, work.temporary) as temporary:
@@ -131,8 +144,21 @@ def write_dataset(
         collected=collected,
         families=splits_by_family((model.family, model.split) for model in planned),
         picture=picture,
+        properties=None if properties is None else properties_digest(properties),
     )
     work.write_text(work.output / CARD_FILE, card)
+
+
+def _fit_layers(models: Sequence[AssembledModel]) -> dict[str, list[float]]:
+    """Mean and deviation of every layer over the training models; refuses the others that have further layers."""
+    accepted = [model for model in models if model.accepted]
+    statistics = layer_statistics(merge_moments(m.layer_moments for m in accepted if m.row["split"] == TRAIN))
+    for model in accepted:
+        if unknown := [name for name in model.layer_moments if name not in statistics]:
+            reason = f"has layers that no training model has, {len(unknown)} in all, the first: {unknown[0]!r}."
+            outcome = {"status": REFUSED, "outcome": "other_layers", "split": REFUSED, "reason": reason}
+            model.row |= {**NOTHING_STORED, **outcome}
+    return statistics
 
 
 def _planned(model: AssembledModel, config: DatasetConfig) -> PlannedModel:
@@ -152,7 +178,8 @@ def counts(models: Sequence[AssembledModel], config: DatasetConfig) -> dict[str,
     """Totals of the accepted models, for the report."""
     accepted = [model.row for model in models if model.accepted]
     totals = {key: sum(row[key] for row in accepted) for key in ("num_parameters", "num_tokens", "num_windows")}
-    by_split = {s: sum(row["num_tokens"] for row in accepted if row["split"] == s) for s in (TRAIN, VALIDATION)}
+    splits = [TRAIN, VALIDATION] + [TEST] * any(row["split"] == TEST for row in accepted)
+    by_split = {s: sum(row["num_tokens"] for row in accepted if row["split"] == s) for s in splits}
     padding = 1 - totals["num_parameters"] / (totals["num_tokens"] * config.token_size) if accepted else 0.0
     refused = len(models) - len(accepted)
     return {"accepted": len(accepted), "refused": refused, **totals, "padding": padding, "tokens_by_split": by_split}

@@ -74,7 +74,19 @@ def _split_row(split: str, rows: Sequence[Row]) -> tuple[str, ...]:
     return split, *(f"{n:,}" for n in (len(rows), owners, *sums))
 
 
-def reading(config: DatasetConfig, dataset_id: str) -> str:
+def reading(config: DatasetConfig, dataset_id: str, properties: bool = False) -> str:
+    listed = (
+        "\n# one row a model, in the order of models: settings, epoch, accuracies, ...\n"
+        f'properties = load_dataset("{dataset_id}", "properties", split="train")'
+        if properties
+        else ""
+    )
+    normalized = (
+        " The weights of each layer are stored less the layer's mean over the training models, in its standard "
+        "deviations; both are in that file."
+        if config.layer_normalization
+        else ""
+    )
     return f"""## Reading it
 
 ```python
@@ -83,7 +95,7 @@ from datasets import load_dataset
 # one row a window; streaming=True works too
 windows = load_dataset("{dataset_id}", "windows", split="train")
 # one row a model: source, licence, family, manifest, ...
-models = load_dataset("{dataset_id}", "models", split="train")
+models = load_dataset("{dataset_id}", "models", split="train"){listed}
 ```
 
 A row of `windows` holds at most {config.window_size} consecutive `tokens` of one model. The first `valid_entries[i]`
@@ -91,7 +103,7 @@ numbers of token i are weights, the others zero. The positions [index in the mod
 from the `segment_*` columns: the j-th token of a segment has the position
 [`token_start` + index in the row, `segment_layer`, `segment_position` + j // `segment_stride`]. The manifest of a
 model, in `models`, names every tensor, its shape and dtype, and its place among the tokens. `AutoFeatureExtractor`
-reads `{EXTRACTOR_FILE}` and turns other models into such tokens, and tokens into weights."""
+reads `{EXTRACTOR_FILE}` and turns other models into such tokens, and tokens into weights.{normalized}"""
 
 
 def subsets(accepted: Sequence[Row], families: Mapping[str, Sequence[str]], dataset_id: str) -> Iterator[str]:

@@ -20,7 +20,7 @@ from .hub_listing import Candidate
 from .hub_reader import HubReader, Pace
 from .loadable import check_loadable
 from .model_facts import HubFacts, ModelFacts, find_facts
-from .model_part import accepted_record, refused_record, refusing, write_part
+from .model_part import ModelPart, accepted_record, refused_record, refusing, write_part
 from .schema import ACCEPTED
 from .work_folder import ModelRecord, WorkFolder
 
@@ -112,7 +112,7 @@ def _known_copy(task: CollectTask, work: WorkFolder, examined: Examined, key: st
         return None
     before = work.read_record(first)
     columns = ("num_parameters", "num_tokens", "num_windows", "padding", "manifest", "weights_sha256")
-    part = ({name: before.row[name] for name in columns}, before.near_copy_fingerprint)
+    part = ModelPart({name: before.row[name] for name in columns}, before.near_copy_fingerprint, before.layer_moments)
     return accepted_record(task.candidate.commit, task.candidate.repo_id, _facts(task.candidate, examined), part)
 
 

@@ -173,7 +173,9 @@ def command_line(
         if field.name in groups:
             parser.add_argument(f"--{field.name}.KEY", metavar="VALUE", help=text)
             continue
-        default = "" if field.default in (None, "") else f" (default: {field.default})"
+        factory = field.default_factory
+        default = field.default if factory is dataclasses.MISSING else ",".join(map(str, factory()))
+        default = "" if default in (None, "") else f" (default: {default})"
         choices = field.metadata["choices"]
         names = list(dict.fromkeys((f"--{field.name}", f"--{field.name.replace('_', '-')}")))
         flag = {"nargs": "?", "const": "true"} if hints[field.name] is bool else {}

@@ -9,10 +9,13 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from modeling_wsl.layer_normalization import LayerStatistics
+from modeling_wsl.manifest import WeightManifest
+
 from .files import replacing
 from .schema import MODELS, REFUSED, WINDOWS, model_features, shard_path
 from .tokenize_config import DatasetConfig
-from .window_rows import window_schema
+from .window_rows import normalized_row, window_schema
 from .work_folder import WorkFolder
 
 
@@ -64,12 +67,16 @@ class PlannedModel:
 
 @dataclass(frozen=True)
 class ShardTask:
-    """What a worker process needs to know; `models` are those of the shard's runs."""
+    """What a worker process needs to know; `models` are those of the shard's runs.
+
+    `layer_statistics` are what layers are normalised by; None where they are not.
+    """
 
     shard: Shard
     models: tuple[PlannedModel, ...]
     config: DatasetConfig
     output: Path
+    layer_statistics: LayerStatistics | None = None
 
 
 def plan_shards(models: Sequence[PlannedModel], max_bytes: int) -> list[Shard]:
@@ -142,17 +149,22 @@ def windows_writer(path: Path, schema: pa.Schema) -> pq.ParquetWriter:
 
 
 def _row_groups(task: ShardTask) -> Iterator[list[pa.RecordBatch]]:
-    """The rows of a file, grouped; they are views on the mapped parts."""
-    work, limit = WorkFolder(task.output), task.config.row_group_bytes
+    """The rows of a file, grouped; they are views on the mapped parts, unless their layers are normalised here."""
+    work, limit, statistics = WorkFolder(task.output), task.config.row_group_bytes, task.layer_statistics
     group: list[pa.RecordBatch] = []
     held = 0
     for run, model in zip(task.shard.runs, task.models, strict=True):
+        if statistics is not None:
+            manifest = WeightManifest.from_json(work.read_record(run.model).row["manifest"])
         with pa.memory_map(str(work.part(run.model))) as file, pa.ipc.open_file(file) as reader:
             for row in range(run.first, run.first + run.count):
                 if group and held + model.row_bytes[row] > limit:
                     yield group
                     group, held = [], 0
-                group.append(reader.get_batch(row))
+                batch = reader.get_batch(row)
+                if statistics is not None:
+                    batch = normalized_row(batch, manifest, statistics, task.config.dtype)
+                group.append(batch)
                 held += model.row_bytes[row]
     if group:
         yield group

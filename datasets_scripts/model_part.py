@@ -1,9 +1,9 @@
 """The windows of one opened model into a part file, and its row of the config `models`."""
 
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,9 @@ import pyarrow as pa
 from modeling_wsl.checkpoint_errors import CheckpointError, NonFiniteWeightsError, NotTokenizableError, shorten
 from modeling_wsl.checkpoints import Checkpoint
 from modeling_wsl.feature_extraction_wsl import WSLFeatureExtractor
+from modeling_wsl.layer_normalization import LayerStatistics
 
+from .layer_moments import merge_moments, window_moments
 from .model_facts import ModelFacts
 from .near_copies import fingerprint
 from .outcomes import outcome_of
@@ -33,13 +35,31 @@ NOTHING_STORED = {
 }
 
 
-def feature_extractor(config: DatasetConfig) -> WSLFeatureExtractor:
-    """The feature extractor that a configuration describes."""
+@dataclass(frozen=True)
+class ModelPart:
+    """What is known of a model whose windows are written.
+
+    Attributes:
+        columns: of the config `models`, those that follow from the weights.
+        near_copy_fingerprint: see `near_copies.py`.
+        layer_moments: see `layer_moments.py`; None where no layer is to be normalised.
+    """
+
+    columns: Mapping[str, Any]
+    near_copy_fingerprint: Mapping[str, Any] | None
+    layer_moments: Mapping[str, Sequence[float]] | None = None
+
+
+def feature_extractor(
+    config: DatasetConfig, layer_normalization: LayerStatistics | None = None
+) -> WSLFeatureExtractor:
+    """The feature extractor that a configuration describes; what layers are normalised by is known at the end only."""
     return WSLFeatureExtractor(
         tokenization=config.tokenization,
         token_size=config.token_size,
         position_unit=config.position_unit,
         batch_norm_statistics=config.batch_norm_statistics,
+        layer_normalization=layer_normalization,
     )
 
 
@@ -56,26 +76,22 @@ def refusing(model_id: str, location: object) -> Iterator[None]:
         raise CheckpointError(location, reason, "Look at the file, or at the log for where it happened") from error
 
 
-def write_part(
-    checkpoint: Checkpoint, model_id: str, config: DatasetConfig, path: Path
-) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Writes all windows of a model, one record batch each, as an Arrow file.
-
-    Returns:
-        the columns of the config `models` that follow from the weights, and the near-copy fingerprint.
+def write_part(checkpoint: Checkpoint, model_id: str, config: DatasetConfig, path: Path) -> ModelPart:
+    """Writes all windows of a model, one record batch each, as an Arrow file, layers not yet normalised.
 
     Raises:
         CheckpointError: the weights cannot be read, are not finite, or do not fit the stored dtype.
         OSError: the part cannot be written.
     """
-    schema = window_schema(config.token_size, config.dtype)
+    schema = window_schema(config.token_size, config.part_dtype)
+    moments: list[dict[str, list[float]]] = []
     with refusing(model_id, checkpoint.source):
         manifest = feature_extractor(config).layout(checkpoint.tensors, checkpoint.tied, checkpoint.tensor_order)
         if not manifest.num_tokens:
             reason = "holds nothing that is tokenised (batch-norm statistics and integers are not)"
             raise NotTokenizableError(checkpoint.source, reason, "Tokenize with batch_norm_statistics tokenize")
     with pa.OSFile(str(path), "wb") as file, pa.ipc.new_file(file, schema) as writer:
-        for row in _window_rows(checkpoint, model_id, config, schema):
+        for row in _window_rows(checkpoint, model_id, config, schema, moments):
             writer.write_batch(row)
     with refusing(model_id, checkpoint.source):
         columns = {
@@ -86,28 +102,40 @@ def write_part(
             "manifest": manifest.to_json(),
             "weights_sha256": checkpoint.sha256(),
         }
-        return columns, fingerprint(checkpoint)
+        return ModelPart(columns, fingerprint(checkpoint), merge_moments(moments) if moments else None)
 
 
 def _window_rows(
-    checkpoint: Checkpoint, model_id: str, config: DatasetConfig, schema: pa.Schema
+    checkpoint: Checkpoint,
+    model_id: str,
+    config: DatasetConfig,
+    schema: pa.Schema,
+    moments: list[dict[str, list[float]]],
 ) -> Iterator[pa.RecordBatch]:
+    """The rows of a model; where layers are to be normalised, `moments` gets those of each window."""
     # Only what happens in here is caught: an error of the writer, which takes the rows, does not pass through.
     with refusing(model_id, checkpoint.source):
         for index, window in enumerate(feature_extractor(config).stream(checkpoint, config.window_size)):
+            if config.layer_normalization:
+                moments.append(window_moments(window))
             yield window_row(
-                window, source=checkpoint.source, model_id=model_id, index=index, schema=schema, dtype=config.dtype
+                window,
+                source=checkpoint.source,
+                model_id=model_id,
+                index=index,
+                schema=schema,
+                dtype=config.part_dtype,
             )
 
 
-def accepted_record(
-    source_fingerprint: str, model_id: str, facts: ModelFacts, part: tuple[Mapping[str, Any], Mapping[str, Any]]
-) -> ModelRecord:
-    """The record of a model whose part is written; `part` is what `write_part` returned."""
-    columns, near_copy_fingerprint = part
+def accepted_record(source_fingerprint: str, model_id: str, facts: ModelFacts, part: ModelPart) -> ModelRecord:
+    """The record of a model whose part is written."""
     status = {"status": ACCEPTED, "outcome": ACCEPTED, "reason": None}
     return ModelRecord(
-        source_fingerprint, {"model_id": model_id, **asdict(facts), **columns, **status}, near_copy_fingerprint
+        source_fingerprint,
+        {"model_id": model_id, **asdict(facts), **part.columns, **status},
+        part.near_copy_fingerprint,
+        part.layer_moments,
     )
 
 

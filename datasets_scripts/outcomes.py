@@ -32,6 +32,7 @@ OUTCOMES = {
     "overflow": "a weight is beyond the range of the stored dtype",
     "not_tokenizable": "no floating-point tensor to make tokens of",
     "duplicate": "its weights are bit for bit those of a model before it",
+    "other_layers": "it has layers that no training model has, so nothing normalises them",
     "network": "its files could not be fetched, while the Hub answered for others",
 }
 

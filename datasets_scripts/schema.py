@@ -4,6 +4,7 @@
     windows/train-00000-of-00003.parquet         one row a window of consecutive tokens of one model
     windows/train-resnet-00000-of-00003.parquet  the same, where every family has files, and so a config, of its own
     models/train-00000-of-00001.parquet          one row a model; models/refused-* holds those that were refused
+    properties/train-00000-of-00001.parquet      one row a model, of lab zoos: settings, accuracies ...
     preprocessor_config.json                     the feature extractor's settings
     tokenize.json                                settings, sources and counts of the run that made the dataset
 
@@ -18,8 +19,8 @@ from datasets import Features, List, Value
 
 
 FORMAT_VERSION = 2  # 2: architecture, training data, base model, near copies and outcome are columns of `models`
-WINDOWS, MODELS = "windows", "models"
-TRAIN, VALIDATION, REFUSED = "train", "validation", "refused"
+WINDOWS, MODELS, PROPERTIES = "windows", "models", "properties"
+TRAIN, VALIDATION, TEST, REFUSED = "train", "validation", "test", "refused"  # test: of lab zoos
 WITHHELD = (
     "withheld"  # split, status and outcome, in published datasets: models whose licence keeps their weights back
 )

@@ -13,11 +13,13 @@ from os import PathLike
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 from datasets.utils import tqdm  # tqdm.auto that heeds HF_DATASETS_DISABLE_PROGRESS_BARS and disable_progress_bars()
 
 from modeling_wsl.checkpoint_errors import shorten
 
 from .assembly import AssembledModel, counts, find_groups, read_models, write_dataset
+from .model_properties import check_properties, give_splits, properties_digest
 from .model_task import UNREACHABLE, ModelTask, tokenize_model
 from .schema import FORMAT_VERSION, REFUSED, REPORT_FILE, VALIDATION
 from .sources import ModelSource, expand_sources
@@ -55,7 +57,11 @@ class TokenizeReport:
 
 
 def tokenize(
-    sources: Iterable[str | PathLike] | str | PathLike, output: str | PathLike, config: TokenizeConfig | None = None
+    sources: Iterable[str | PathLike] | str | PathLike,
+    output: str | PathLike,
+    config: TokenizeConfig | None = None,
+    *,
+    properties: pa.Table | None = None,
 ) -> TokenizeReport:
     """Makes a dataset of the weights of models, or finishes one that was interrupted, or recognises a finished one.
 
@@ -68,6 +74,8 @@ def tokenize(
             refused every model, whose files are then replaced.
         config: the settings; with `num_workers` above 1, the caller's main module is imported by the workers, as
             always with multiprocessing, and must not tokenize at import.
+        properties: what is known of every model, a row each, with `model_id` and the `split` that it is to be in
+            ("train", "validation" or "test"); becomes the config `properties`. None: splits are drawn.
 
     Raises:
         TokenizeError: sources that name nothing, an output that holds something else or was made with other settings
@@ -80,6 +88,10 @@ def tokenize(
     output = Path(output).absolute()
     models = expand_sources([sources] if isinstance(sources, str | PathLike) else sources)
     fingerprints = [model.fingerprint() for model in models]
+    settings = config.settings()
+    if properties is not None:
+        check_properties(properties, [model.model_id for model in models])
+        settings["properties"] = properties_digest(properties)
     work = WorkFolder(output)
     report = finished_run(output)
     if report and not report["counts"]["accepted"]:
@@ -87,19 +99,19 @@ def tokenize(
         remove_refusals(output)
     elif report:
         now = dict(zip((m.model_id for m in models), fingerprints, strict=True))
-        _check_finished(output, report, {"format": FORMAT_VERSION, "settings": config.settings(), "models": now})
+        _check_finished(output, report, {"format": FORMAT_VERSION, "settings": settings, "models": now})
         work.remove()  # of a run that was killed between its last file and this line
         logger.info("%s is complete; nothing was done", output)
         return _report(output, report["counts"], already_complete=True)
-    with work.open(config.settings(), models):
+    with work.open(settings, models):
         _tokenize_models(work, models, fingerprints, config)
         assembled = read_models(work, range(len(models)))
-        _draw_splits(assembled, config)
-        write_dataset(work, assembled, config, worker_module=tokenize_model.__module__)
+        _draw_splits(assembled, config, properties)
+        write_dataset(work, assembled, config, worker_module=tokenize_model.__module__, properties=properties)
         # The last file: with it, the dataset is complete.
         now = dict(zip((m.model_id for m in models), fingerprints, strict=True))
         counted = counts(assembled, config)
-        report = {"format": FORMAT_VERSION, "counts": counted, "settings": config.settings(), "models": now}
+        report = {"format": FORMAT_VERSION, "counts": counted, "settings": settings, "models": now}
         work.write_json(output / REPORT_FILE, report)
         work.remove()
     if not counted["accepted"]:
@@ -156,9 +168,12 @@ def _tokenize_models(
         )
 
 
-def _draw_splits(models: Sequence[AssembledModel], config: TokenizeConfig) -> None:
-    """Writes groups and splits into the rows of the accepted models."""
+def _draw_splits(models: Sequence[AssembledModel], config: TokenizeConfig, properties: pa.Table | None = None) -> None:
+    """Writes groups and splits into the rows of the accepted models; splits are those of the properties, if any."""
     items = find_groups(models)
+    if properties is not None:
+        give_splits([model.row for model in models if model.accepted], properties)
+        return
     drawn = assign_splits(
         items, split_by=config.split_by, validation_fraction=config.validation_fraction, seed=config.seed
     )

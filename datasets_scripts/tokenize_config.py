@@ -34,6 +34,11 @@ class DatasetConfig:
         "carry: running means and variances stay out of the tokens; tokenize: taken in.",
         ("carry", "tokenize"),
     )
+    layer_normalization: bool = option(
+        False,
+        "Store each layer's weights less the layer's mean over the training models, in its standard deviations, as "
+        "SANE does: for a zoo of one architecture. Models with other layers are refused.",
+    )
     window_size: int = option(MAX_WINDOW_SIZE, f"Tokens per row, at most {MAX_WINDOW_SIZE}.")
     dtype: str = option(
         "float16",
@@ -72,6 +77,11 @@ class DatasetConfig:
             raise TokenizeError(f"num_workers is {self.num_workers}; it is at least 1.")
         parse_size("max_shard_size", self.max_shard_size)
         parse_size("max_row_group_size", self.max_row_group_size)
+
+    @property
+    def part_dtype(self) -> str:
+        """Of the weights before their layers are normalised: rounded once, at the end."""
+        return "float32" if self.layer_normalization else self.dtype
 
     @property
     def token_bytes(self) -> int:

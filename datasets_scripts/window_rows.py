@@ -8,6 +8,7 @@ import pyarrow as pa
 import torch
 from transformers.feature_extraction_utils import BatchFeature
 
+from modeling_wsl.layer_normalization import LayerStatistics, normalize_layers_
 from modeling_wsl.manifest import Segment, WeightManifest
 
 from .outcomes import RefusedModel
@@ -64,6 +65,23 @@ def window_row(
         *_segment_columns(segments, schema),
     ]
     return pa.RecordBatch.from_arrays(columns, schema=schema)
+
+
+def normalized_row(
+    row: pa.RecordBatch, manifest: WeightManifest, statistics: LayerStatistics, dtype: str
+) -> pa.RecordBatch:
+    """A row of float32 weights with its layers normalised (see `normalize_layers_`), stored as `dtype`.
+
+    Raises:
+        RefusedModel: a normalised weight that is infinite in `dtype`.
+    """
+    model_id, index, start = (row.column(name)[0].as_py() for name in ("model_id", "window_index", "token_start"))
+    values = row.column("tokens").flatten().flatten().to_numpy(zero_copy_only=False, writable=True)
+    tokens = torch.from_numpy(values).view(-1, manifest.token_size)  # [T, d_t]
+    normalize_layers_(tokens, manifest, statistics, start)
+    window = BatchFeature({"tokens": tokens, "token_start": start, "manifest": manifest})
+    schema = window_schema(manifest.token_size, dtype)
+    return window_row(window, source=model_id, model_id=model_id, index=index, schema=schema, dtype=dtype)
 
 
 def tensor_at(manifest: WeightManifest, token: int, entry: int) -> str:

@@ -31,11 +31,13 @@ class ModelRecord:
         fingerprint: of the source at the time.
         row: its columns of the config `models`, without split and groups, which depend on the other models.
         near_copy_fingerprint: what near copies are found by (`near_copies.py`); None for a refused model.
+        layer_moments: what layers are normalised by (`layer_moments.py`); None where they are not.
     """
 
     fingerprint: str
     row: Mapping[str, Any]
     near_copy_fingerprint: Mapping[str, Any] | None = None
+    layer_moments: Mapping[str, Sequence[float]] | None = None
 
 
 class WorkFolder:
@@ -187,7 +189,8 @@ def compare_runs(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
     if before["format"] != now["format"]:
         parts.append(f"format {before['format']} there, {now['format']} here")
     for key in sorted({*before["settings"], *now["settings"]}):
-        old, new = before["settings"].get(key), now["settings"].get(key)
+        # An option that a run of an earlier version did not know was off in it.
+        old, new = before["settings"].get(key, False), now["settings"].get(key, False)
         if old != new:
             parts.append(f"{key} was {old!r}, is {new!r}")
     old_ids, new_ids = dict.fromkeys(before["models"]), dict.fromkeys(now["models"])

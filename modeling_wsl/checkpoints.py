@@ -34,6 +34,7 @@ class Checkpoint:
 
     Attributes:
         source: path, Hub id, or a name in angle brackets for objects in memory.
+        path: the weight file or index of shards, on this machine; None for objects in memory.
         revision: the commit, for models of the Hub.
         library: "timm", "transformers" or "peft" where the folder, id or module says so, else None.
         config: parsed config.json, or adapter_config.json (which names the base model); {} if there is none.
@@ -51,10 +52,12 @@ class Checkpoint:
         *,
         library: str | None = None,
         config: dict[str, Any] | None = None,
+        path: Path | None = None,
         revision: str | None = None,
         allow_nonfinite: bool = False,
     ):
         self.source = source
+        self.path = path
         self.revision = revision
         self.library = library
         self.config = config or {}
@@ -257,7 +260,14 @@ def open_checkpoint(
         in_state_dict_order=contents.in_state_dict_order,
     )
     checkpoint = Checkpoint(
-        name, contents, names, library=library, config=config, revision=commit, allow_nonfinite=allow_nonfinite
+        name,
+        contents,
+        names,
+        library=library,
+        config=config,
+        path=path,
+        revision=commit,
+        allow_nonfinite=allow_nonfinite,
     )
     check_size(checkpoint, contents.nested, min_parameters)
     return checkpoint

@@ -62,12 +62,13 @@ def options_of(module: str, name: str) -> typing.Callable[[typing.Callable], typ
         own = [p for p in inspect.signature(command).parameters.values() if p.kind is not p.VAR_KEYWORD]
         for field in dataclasses.fields(config):
             choices = field.metadata.get("choices")
+            is_list = hints[field.name] is list  # text with commas here
             option = typer.Option(
-                help=f"{field.metadata['help']} [default: {field.default}]",
+                help=field.metadata["help"] + ("" if is_list else f" [default: {field.default}]"),
                 metavar="|".join(choices) if choices else None,
                 show_default=False,
             )
-            kind = Annotated[hints[field.name] | None, option]
+            kind = Annotated[(str if is_list else hints[field.name]) | None, option]
             own.append(inspect.Parameter(field.name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=kind))
         command.__signature__ = inspect.Signature(own)
         return command
@@ -84,7 +85,7 @@ def quickstart(
 
     Example: hf-wsl quickstart --output quickstart
     """
-    from trainers.quickstart import quickstart as run
+    from trainers.quickstart.quickstart import quickstart as run
 
     run(output, seed=seed)
     typer.echo(f"Report: {output / 'report.html'}")
@@ -172,6 +173,22 @@ def collect(
 
 
 @app.command(context_settings=PASS_ON, add_help_option=False)
+def zoo(context: typer.Context) -> None:
+    """Train a zoo of small models over a grid of settings; `hf-wsl zoo --help` lists all options.
+
+    Example: hf-wsl zoo --data.images mnist --data.channels 1 --seeds 200 --epochs 10 --output_dir zoo
+    """
+    from datasets_scripts.lab_zoo.build_zoo import build_zoo
+    from datasets_scripts.lab_zoo.zoo_config import ZooConfig
+
+    report = build_zoo(ZooConfig.from_command_line(context.args))
+    typer.echo(
+        f"{report.output}: {report.members} members, {report.checkpoints} checkpoints; "
+        f"{len(report.diverged)} members diverged"
+    )
+
+
+@app.command(context_settings=PASS_ON, add_help_option=False)
 def pretrain(context: typer.Context) -> None:
     """Train a backbone on a tokenized dataset; `hf-wsl pretrain --help` lists all options.
 
@@ -194,13 +211,28 @@ def finetune(context: typer.Context) -> None:
 
 
 @app.command(context_settings=PASS_ON, add_help_option=False)
+def probe(context: typer.Context) -> None:
+    """Predict properties of models from their weights, beside baselines; `hf-wsl probe --help` lists all options.
+
+    Example: hf-wsl probe --models zoo --target test_accuracy,epoch --backbones backbone --output_dir probe
+    """
+    from trainers.probing.probe import probe as run
+    from trainers.probing.probe_config import ProbeConfig
+
+    config = ProbeConfig.from_command_line(context.args)
+    results = run(config)
+    embeddings = f"{len(results['sizes'])} embeddings of {results['models']['count']} models"
+    typer.echo(f"{Path(config.output_dir) / 'probe.md'}: {embeddings}, {len(results['skipped'])} left out")
+
+
+@app.command(context_settings=PASS_ON, add_help_option=False)
 def evaluate(context: typer.Context) -> None:
     """Compare generated weights with every control; `hf-wsl evaluate --help` lists all options.
 
     Example: hf-wsl evaluate --backbone backbone --target resnet18 --anchors anchor --data.images DIR --output_dir OUT
     """
-    from trainers.evaluate import evaluate as run
-    from trainers.evaluate_config import EvaluateConfig
+    from trainers.evaluation.evaluate import evaluate as run
+    from trainers.evaluation.evaluate_config import EvaluateConfig
 
     config = EvaluateConfig.from_command_line(context.args)
     results = run(config)
@@ -208,23 +240,81 @@ def evaluate(context: typer.Context) -> None:
 
 
 @app.command()
+@options_of("datasets_scripts.embedding.embed_config", "EmbedConfig")
 def embed(
-    backbone: Annotated[str, typer.Argument(help="Folder or Hub id of a WSL model.")],
+    method: Annotated[
+        str,
+        typer.Argument(
+            help="A backbone (folder or Hub id), or one of: statistics, pooled-statistics, spectral-norms, "
+            "random-projection, pca."
+        ),
+    ],
     sources: Annotated[
         list[str], typer.Argument(help="Models, folders of models, Hub ids (org/name@revision), or lists of these.")
     ],
     output: Annotated[Path, typer.Option(help="Parquet file: model_id, revision, embedding, x, y.")],
-    batch_size: Annotated[int, typer.Option(help="Windows per forward pass.")] = 8,
-    revision: Annotated[str | None, typer.Option(help="Branch, tag or commit of a backbone on the Hub.")] = None,
+    config: ConfigFile = None,
+    **options: Any,
 ) -> None:
     """Embed models by their weights.
 
     Example: hf-wsl embed backbone models/ --output embeddings.parquet
     """
-    from datasets_scripts.embed import embed as run
+    from datasets_scripts.config_sources import build, read_yaml
+    from datasets_scripts.embedding import EmbedConfig
+    from datasets_scripts.embedding import embed as run
 
-    rows, refused = run(backbone, sources, output, batch_size, revision)
-    typer.echo(f"{output}: {rows} models embedded, {len(refused)} could not be read")
+    given = ("command line", {name: value for name, value in options.items() if value is not None})
+    from_file = (str(config), read_yaml(config) if config else {})
+    report = run(method, sources, output, build(EmbedConfig, from_file, given))
+    typer.echo(f"{output}: {report.rows} models embedded, {len(report.refused)} could not be read")
+
+
+@app.command("inspect")
+def inspect_command(
+    model: Annotated[str, typer.Argument(help="Weight file, folder or Hub id (org/name@revision) of one model.")],
+    backbone: Annotated[
+        str | None, typer.Option(help="Folder or Hub id of a WSL model: what is left of each layer after it.")
+    ] = None,
+    table: Annotated[Path | None, typer.Option(help="Of `hf-wsl embed`: which of its models are nearest.")] = None,
+    output: Annotated[Path | None, typer.Option(help="Write an HTML page too: page.html.")] = None,
+) -> None:
+    """What is in a model: its layers, their distributions, what is odd about them.
+
+    Example: hf-wsl inspect models/resnet18 --backbone backbone --table embeddings.parquet --output page.html
+    """
+    from datasets_scripts.inspection.html_report import write_page
+    from datasets_scripts.inspection.model_inspection import inspect_model
+    from datasets_scripts.inspection.text_report import text_report
+
+    inspection = inspect_model(model, backbone, table)
+    typer.echo(text_report(inspection))
+    if output is not None:
+        write_page(inspection, output)
+        typer.echo(f"\nPage: {output}")
+
+
+@app.command()
+@options_of("datasets_scripts.search.search_config", "SearchConfig")
+def search(
+    table: Annotated[Path, typer.Argument(help="Parquet file that `hf-wsl embed` wrote.")],
+    query: Annotated[
+        str | None, typer.Argument(help="A model_id of the table, or a model: path or Hub id (org/name@revision).")
+    ] = None,
+    config: ConfigFile = None,
+    **options: Any,
+) -> None:
+    """Find the models of a table whose weights are most alike, copies among them, or who descends from whom.
+
+    Example: hf-wsl search embeddings.parquet org/some-model --top 10
+    """
+    from datasets_scripts.config_sources import build, read_yaml
+    from datasets_scripts.search.search import search as run
+    from datasets_scripts.search.search_config import SearchConfig
+
+    given = ("command line", {name: value for name, value in options.items() if value is not None})
+    from_file = (str(config), read_yaml(config) if config else {})
+    typer.echo("\n".join(run(table, query, build(SearchConfig, from_file, given))))
 
 
 @app.command()
@@ -303,7 +393,7 @@ def generate(
 @app.command()
 def reproduce(
     tables: Annotated[
-        list[str] | None, typer.Argument(help="table1, 2, 6, 7, 8, 10, 11, 12, figure2, 3, 4, 5, 6, 8, or all.")
+        list[str] | None, typer.Argument(help="table1, 2, 6 to 12, figure2 to 6, 8, populations, or all.")
     ] = None,
     scale: Annotated[str, typer.Option(help="paper, small, or a YAML file like theirs.")] = "small",
     images: Annotated[
@@ -325,9 +415,9 @@ def reproduce(
 
     Example: hf-wsl reproduce table7 --images cifar10=data/cifar10 --models public_models=models --page RESULTS.md
     """
-    from trainers.reproduce import parse_given, plan_lines
-    from trainers.reproduce import reproduce as run
-    from trainers.results_page import write_page
+    from trainers.reproduction.reproduce import parse_given, plan_lines
+    from trainers.reproduction.reproduce import reproduce as run
+    from trainers.reproduction.results_page import write_page
 
     given = parse_given(images or (), text or (), models or ())
     if dry_run:

@@ -11,6 +11,7 @@ from torch import nn
 from transformers.feature_extraction_utils import BatchFeature, FeatureExtractionMixin
 
 from .checkpoints import Checkpoint, open_checkpoint
+from .layer_normalization import LayerStatistics, check_layers, check_statistics, normalize_layers_, restore_layers
 from .manifest import TensorSpec, WeightManifest
 from .remote_code import copy_code_files, without_code_files
 from .tokenization import read_tokens, write_tokens
@@ -34,6 +35,9 @@ class WSLFeatureExtractor(FeatureExtractionMixin):
             the reading that fits the 550 learned positions of the paper's SANE baseline.
         batch_norm_statistics: "carry" leaves running means and variances out of the tokens (paper, appendix B.2.2);
             "tokenize" takes them in.
+        layer_normalization: layer name -> [mean, standard deviation] over a zoo: tokens then hold each layer's weights
+            in these units (SANE's layer-wise normalisation; `hf-wsl tokenize --layer-normalization` fits it), models
+            with other layers are refused, and `decode` gives back the weights up to float32 rounding, not their bits.
     """
 
     model_input_names = ["tokens", "token_mask", "positions"]
@@ -44,12 +48,14 @@ class WSLFeatureExtractor(FeatureExtractionMixin):
         token_size: int = 230,
         position_unit: str = "token",
         batch_norm_statistics: str = "carry",
+        layer_normalization: LayerStatistics | None = None,
         **kwargs: Any,
     ):
         self.tokenization = tokenization
         self.token_size = token_size
         self.position_unit = position_unit
         self.batch_norm_statistics = batch_norm_statistics
+        self.layer_normalization = None if layer_normalization is None else check_statistics(layer_normalization)
         super().__init__(**kwargs)
         self.layout({})  # an unknown option is refused here, not at the first model
 
@@ -88,6 +94,7 @@ class WSLFeatureExtractor(FeatureExtractionMixin):
 
         Raises:
             CheckpointError: the source cannot be read safely or holds no weights.
+            NotTokenizableError: `layer_normalization` is set and lacks a layer of the model.
             NonFiniteWeightsError: a NaN or an infinity among the weights, unless `allow_nonfinite=True`.
         """
         with open_checkpoint(source, **options) as checkpoint:
@@ -122,6 +129,8 @@ class WSLFeatureExtractor(FeatureExtractionMixin):
     ) -> dict[str, torch.Tensor]:
         """Turns tokens back into the tensors that they came from: the exact inverse of `__call__`.
 
+        With `layer_normalization`, the inverse up to float rounding.
+
         Args:
             tokens: `[T, d_t]`, any floating-point dtype; what lies in the padding is ignored.
             manifest: what the tokens are made of.
@@ -132,7 +141,8 @@ class WSLFeatureExtractor(FeatureExtractionMixin):
             name -> tensor, in state-dict order, on the device of the tokens; tied names share one tensor.
 
         Raises:
-            ValueError: the shape is not the manifest's, or carried tensors are neither given nor held.
+            ValueError: the shape is not the manifest's, carried tensors are neither given nor held, or
+                `layer_normalization` lacks a layer.
         """
         expected = (manifest.num_tokens, manifest.token_size)
         if tuple(tokens.shape) != expected:
@@ -148,6 +158,9 @@ class WSLFeatureExtractor(FeatureExtractionMixin):
                 f"{len(manifest.carried)} tensors were carried beside the tokens ({names}, ...) and this manifest, "
                 "read from JSON, does not hold them. Pass carried={name: tensor}, or carried={} to leave them out."
             )
+        if self.layer_normalization is not None:
+            check_layers(manifest, self.layer_normalization, "The manifest")
+            tokens = restore_layers(tokens, manifest, self.layer_normalization)
         state = {name: tensor.clone() for name, tensor in (carried or {}).items()}
         for block in manifest.blocks:
             state |= write_tokens(tokens[block.first_token : block.end_token], block)
@@ -156,6 +169,8 @@ class WSLFeatureExtractor(FeatureExtractionMixin):
 
     def _manifest_with_values(self, checkpoint: Checkpoint) -> WeightManifest:
         manifest = self.layout(checkpoint.tensors, checkpoint.tied, checkpoint.tensor_order)
+        if self.layer_normalization is not None:
+            check_layers(manifest, self.layer_normalization, checkpoint.source)
         values = {}
         for spec in manifest.carried:
             values[spec.name] = checkpoint.read(spec.name).clone()  # it outlives the memory map that it is read from
@@ -178,6 +193,8 @@ class WSLFeatureExtractor(FeatureExtractionMixin):
             # One sum for all; finite weights alone can overflow it, so only the tensors themselves decide.
             for spec in (spec for block in blocks for spec in block.tensors):
                 checkpoint.check_finite(spec.name, checkpoint.read(spec.name))
+        if self.layer_normalization is not None:
+            normalize_layers_(tokens, manifest, self.layer_normalization, start)
         return BatchFeature(
             {
                 "tokens": tokens,

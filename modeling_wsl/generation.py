@@ -29,7 +29,7 @@ from .target_kinds import Target
 
 logger = logging.get_logger(__name__)
 
-EXTRACTOR_SETTINGS = ("tokenization", "token_size", "position_unit", "batch_norm_statistics")
+EXTRACTOR_SETTINGS = ("tokenization", "token_size", "position_unit", "batch_norm_statistics", "layer_normalization")
 
 
 def generate(model: PreTrainedModel, plan: GenerationPlan) -> list[GeneratedModel]:

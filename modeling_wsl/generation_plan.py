@@ -11,6 +11,7 @@ from .checkpoints import open_checkpoint
 from .feature_extraction_wsl import WSLFeatureExtractor
 from .generation_settings import GenerationSettings
 from .latent_prior import LatentPrior
+from .layer_normalization import check_layers
 from .manifest import WeightManifest
 from .target_kinds import Target
 from .targets import resolve_target
@@ -119,6 +120,8 @@ def plan_generation(
     manifest = feature_extractor.layout({name: spec for name, spec in resolved.tensors.items() if name in kept})
     if not manifest.layers:
         raise ValueError(f"Nothing is left to sample of {resolved.name}: all its tensors are initialised or carried.")
+    if feature_extractor.layer_normalization is not None:
+        check_layers(manifest, feature_extractor.layer_normalization, resolved.name)
     return GenerationPlan(
         feature_extractor,
         resolved,

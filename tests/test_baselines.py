@@ -3,10 +3,11 @@ import pytest
 import torch
 from window_fixtures import write_dataset
 
+from datasets_scripts.embedding.linear_projection import Covariance, random_projection, standardize
 from modeling_wsl import WSLConfig, WSLModel
 from modeling_wsl.losses import reconstruction_r2
 from modeling_wsl.manifest import mask_from_valid_entries
-from trainers.baselines import Covariance, evaluate, fit_pca, random_projection, standardize
+from trainers.baselines import evaluate, fit_pca
 from trainers.dataset_source import load_windows
 from trainers.window_data import WindowDataset
 

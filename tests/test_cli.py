@@ -10,7 +10,6 @@ import torch
 from safetensors.torch import save_file
 from typer.testing import CliRunner
 
-from datasets_scripts.embed import principal_map
 from datasets_scripts.tokenize_config import TokenizeConfig
 from modeling_wsl import WSLConfig, WSLFeatureExtractor, WSLModel, cli
 
@@ -108,12 +107,3 @@ def test_env_names_the_versions_of_what_matters():
     output = run("env").output
     assert f"torch: {torch.__version__.split('+')[0]}" in output
     assert "transformers: " in output
-
-
-def test_a_map_of_equal_embeddings_is_a_point_and_its_signs_are_fixed():
-    generator = torch.Generator().manual_seed(0)
-    embeddings = torch.randn(5, 8, generator=generator).numpy()
-    assert (principal_map(embeddings[:1].repeat(3, 0)) == 0).all()
-    assert principal_map(embeddings).shape == (5, 2)
-    assert (principal_map(embeddings) == principal_map(embeddings.copy())).all()
-    assert principal_map(embeddings[:1]).tolist() == [[0, 0]]

@@ -5,18 +5,18 @@ import torch
 from torch import nn
 from torch.utils.data import TensorDataset
 
-from datasets_scripts.zoo import new_model
+from datasets_scripts.digits_zoo import new_model
+from datasets_scripts.embedding.linear_projection import random_projection
 from modeling_wsl import WSLFeatureExtractor
-from trainers.baselines import random_projection
-from trainers.controls import inherited_only, permuted, projected, with_noise
-from trainers.tasks import IMAGE_CLASSIFICATION
-from trainers.weight_comparison import (
+from trainers.evaluation.controls import inherited_only, permuted, projected, with_noise
+from trainers.evaluation.weight_comparison import (
     compare_kinds,
     compare_weights,
     function_agreement,
     layer_kinds,
     relative_error,
 )
+from trainers.tasks import IMAGE_CLASSIFICATION
 
 
 def test_noise_is_as_long_as_the_way_to_the_generated_model_tensor_by_tensor():

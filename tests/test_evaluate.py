@@ -26,14 +26,14 @@ from typer.testing import CliRunner
 
 from datasets_scripts.config_sources import ConfigError
 from modeling_wsl.cli import app
-from trainers import arm_runs
-from trainers.arm_figure import ARM_STYLES
-from trainers.arm_runs import summarize
-from trainers.evaluate import EvaluationOpener, evaluate
-from trainers.evaluate_config import EvaluateConfig
-from trainers.evaluate_report import evaluation_figure, evaluation_page
+from trainers.evaluation import arm_runs
+from trainers.evaluation.arm_figure import ARM_STYLES
+from trainers.evaluation.arm_runs import summarize
+from trainers.evaluation.evaluate import EvaluationOpener, evaluate
+from trainers.evaluation.evaluate_config import EvaluateConfig
+from trainers.evaluation.evaluate_report import evaluation_figure, evaluation_page
+from trainers.evaluation.initial_weights import ARMS, ON_REQUEST, initial_weights
 from trainers.fit_prior import fit_and_save_prior
-from trainers.initial_weights import ARMS, ON_REQUEST, initial_weights
 
 
 @pytest.fixture(scope="module", autouse=True)

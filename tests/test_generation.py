@@ -89,6 +89,7 @@ def test_provenance_covers_every_tensor_and_survives_json(make, backbone):
         "token_size": 64,
         "position_unit": "token",
         "batch_norm_statistics": "carry",
+        "layer_normalization": None,
     }
     assert {"noise", "bandwidth", "halo", "backbone", "versions", "draw_seed", "target"} <= provenance.keys()
 

@@ -7,7 +7,7 @@ from transformers import GPT2Config
 
 from modeling_wsl.generated_model import GeneratedModel
 from modeling_wsl.targets import resolve_target
-from trainers.loading_check import check_loading
+from trainers.evaluation.loading_check import check_loading
 
 
 def _saved(target, folder):

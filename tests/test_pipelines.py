@@ -77,6 +77,15 @@ def test_options_of_the_windows_reach_the_backbone(embedder):
     np.testing.assert_allclose(low, embedder(model)["embedding"], atol=0.02)
 
 
+def test_moments_and_layers_are_pooled_on_request(embedder):
+    plain = embedder(net())
+    np.testing.assert_array_equal(embedder(net(), pooling="moments")["embedding"][:20], plain["embedding"])
+    layers = embedder(net(), pooling="layers")["embedding"]
+    np.testing.assert_array_equal(layers, np.concatenate(list(plain["per_layer"].values())))
+    with pytest.raises(ValueError, match="pooling='median' is not known"):
+        embedder(net(), pooling="median")
+
+
 def test_a_list_of_sources_gives_a_list_and_every_kind_of_source_the_same_embedding(embedder, tmp_path):
     model = net()
     order = {"tensor_order": json.dumps(list(model.state_dict()))}

@@ -14,12 +14,12 @@ from PIL import Image
 from torch.utils.data import Subset
 
 from datasets_scripts.digits import digits_splits
-from datasets_scripts.zoo import ARCHITECTURES, ZooConfig
+from datasets_scripts.digits_zoo import ARCHITECTURES, ZooConfig
+from trainers.evaluation.initial_weights import ARMS, ON_REQUEST
 from trainers.finetune_config import FinetuneConfig
-from trainers.initial_weights import ARMS, ON_REQUEST
 from trainers.measure import measure
-from trainers.quickstart import QuickstartConfig, quickstart
-from trainers.quickstart_figures import FIGURES
+from trainers.quickstart.figures import FIGURES
+from trainers.quickstart.quickstart import QuickstartConfig, quickstart
 
 
 MINIATURE = QuickstartConfig(
