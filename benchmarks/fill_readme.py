@@ -84,8 +84,62 @@ def collect_rows() -> list[str]:
     ]
 
 
+def embedding_rows() -> list[str]:
+    report = read("embedding.json")
+    small = report["small_models"]
+    rows = [
+        f"| {row['model']}, {row['parameters'] / 1e6:,.0f} M | {row['tokens']:,} | {row['seconds']:.1f} | "
+        f"{row['tokens_per_second']:,} | {row['anonymous_mb_above']:.0f} |"
+        for row in report["models"]
+    ]
+    return [
+        f"Embedding by a `nano` backbone ({report['threads']} CPU thread{'s' * (report['threads'] > 1)}, "
+        f"{'bf16' if report['mixed_precision'] == 'bf16' else 'float32'}); memory is what is not mapped from the",
+        "file, above the interpreter's own:",
+        "",
+        "| model | tokens | seconds | tokens/s | MB of memory |",
+        "|---|---|---|---|---|",
+        *rows,
+        "",
+        f"{small['models']:,} networks of 2,464 weights share forward passes: {small['seconds_together']:.1f} s; "
+        f"by one call each {small['seconds_one_call_each']:.1f} s.",
+    ]
+
+
+SEARCHED = {"repository": "same repository", "family": "same family", "task": "same task"}
+COPIES = ("exact", "noise 0.1", "noise 0.3", "noise 1", "permuted", "fine-tune")
+
+
+def search_rows() -> list[str]:
+    report = read("search_public_models.json")
+    first = next(iter(report["embeddings"].values()))["neighbours"]["cosine"]
+    rows = []
+    for name, found in report["embeddings"].items():
+        near, copies = found["neighbours"]["cosine"], found["copies"]["cosine"]["kinds"]
+        intervals = {fact: ", ".join(f"{end:.2f}" for end in near[fact]["interval"]) for fact in SEARCHED}
+        cells = [f"{near[fact]['rate']:.2f} [{interval}]" for fact, interval in intervals.items()]
+        cells += [f"{copies[kind]['recall']:.2f}" if kind in copies else "" for kind in COPIES]
+        rows.append(f"| {name} | " + " | ".join(cells) + " |")
+    weights = report["weights"]["kinds"]
+    told = [f"{weights[kind]['either']:.2f}" if kind in weights else "" for kind in COPIES]
+    chance = " | ".join(f"{first[fact]['chance']:.2f}" for fact in SEARCHED)
+    settings = report["copies_of"]
+    return [
+        f"Search among {report['models']} public models by cosine distance: how often the nearest neighbour is of the",
+        "same repository, family and task [95 %, repositories resampled]; then the share of planted copies found",
+        f"within a threshold that {settings['false_positive_rate']:.0%} of unrelated models are within (copies of "
+        f"{settings['models_copied']} models, noise relative to each tensor's deviation, hidden neurons permuted):",
+        "",
+        "| embedding | " + " | ".join([*SEARCHED.values(), *COPIES]) + " |",
+        "|" + "---|" * (1 + len(SEARCHED) + len(COPIES)),
+        *rows,
+        f"| chance | {chance} |" + " |" * len(COPIES),
+        "| the weights themselves |" + " |" * len(SEARCHED) + " " + " | ".join(told) + " |",
+    ]
+
+
 def section() -> str:
-    parts = [representation_rows(), tokenize_rows(), memory_row(), collect_rows()]
+    parts = [representation_rows(), tokenize_rows(), memory_row(), embedding_rows(), search_rows(), collect_rows()]
     return "\n".join([BEGIN, "\n\n".join("\n".join(part) for part in parts), END])
 
 

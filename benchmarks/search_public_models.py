@@ -23,20 +23,32 @@ from datasets_scripts.near_copies import NearCopyItem, fingerprint, near_copy_gr
 from datasets_scripts.search.calibration import calibrate
 from datasets_scripts.search.nearest import nearest
 from datasets_scripts.search.planted_copies import plant_copies
-from datasets_scripts.search.related_models import open_source, related_groups, sorted_hash
+from datasets_scripts.search.related_models import open_source, sorted_hash, stated_parents
 from datasets_scripts.search.search_config import METRICS
 from datasets_scripts.sources import ModelSource, expand_sources
 
 
 FACTS = {"repository": "repo", "family": "family", "task": "task"}
 BOOTSTRAP = 1000
+# What is compared by default; ", moments" names the pooling of its tokens.
+EMBEDDINGS = (
+    "backbone",
+    "backbone, moments",
+    "untrained",
+    "untrained, moments",
+    *METHODS[1:],
+    *(f"{m}, moments" for m in METHODS[3:]),
+)
+
+
+METHODS_HELP = f"Of: {'; '.join(EMBEDDINGS)}. By default all."
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("models", type=Path)
     parser.add_argument("backbone")
-    parser.add_argument("--methods", nargs="+", help="Of backbone, untrained and the methods; by default all.")
+    parser.add_argument("--methods", nargs="+", choices=EMBEDDINGS, metavar="NAME", help=METHODS_HELP)
     parser.add_argument("--zoo", type=Path, help="Zoo made with `parents` that is searched for fine-tunes too.")
     parser.add_argument("--finetunes", nargs="*", default=[], metavar="PARENT=CHILD", help="Folders of two models.")
     parser.add_argument("--sample", type=int, default=100, help="Models to plant copies of.")
@@ -59,15 +71,17 @@ def main() -> None:
             "max_parameters": arguments.max_parameters,
             "seed": arguments.seed,
         }
-        for name in arguments.methods or ("backbone", "untrained", *(m for m in METHODS if m != "statistics")):
-            is_backbone = name in ("backbone", "untrained")
+        for name in arguments.methods or EMBEDDINGS:
+            method, _, pooling = name.partition(", ")
+            is_backbone = method in ("backbone", "untrained")
             config = EmbedConfig(
-                untrained=name == "untrained",
-                fit_on=[str(arguments.models)] if name == "pca" else [],
+                untrained=method == "untrained",
+                pooling=pooling or "mean",
+                fit_on=[str(arguments.models)] if method == "pca" else [],
                 batch_size=arguments.batch_size,
                 seed=arguments.seed,
             )
-            table, _ = embed_models(arguments.backbone if is_backbone else name, listed, config)
+            table, _ = embed_models(arguments.backbone if is_backbone else method, listed, config)
             held = table.select([model.model_id for model in public])
             copies = calibrate(table, everything, fine_tunes=pairs, **options)
             report["embeddings"][name] = {
@@ -75,7 +89,7 @@ def main() -> None:
                 "copies": copies.metrics,
             }
             report["copies_of"] = copies.settings
-        report["weights"] = weight_verdicts(everything, arguments)
+        report["weights"] = weight_verdicts(everything, origins_of(everything, facts, pairs), arguments)
     print(json.dumps(report, indent=1))
     if arguments.output:
         write_json(arguments.output, report)
@@ -117,7 +131,7 @@ def neighbour_rates(table: EmbeddingTable, facts: dict[str, dict], metric: str, 
 
 
 def rate_of(order: np.ndarray, same: np.ndarray, allowed: np.ndarray, groups: np.ndarray, seed: int) -> dict[str, Any]:
-    """The rate at which the first allowed neighbour is the same.
+    """The rate at which the first allowed neighbour is the same; only `models`, 0, where none can be.
 
     Args:
         order: int `[n, n - 1]`, rows from near to far.
@@ -125,6 +139,8 @@ def rate_of(order: np.ndarray, same: np.ndarray, allowed: np.ndarray, groups: np
         groups: of the n models, resampled for the interval.
     """
     rows = np.flatnonzero((same & allowed).any(1))
+    if not len(rows):
+        return {"models": 0}
     first = np.array([next(j for j in order[i] if allowed[i, j]) for i in rows])
     hits = same[rows, first].astype(float)
     chance = (same & allowed)[rows].sum(1) / allowed[rows].sum(1)
@@ -141,9 +157,33 @@ def rate_of(order: np.ndarray, same: np.ndarray, allowed: np.ndarray, groups: np
     }
 
 
-def weight_verdicts(models: Sequence[ModelSource], arguments: argparse.Namespace) -> dict[str, Any]:
-    """Kind of copy -> rate found by sampled weights (`near_copy_groups`), and by hashes of sorted entries; and the
-    models that were taken for copies of unrelated ones.
+def origins_of(
+    models: Sequence[ModelSource], facts: dict[str, dict], pairs: Sequence[tuple[str, str]]
+) -> dict[str, str]:
+    """Model id -> where it is from, by what is stated alone: owner of the repository, zoo member, and of a fine-tune
+    the origin of its parent. No weights are read: they are what is judged by it.
+    """
+    parents = {child: parent for parent, child in pairs} | stated_parents(models)
+    own = {}
+    for model in models:
+        name = model.model_id
+        stated = facts[name]["repo"].partition("/")[0] if name in facts else None
+        is_checkpoint = (model.path / "properties.json").is_file()  # of a member of a zoo
+        own[name] = stated or (str(model.path.parent) if is_checkpoint else name)
+    origins = {}
+    for name in own:
+        first = name
+        while first in parents:
+            first = parents[first]
+        origins[name] = own[first]
+    return origins
+
+
+def weight_verdicts(
+    models: Sequence[ModelSource], origins: dict[str, str], arguments: argparse.Namespace
+) -> dict[str, Any]:
+    """Kind of copy -> rate found by sampled weights (`near_copy_groups`), and by hashes of sorted entries; and how
+    many groups of copies hold models of several origins (`origins_of`).
     """
     limit = arguments.max_parameters
     small = []
@@ -160,11 +200,10 @@ def weight_verdicts(models: Sequence[ModelSource], arguments: argparse.Namespace
                 items.append(NearCopyItem(model.model_id, fingerprint(checkpoint)))
                 hashes[model.model_id] = sorted_hash(checkpoint)
     group = {item.model_id: found for item, found in zip(items, near_copy_groups(items), strict=True)}
-    related = dict(zip([model.model_id for model in models], related_groups(models), strict=True))
-    related |= {copy.model_id: related[copy.original] for copy in planted}
-    members: dict[str, set[int]] = {}
+    origins = origins | {copy.model_id: origins[copy.original] for copy in planted}
+    members: dict[str, set[str]] = {}
     for name, found in group.items():
-        members.setdefault(found, set()).add(related[name])
+        members.setdefault(found, set()).add(origins[name])
     kinds: dict[str, list[tuple[bool, bool]]] = {}
     for copy in planted:
         sampled = group[copy.model_id] == group[copy.original]

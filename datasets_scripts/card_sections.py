@@ -44,9 +44,15 @@ class Collection:
     num_examined: int
 
 
-def summary(accepted: Sequence[Row], config: DatasetConfig, collected: Collection | None) -> str:
+def summary(
+    accepted: Sequence[Row], config: DatasetConfig, collected: Collection | None, properties: bool = False
+) -> str:
     parameters, tokens = _sum(accepted, "num_parameters"), _sum(accepted, "num_tokens")
-    together = "Duplicates, near copies and the models of an owner" if config.split_by == "owner" else ""
+    together = "Duplicates and near copies are always in one split."
+    if properties:
+        together = "All checkpoints of a member of the zoo are in one split; near copies may be in several."
+    elif config.split_by == "owner":
+        together = "Duplicates, near copies and the models of an owner are always in one split."
     found = ""
     if collected is not None:
         found = (
@@ -57,7 +63,7 @@ def summary(accepted: Sequence[Row], config: DatasetConfig, collected: Collectio
         f"The weights of {len(accepted):,} trained neural networks, {parameters:,} parameters in all, as {tokens:,} "
         f"tokens of {config.token_size} numbers ({config.tokenization} tokenization, {config.dtype}). "
         f"{1 - parameters / (tokens * config.token_size):.2%} of the numbers are padding. {found}"
-        f"{together or 'Duplicates and near copies'} are always in one split."
+        f"{together}"
     )
 
 
@@ -218,7 +224,7 @@ def _examples(refused: Sequence[Row]) -> list[Row]:
     return [row for rows in by_outcome for row in rows[:each]]
 
 
-def rebuilding(config: DatasetConfig, collected: Collection | None) -> Iterator[str]:
+def rebuilding(config: DatasetConfig, collected: Collection | None, properties: bool = False) -> Iterator[str]:
     yield "## How it was made"
     command = ["hf-wsl", "tokenize", "PATH..."] if collected is None else [*collected.command]
     defaults = type(config)().settings()
@@ -226,13 +232,20 @@ def rebuilding(config: DatasetConfig, collected: Collection | None) -> Iterator[
     for key, value in config.settings().items():
         if value != defaults[key]:
             name = key.replace("_", "-")
-            options += (
-                [f"--{name}" if value else f"--no-{name}"] if isinstance(value, bool) else [f"--{name}", str(value)]
-            )
+            if properties:
+                options += [f"--tokens.{key}", str(value).lower() if isinstance(value, bool) else str(value)]
+            elif isinstance(value, bool):
+                options.append(f"--{name}" if value else f"--no-{name}")
+            else:
+                options += [f"--{name}", str(value)]
     line = shlex.join([*command, "--output", "DIR", *options])
+    if properties:
+        line = shlex.join(["hf-wsl", "zoo", "--tokenize", "true", "--output_dir", "DIR", *options])
     if collected is not None and collected.endpoint != HUB:
         line = f"HF_ENDPOINT={shlex.quote(collected.endpoint)} {line}"
     yield f"```\n{line}\n```"
+    if properties:
+        yield "With the options of the zoo, which trains the models; the config `properties` tells those of each."
     if collected is not None:
         queries = ", ".join(f"`{query}` {number:,}" for query, number in collected.queries.items())
         yield (

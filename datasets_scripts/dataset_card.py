@@ -84,7 +84,7 @@ def dataset_card(
     sections = [f"# {config.title}"]
     if accepted:
         sections += [
-            summary(accepted, config, collected),
+            summary(accepted, config, collected, bool(properties)),
             split_table(rows, splits),
             reading(config, dataset_id, bool(properties)),
             *subsets(accepted, families or {}, dataset_id),
@@ -96,7 +96,7 @@ def dataset_card(
         ]
     else:
         sections += ["No model could be tokenized."]
-    sections += [*outcomes(rows), *rebuilding(config, collected)]
+    sections += [*outcomes(rows), *rebuilding(config, collected, bool(properties))]
     return signed(f"---\n{data.to_yaml()}\n---\n\n" + "\n\n".join(sections) + "\n")
 
 

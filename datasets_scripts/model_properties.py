@@ -26,8 +26,9 @@ def check_properties(properties: pa.Table, model_ids: Sequence[str]) -> None:
     if missing:
         raise TokenizeError(f"The table of properties lacks the column {sorted(missing)[0]}; add it.")
     listed = properties["model_id"].to_pylist()
-    absent = [model_id for model_id in model_ids if model_id not in set(listed)]
-    if absent or len(set(listed)) < len(listed):
+    known = set(listed)
+    absent = [model_id for model_id in model_ids if model_id not in known]
+    if absent or len(known) < len(listed):
         what = f"has no row for {absent[0]!r}" if absent else "lists a model twice"
         raise TokenizeError(f"The table of properties {what}; give one row a model.")
     unknown = set(properties["split"].to_pylist()) - {TRAIN, VALIDATION, TEST}

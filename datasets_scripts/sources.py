@@ -5,7 +5,7 @@ import json
 import os
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,8 @@ CARD_SUFFIXES = (".md", ".txt", ".yaml", ".json")  # of SUFFIXES: beside models 
 MODEL_SUFFIXES = (*SAFETENSORS_SUFFIXES, *TORCH_SUFFIXES, *(s for s in SUFFIXES if s not in CARD_SUFFIXES), ".jit")
 # A folder with one of these is one model, whatever else lies in it.
 MODEL_FOLDER_MARKS = ("config.json", "adapter_config.json", "model.json", "model_index.json")
+# A folder with these two is a zoo: its models have the ids of its table, "member_0003/epoch_005".
+ZOO_TABLE, ZOO_MODELS = "properties.parquet", "models"
 SHARD = re.compile(r".*-\d{5}-of-\d{5}\.(safetensors|bin)$")
 
 
@@ -69,9 +71,11 @@ def expand_sources(sources: Iterable[str | PathLike]) -> list[ModelSource]:
     Args:
         sources: any of: a model's folder (`config.json`, `adapter_config.json`, `model.json`, an index of shards, or a
             single weight file in it); a folder of such folders or of checkpoint files, searched to any depth in order
-            of names, hidden files left out; a checkpoint file; a Hub id, `org/name` or `org/name@revision`; a list of
-            these, `.txt` (one a line, # comments) or `.json`/`.jsonl` of strings or of objects with `source` and any
-            of `model_id`, `revision`, `owner`, `licence`, `family`, `task`; paths in a list are relative to its file.
+            of names, hidden files left out; a lab zoo, whose models have the ids of its table, behind the zoo's name
+            (`zoo/member_0003/epoch_005`) where several zoos are named; a checkpoint file; a Hub id, `org/name`
+            or `org/name@revision`; a list of these, `.txt` (one a line, # comments) or `.json`/`.jsonl` of
+            strings or of objects with `source` and any of `model_id`, `revision`, `owner`, `licence`, `family`,
+            `task`; paths in a list are relative to its file.
 
     Returns:
         Each model once, in the order named.
@@ -81,8 +85,13 @@ def expand_sources(sources: Iterable[str | PathLike]) -> list[ModelSource]:
             two models with one id.
     """
     found: dict[tuple[str, str | None], ModelSource] = {}
+    sources = [str(source) for source in sources]
+    zoos = zoo_folders(sources)
     for source in sources:
-        for model in _expand(str(source), Path.cwd(), {}):
+        models = _expand(source, Path.cwd(), {})
+        if len(zoos) > 1 and (zoo := zoo_folder(source)):
+            models = [replace(model, model_id=f"{zoo.name}/{model.model_id}") for model in models]
+        for model in models:
             found.setdefault((model.location, model.revision), model)
     models = list(found.values())
     by_id: dict[str, list[ModelSource]] = {}
@@ -99,9 +108,21 @@ def expand_sources(sources: Iterable[str | PathLike]) -> list[ModelSource]:
     return models
 
 
+def zoo_folder(source: str | PathLike) -> Path | None:
+    """The absolute path of a source that is a zoo, None of any other."""
+    path = Path(os.path.abspath(Path(source).expanduser()))
+    return path if (path / ZOO_TABLE).is_file() and (path / ZOO_MODELS).is_dir() else None
+
+
+def zoo_folders(sources: Iterable[str | PathLike]) -> list[Path]:
+    """Those of the sources that are zoos, each once."""
+    return list(dict.fromkeys(zoo for source in sources if (zoo := zoo_folder(source))))
+
+
 def _expand(source: str, base: Path, facts: dict[str, Any]) -> list[ModelSource]:
     # Not resolved: in the Hub's cache the link has the name, the file behind it is called by its hash.
     path = Path(os.path.abspath(base / Path(source).expanduser()))
+    path = path / ZOO_MODELS if zoo_folder(path) else path
     if path.is_dir():
         models = [_local_model(p, path, facts) for p in _models_below(path)]
         if not models:

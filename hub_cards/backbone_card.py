@@ -197,9 +197,11 @@ def _data(facts: BackboneFacts) -> str:
 
 def _data_tokens(config: WSLConfig, extractor: Mapping[str, Any]) -> str:
     statistics = {"carry": "left out", "tokenize": "taken in"}[extractor["batch_norm_statistics"]]
+    layers = extractor.get("layer_normalization")
+    normalised = f", weights normalised by the zoo's statistics of each of its {len(layers)} layers" if layers else ""
     return (
         f"{config.tokenization} tokens of {config.token_size} numbers, batch-norm statistics {statistics}, positions "
-        f"{config.position_encoding}"
+        f"{config.position_encoding}{normalised}"
     )
 
 

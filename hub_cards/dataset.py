@@ -16,9 +16,9 @@ from datasets_scripts.schema import (
     EXTRACTOR_FILE,
     FORMAT_VERSION,
     MODELS,
+    PROPERTIES,
     REPORT_FILE,
     TRAIN,
-    VALIDATION,
     WINDOWS,
     WITHHELD,
     WORK_FOLDER,
@@ -44,7 +44,12 @@ from .withholding import (
 )
 
 
-OWNED = (f"{WINDOWS}/*.parquet", f"{MODELS}/*.parquet", EXTRACTOR_FILE, REPORT_FILE, FIGURE_FILE)
+OWNED = (
+    *(f"{config}/*.parquet" for config in (WINDOWS, MODELS, PROPERTIES)),
+    EXTRACTOR_FILE,
+    REPORT_FILE,
+    FIGURE_FILE,
+)
 
 FRONT_MATTER = "Its front matter gets the files and licences of what is published; check the figures in its text."
 
@@ -66,10 +71,10 @@ def prepare_dataset(folder: Path, repo_id: str, on_hub: str | None) -> Publicati
         raise PublishError(
             f"{folder} is of format {report['format']}, this version writes {FORMAT_VERSION}. Make the dataset anew."
         )
-    windows, models = shard_names(folder, WINDOWS), shard_names(folder, MODELS)
+    windows, models, properties = (shard_names(folder, config) for config in (WINDOWS, MODELS, PROPERTIES))
     order = {model_id: number for number, model_id in enumerate(report["models"])}
     rows = sorted(read_models(folder, models), key=lambda row: order.get(row["model_id"], len(order)))
-    check_rows(folder, rows, windows, report)
+    check_rows(folder, rows, windows, properties, report)
     withheld = find_withheld(rows)
     if len(withheld) == report["counts"]["accepted"]:
         name, reason = next(iter(withheld.items()))
@@ -77,10 +82,10 @@ def prepare_dataset(folder: Path, repo_id: str, on_hub: str | None) -> Publicati
             f"{folder}: no model's weights may be shared; {name}: {reason}. There is nothing to publish."
         )
     described = DatasetFacts(folder, repo_id, report, rows, withheld)
-    files = {name.path: folder / name.path for name in (*windows, *models)}
+    files = {name.path: folder / name.path for name in (*windows, *models, *properties)}
     if withheld:
-        staging = Staging(folder / STAGING, folder, [*windows, *models], withheld)
-        files = {**staging.windows(windows), **staging.models(models)}
+        staging = Staging(folder / STAGING, folder, [*windows, *models, *properties], withheld)
+        files = {**staging.windows(windows), **staging.models(models), **staging.properties(properties)}
     texts = {name: folder / name for name in text_files(folder)}
     files = {**texts, **files, EXTRACTOR_FILE: folder / EXTRACTOR_FILE}
     stage_report(described, files)
@@ -138,6 +143,7 @@ class DatasetFacts:
             "collected": Collection(**collection) if collection else None,
             "families": splits_by_family((name.family, name.split) for name in files),
             "picture": FIGURE_FILE if (self.folder / FIGURE_FILE).is_file() else None,
+            "properties": self.report["settings"].get(PROPERTIES),
         }
 
     def published_report(self) -> dict[str, Any]:
@@ -155,7 +161,7 @@ class DatasetFacts:
             "padding": 1 - totals["num_parameters"] / entries,
             "tokens_by_split": {
                 split: sum(row["num_tokens"] for row in accepted if row["split"] == split)
-                for split in (TRAIN, VALIDATION)
+                for split in self.report["counts"]["tokens_by_split"]
             },
         }
         report = {**self.report, "counts": counts}
@@ -172,25 +178,26 @@ def run_config(report: Mapping[str, Any]) -> DatasetConfig:
 
 
 def check_rows(
-    folder: Path, rows: Sequence[Mapping[str, Any]], windows: Sequence[ShardName], report: Mapping[str, Any]
+    folder: Path,
+    rows: Sequence[Mapping[str, Any]],
+    windows: Sequence[ShardName],
+    properties: Sequence[ShardName],
+    report: Mapping[str, Any],
 ) -> None:
     """Compares the files with each other and with the report.
 
     Raises:
-        PublishError: models or windows are missing, or there are too many.
+        PublishError: models, windows or properties are missing, or there are too many.
     """
     accepted = [row for row in rows if row["status"] == ACCEPTED]
     if not accepted:
         raise PublishError(f"{folder} holds refused models only: there is nothing to publish.")
-    stored = 0
-    for name in windows:
-        with open_parquet(folder / name.path) as file:
-            stored += file.metadata.num_rows
     promised = sum(row["num_windows"] for row in accepted)
     for what, found, expected in (
         ("models", len(rows), len(report["models"])),
         ("accepted models", len(accepted), report["counts"]["accepted"]),
-        ("windows", stored, promised),
+        ("windows", _count_rows(folder, windows), promised),
+        ("rows of properties", _count_rows(folder, properties), len(rows) if PROPERTIES in report["settings"] else 0),
     ):
         if found != expected:
             raise PublishError(
@@ -198,6 +205,14 @@ def check_rows(
             )
     if not (folder / EXTRACTOR_FILE).is_file():
         raise PublishError(f"{folder} lacks {EXTRACTOR_FILE}: nothing could be tokenized like it. Make it anew.")
+
+
+def _count_rows(folder: Path, names: Sequence[ShardName]) -> int:
+    count = 0
+    for name in names:
+        with open_parquet(folder / name.path) as file:
+            count += file.metadata.num_rows
+    return count
 
 
 def stage_report(facts: DatasetFacts, files: dict[str, Path]) -> None:

@@ -166,6 +166,10 @@ class Staging:
                             writer.write_table(table)
         return {**self._kept(names, models_writer), shard_path(MODELS, WITHHELD, 0, 1): moved}
 
+    def properties(self, names: Sequence[ShardName]) -> dict[str, Path]:
+        """The same of the config `properties`, which says nothing of withheld models."""
+        return self._kept(names, models_writer)
+
     def _kept(self, names: Sequence[ShardName], writer_of: WriterOf) -> dict[str, Path]:
         kept: list[tuple[ShardName, Path]] = []
         for name in names:

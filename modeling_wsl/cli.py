@@ -252,7 +252,7 @@ def embed(
     sources: Annotated[
         list[str], typer.Argument(help="Models, folders of models, Hub ids (org/name@revision), or lists of these.")
     ],
-    output: Annotated[Path, typer.Option(help="Parquet file: model_id, revision, embedding, x, y.")],
+    output: Annotated[Path, typer.Option(dir_okay=False, help="Parquet file: model_id, revision, embedding, x, y.")],
     config: ConfigFile = None,
     **options: Any,
 ) -> None:
@@ -277,7 +277,7 @@ def inspect_command(
         str | None, typer.Option(help="Folder or Hub id of a WSL model: what is left of each layer after it.")
     ] = None,
     table: Annotated[Path | None, typer.Option(help="Of `hf-wsl embed`: which of its models are nearest.")] = None,
-    output: Annotated[Path | None, typer.Option(help="Write an HTML page too: page.html.")] = None,
+    output: Annotated[Path | None, typer.Option(dir_okay=False, help="Write an HTML page too: page.html.")] = None,
 ) -> None:
     """What is in a model: its layers, their distributions, what is odd about them.
 

@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+import pyarrow as pa
 import timm
 import torch
 from transformers import pipeline
@@ -27,15 +28,18 @@ WITHHELD = ("cyd-net", "dan-net", "eve-copy-of-cyd")
 TINY_VIT = {"img_size": 32, "patch_size": 8, "embed_dim": 32, "depth": 1, "num_heads": 2, "num_classes": 3}
 
 
-def make_dataset(folder: Path, licences: dict[str, str | None] = ZOO, **settings) -> Path:
-    """A dataset of several files and row groups; its splits are drawn by model."""
+def make_dataset(
+    folder: Path, licences: dict[str, str | None] = ZOO, properties: pa.Table | None = None, **settings
+) -> Path:
+    """A dataset of several files and row groups; its splits are drawn by model, or those of the properties."""
     for number, (name, licence) in enumerate(licences.items()):
         width = 12 + 4 * (2 if "copy" in name else number)
         facts = {"owner": name.split("-")[0], **({"licence": licence} if licence else {})}
         add_model(folder / "zoo", name, tiny_state(2 if "copy" in name else number, width), **facts)
     defaults = {"token_size": 24, "window_size": 24, "validation_fraction": 0.3, "split_by": "model"}
     sizes = {"max_shard_size": "5KB", "max_row_group_size": "2KB"}
-    tokenize(folder / "zoo", folder / "tokens", TokenizeConfig(**{**defaults, **sizes, **settings}))
+    config = TokenizeConfig(**{**defaults, **sizes, **settings})
+    tokenize(folder / "zoo", folder / "tokens", config, properties=properties)
     return folder / "tokens"
 
 

@@ -74,10 +74,10 @@ ANCHOR = Origin("timm/resnet18.a1_in1k", "timm/resnet18.a1_in1k", "a" * 40, "5" 
 LOCAL = Origin("my-resnet", None, None, "6" * 64, None)
 
 
-def backbone(repo_id="org/nano", licence="mit", licences=None, dataset_id="org/tokens", **training):
+def backbone(repo_id="org/nano", licence="mit", licences=None, dataset_id="org/tokens", layers=None, **training):
     stated = {"MIT": 90, "cc-by-nc-4.0": 6} if licences is None else licences
     config = WSLConfig.from_size("nano")
-    extractor = {"token_size": 230, "batch_norm_statistics": "carry"}
+    extractor = {"token_size": 230, "batch_norm_statistics": "carry", "layer_normalization": layers}
     known = strictest(stated) if stated else None
     facts = {**TRAINING, **training}
     return backbone_card(
@@ -176,6 +176,12 @@ def test_what_was_not_measured_is_called_so_and_is_no_result():
     assert "| backbone, these weights | not measured |" in card
     assert "was not to be found when this card was written" in card
     assert "org/tokens` (not on the Hub)" in card
+
+
+def test_a_normalisation_by_layer_is_told():
+    told = "normalised by the zoo's statistics of each of its 2 layers"
+    assert told in " ".join(backbone(layers={"conv1": [0.0, 1.0], "fc": [0.1, 2.0]}).split())
+    assert "normalised by" not in backbone()
 
 
 def test_an_unfinished_schedule_is_a_limit():

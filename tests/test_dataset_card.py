@@ -160,6 +160,15 @@ def test_a_dataset_of_refused_models_has_a_card_too():
     assert "| r3 | damaged | is broken |" in text
 
 
+def test_a_zoo_says_that_it_was_made_as_one_and_what_its_splits_keep_together():
+    text = dataset_card([row("a", "train"), row("b", "test")], CONFIG, properties="digest")
+    card = parsed(text)
+    assert [config["config_name"] for config in card.data.configs] == ["windows", "models", "properties"]
+    assert "hf-wsl zoo --tokenize true --output_dir DIR --tokens.token_size 10 --tokens.seed 3" in text
+    assert "All checkpoints of a member of the zoo are in one split" in text
+    assert "always in one split" not in text and "hf-wsl tokenize" not in text
+
+
 @pytest.mark.parametrize(
     ("config", "collected"),
     [

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 from embed_fixtures import network, write_model
+from safetensors.torch import save_file
 
 from datasets_scripts.config_sources import ConfigError
 from datasets_scripts.embedding import METHODS, EmbedConfig, embed_models
@@ -124,3 +125,29 @@ def test_options_that_a_method_does_not_have_are_refused(alike):
         embed_models("pca", [alike], EmbedConfig(untrained=True))
     with pytest.raises(ConfigError, match="latent_size is 2; it is at least 3"):
         EmbedConfig(latent_size=2)
+
+
+def test_the_first_model_that_could_be_read_is_what_others_are_compared_with(alike, tmp_path):
+    state = network(9, seed=0).state_dict() | {"0.weight": torch.full((9, 12), torch.nan)}
+    (tmp_path / "broken").mkdir()
+    save_file(state, tmp_path / "broken" / "model.safetensors")
+    for method, config in (("statistics", EmbedConfig()), ("random-projection", EmbedConfig(pooling="layers"))):
+        table, refused = embed_models(method, [tmp_path / "broken", alike], config)
+        assert list(refused) == ["broken"] and len(table) == 4
+
+
+def test_a_kernel_of_keras_has_its_outputs_last(tmp_path):
+    kernel = torch.randn(3, 3, 4, 6, generator=torch.Generator().manual_seed(0))
+    (tmp_path / "net").mkdir()
+    save_file({"conv/kernel": kernel, "conv/bias": torch.zeros(6)}, tmp_path / "net" / "model.safetensors")
+    found = embed_models("spectral-norms", [tmp_path / "net"])[0].embeddings[0, 0]
+    assert found == pytest.approx(torch.linalg.matrix_norm(kernel.reshape(-1, 6), 2).item(), rel=1e-5)
+
+
+def test_a_zoo_s_models_have_the_ids_of_its_table(tmp_path):
+    for name in ("one", "two"):
+        write_model(tmp_path / name / "models" / "member_0000" / "epoch_001", network(9, seed=0))
+        (tmp_path / name / "properties.parquet").write_bytes(b"read by the probe")
+    assert embed_models("statistics", [tmp_path / "one"])[0].model_ids == ["member_0000/epoch_001"]
+    both = embed_models("statistics", [tmp_path / "one", tmp_path / "two"])[0].model_ids
+    assert both == ["one/member_0000/epoch_001", "two/member_0000/epoch_001"]

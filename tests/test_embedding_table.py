@@ -59,3 +59,14 @@ def test_a_map_of_equal_embeddings_is_a_point_and_its_signs_are_fixed(table):
     assert principal_map(rows).shape == (4, 2)
     assert (principal_map(rows) == principal_map(rows.copy())).all()
     assert principal_map(rows[:1]).tolist() == [[0, 0]]
+
+
+@pytest.mark.parametrize("shape", [(30, 5), (5, 30), (6, 1), (2, 9)])
+def test_a_map_is_that_of_a_singular_value_decomposition(shape):
+    rows = np.random.default_rng(1).standard_normal(shape)
+    centred = rows - rows.mean(0)
+    directions = np.linalg.svd(centred, full_matrices=False)[2][:2]
+    signs = np.sign(directions[np.arange(len(directions)), np.abs(directions).argmax(1)])
+    expected = np.zeros((len(rows), 2))
+    expected[:, : len(directions)] = centred @ (directions * signs[:, None]).T
+    np.testing.assert_allclose(principal_map(rows), expected, atol=1e-5)

@@ -10,7 +10,7 @@ from typer.testing import CliRunner
 from zoo_fixtures import add_model, add_refused, tiny_state
 
 from datasets_scripts.embedding import EmbedConfig, embed
-from datasets_scripts.inspection import reconstruction
+from datasets_scripts.inspection import model_inspection, reconstruction
 from datasets_scripts.inspection.html_report import html_page
 from datasets_scripts.inspection.model_inspection import inspect_model
 from datasets_scripts.inspection.text_report import text_report
@@ -87,6 +87,9 @@ def test_shards_are_counted_as_one_model(tmp_path):
         assert found.file_format == "safetensors, 2 shards"
         assert found.file_bytes == sum((tmp_path / name).stat().st_size for name in names)
         assert found.num_parameters == sum(tensor.numel() for tensor in state.values())
+    embed("pooled-statistics", [tmp_path], tmp_path.with_suffix(".parquet"))
+    found = inspect_model(index, table=tmp_path.with_suffix(".parquet")).neighbours
+    assert [name for name, _ in found.models] == [tmp_path.name]
 
 
 def test_nothing_is_said_of_a_model_without_oddities(tmp_path):
@@ -187,13 +190,14 @@ def test_a_long_model_goes_through_in_windows_that_cover_every_token_once(backbo
 
 def test_a_model_with_nan_is_inspected_and_kept_from_backbone_and_table(backbone, tmp_path):
     add_refused(tmp_path)
+    embed("pooled-statistics", [add_model(tmp_path, "net", tiny_state(0))], tmp_path / "table.parquet")
     found = inspect_model(tmp_path / "eve-nan", backbone, tmp_path / "table.parquet")
     assert found.reconstruction is None and found.neighbours is None
     assert "Not done: conv.weight holds NaN or infinity" in text_report(found)
     assert "Not searched: conv.weight holds NaN" in html_page(found)
 
 
-def test_the_nearest_models_are_found_for_a_row_of_the_table_and_for_another_model(backbone, tmp_path):
+def test_the_nearest_models_are_found_for_a_model_of_the_table_and_for_another_one(backbone, tmp_path):
     zoo = tmp_path / "zoo"
     for seed in range(4):
         add_model(zoo, f"net-{seed}", tiny_state(seed))
@@ -201,12 +205,46 @@ def test_the_nearest_models_are_found_for_a_row_of_the_table_and_for_another_mod
     stranger = add_model(tmp_path, "stranger", other)
     for method in ("pooled-statistics", str(backbone)):
         embed(method, [zoo], tmp_path / "table.parquet", EmbedConfig())
-        own = inspect_model(zoo / "net-1", table=tmp_path / "table.parquet").neighbours
-        assert own.own_row and sorted(name for name, _ in own.models) == ["net-0", "net-2", "net-3"]
+        own = inspect_model(zoo / "net-1", table=tmp_path / "table.parquet")
+        assert not own.neighbours.own_row and own.neighbours.models[0][0] == "net-1"
+        assert "A row at distance 0.0000 is this model itself" in text_report(own)
         found = inspect_model(stranger, table=tmp_path / "table.parquet").neighbours
         assert not found.own_row and found.models[0][0] == "net-2" and found.models[0][1] < 1e-3
         distances = [distance for _, distance in found.models]
         assert distances == sorted(distances)
+
+
+def test_a_model_of_another_folder_with_the_same_name_is_not_taken_for_the_row(tmp_path):
+    zoo, table = tmp_path / "zoo", tmp_path / "table.parquet"
+    for seed in range(4):
+        add_model(zoo, f"net-{seed}", tiny_state(seed))
+    embed("pooled-statistics", [zoo], table)
+    found = inspect_model(add_model(tmp_path / "other", "net-1", tiny_state(3)), table=table).neighbours
+    assert not found.own_row and found.models[0][0] == "net-3" and found.models[0][1] < 1e-9
+
+
+def test_a_model_of_the_hub_has_its_own_row_at_the_same_commit_alone(hub, tmp_path):
+    table = tmp_path / "table.parquet"
+    for name in ("one", "two", "three"):
+        hub.add(f"ada/{name}", {"model.safetensors": save({"w": torch.randn(8, 9)})})
+    embed("pooled-statistics", ["ada/one", "ada/two", "ada/three"], table)
+    found = inspect_model("ada/one", table=table).neighbours
+    assert found.own_row and sorted(name for name, _ in found.models) == ["ada/three", "ada/two"]
+    hub.add("ada/one", {"model.safetensors": save({"w": torch.randn(8, 9)})})
+    found = inspect_model("ada/one", table=table).neighbours
+    assert not found.own_row and len(found.models) == 3 and found.models[0][1] > 1e-3
+
+
+def test_a_table_that_a_model_cannot_be_compared_with_is_refused_before_the_model_is_read(tmp_path, monkeypatch):
+    zoo, table = tmp_path / "zoo", tmp_path / "table.parquet"
+    for seed in range(3):
+        add_model(zoo, f"net-{seed}", deep_state())
+    monkeypatch.setattr(model_inspection, "tensor_statistics", None)  # calling it would be an error
+    with pytest.raises(ValueError, match="no such table of embeddings"):
+        inspect_model(zoo / "net-0", table=table)
+    embed("pca", [zoo], table, EmbedConfig(latent_size=4))
+    with pytest.raises(ValueError, match="embed pca --fit-on MODELS"):
+        inspect_model(zoo / "net-0", table=table)
 
 
 def test_nothing_of_a_model_is_markup_or_a_control_character_on_the_page_or_in_the_text(tmp_path):
@@ -248,3 +286,9 @@ def test_the_command_prints_the_text_and_writes_the_page(tmp_path):
     result = CliRunner().invoke(app, ["inspect", str(folder), "--output", str(page)], catch_exceptions=False)
     assert result.exit_code == 0 and "Nothing odd." in result.stdout and str(page) in result.stdout
     assert page.read_text().startswith("<!doctype html>") and [p.name for p in page.parent.iterdir()] == ["page.html"]
+
+
+@pytest.mark.parametrize("command", [["inspect", "nowhere"], ["embed", "statistics", "nowhere"]])
+def test_an_output_that_is_a_folder_is_refused_before_any_work(tmp_path, command):
+    result = CliRunner().invoke(app, [*command, "--output", str(tmp_path)], env={"COLUMNS": "300"})
+    assert result.exit_code == 2 and "is a directory" in result.output

@@ -1,9 +1,11 @@
 """Lab zoos: their files, their properties, and runs that are stopped or go wrong."""
 
+import dataclasses
 import functools
 import json
 
 import datasets
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
@@ -12,6 +14,7 @@ from interrupted_runs import hashes, run_and_die
 from safetensors.torch import load_file
 from typer.testing import CliRunner
 
+from datasets_scripts.claimed_folder import claim_folder
 from datasets_scripts.config_sources import ConfigError
 from datasets_scripts.errors import RunError
 from datasets_scripts.lab_zoo import build_zoo as building
@@ -20,8 +23,10 @@ from datasets_scripts.lab_zoo.members import stacks_of, zoo_members
 from datasets_scripts.lab_zoo.networks import load_member
 from datasets_scripts.lab_zoo.zoo_config import ZooConfig
 from datasets_scripts.lab_zoo.zoo_images import zoo_images
+from datasets_scripts.model_facts import find_facts
 from datasets_scripts.sources import expand_sources
 from modeling_wsl.cli import app
+from trainers.image_data import ImageExamples
 
 
 @pytest.fixture(scope="module")
@@ -199,6 +204,46 @@ def test_the_command_reads_its_options_from_a_file_and_the_command_line(images, 
     result = CliRunner().invoke(app, arguments)
     assert result.exit_code == 0, result.output
     assert "2 members, 2 checkpoints; 0 members diverged" in result.output
+
+
+@pytest.mark.parametrize("architecture", ["small_cnn", "resnet18_slim"])
+def test_a_member_has_the_licence_of_its_zoo_and_preprocessing_of_its_channels(images, tmp_path, caplog, architecture):
+    for licence in ("", "cc0-1.0"):
+        config = settings(images, tmp_path / f"zoo{licence}", architecture=architecture, licence=licence, epochs=0)
+        config = dataclasses.replace(config, checkpoint_epochs=["0"])
+        report = build_zoo(config)
+        (model,) = expand_sources([report.output / "models"])
+        content = json.loads((model.path / "config.json").read_text())
+        assert find_facts(model, content, "timm", None).licence == (licence or None)
+        assert content["pretrained_cfg"]["input_size"] == [3, 20, 20] and len(content["pretrained_cfg"]["mean"]) == 3
+    assert "Pretrained" not in caplog.text and "pretrained configuration" not in caplog.text
+
+
+def test_settings_are_those_of_before_without_a_licence_and_name_parents_by_their_whole_path(
+    images, tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    assert settings(images, "zoo").settings()["parents"] == "" and "licence" not in settings(images, "zoo").settings()
+    assert settings(images, "zoo", licence="mit").settings()["licence"] == "mit"
+    assert settings(images, "zoo", parents="first").settings()["parents"] == str(tmp_path / "first")
+
+
+def test_the_last_checkpoint_of_a_parent_is_that_of_the_highest_epoch(images, tmp_path):
+    config = settings(images, tmp_path / "parents")
+    claim_folder(tmp_path / "parents", config.settings(), "a zoo")
+    ids = {f"member_0000/epoch_{epoch}": epoch for epoch in (1000, 998, 999)}
+    same = {"member": "member_0000", "activation": "relu", "initialization": "default", "split": "test"}
+    rows = [{"model_id": model_id, "epoch": epoch, **same} for model_id, epoch in ids.items()]
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "parents" / "properties.parquet")
+    (child,) = zoo_members(settings(images, tmp_path / "zoo", parents=str(tmp_path / "parents")))
+    assert child.parent == "member_0000/epoch_1000"
+
+
+def test_images_that_do_not_fit_into_memory_are_refused_before_they_are_decoded(images, monkeypatch):
+    config = ZooConfig(data={"images": str(images), "image_size": 2000}, output_dir="zoo").data_config
+    monkeypatch.setattr(ImageExamples, "pixels", None)  # calling it would be an error
+    with pytest.raises(ConfigError, match=r"GB in every process .* Lower --data.max_train .* --data.image_size"):
+        zoo_images(config)
 
 
 @pytest.mark.parametrize(

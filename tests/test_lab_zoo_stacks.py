@@ -8,6 +8,7 @@ from torch.nn.functional import cross_entropy
 from datasets_scripts.lab_zoo.members import Member
 from datasets_scripts.lab_zoo.small_cnn import SmallCNN, stacked_logits
 from datasets_scripts.lab_zoo.stack import Stack
+from datasets_scripts.lab_zoo.stacked_optimizer import StackedOptimizer
 from datasets_scripts.lab_zoo.stacked_training import train_stack
 from datasets_scripts.lab_zoo.zoo_config import ZooConfig
 from datasets_scripts.lab_zoo.zoo_images import ZooImages
@@ -113,6 +114,14 @@ def test_a_member_that_diverges_changes_nothing_in_its_neighbours(images):
     torch.testing.assert_close(together[[0, 2]], alone, rtol=1e-4, atol=1e-5)
     assert list(measured[-1].diverged) == [1]
     assert "not finite in epoch 1" in measured[-1].diverged[1]
+
+
+def test_a_stack_whose_members_all_diverged_is_trained_no_further(images, monkeypatch):
+    steps, step = [], StackedOptimizer.step
+    monkeypatch.setattr(StackedOptimizer, "step", lambda self, gradient: (steps.append(1), step(self, gradient)))
+    _, measured = trained([member(index, "sgd", rate=1e38) for index in (1, 2)], images)
+    assert len(measured) == 1 and sorted(measured[0].diverged) == [0, 1]
+    assert len(steps) < 45 // BATCH
 
 
 def test_the_same_seed_gives_the_same_bits(images):

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from sklearn.metrics import f1_score
 
-from trainers.metrics import AccuracyAndMacroF1, LossAndPerplexity, classification_scores
+from trainers.metrics import AccuracyAndMacroF1, LossAndPerplexity, classification_scores, regression_scores
 
 
 PREDICTED, TRUE = np.array([0, 1, 1, 2, 2, 2]), np.array([0, 1, 2, 2, 2, 5])
@@ -46,3 +46,9 @@ def test_computing_leaves_the_global_random_numbers_alone():
     np.random.seed(3)  # noqa: NPY002
     classification_scores(np.zeros(6), PREDICTED, TRUE)
     assert np.random.random() == expected  # noqa: NPY002
+
+
+def test_equal_references_have_no_explained_variance_also_where_their_mean_is_rounded():
+    references = np.full(6, 0.1)
+    assert references.mean() != 0.1
+    assert math.isnan(regression_scores(np.arange(6.0), references)["r2"])

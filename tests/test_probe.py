@@ -182,6 +182,7 @@ def test_the_command_reads_its_options_and_names_the_page(place, tmp_path):
     assert ran.exit_code == 0 and f"{tmp_path / 'probe.md'}: 1 embeddings of 36 models" in ran.output
     record = json.loads((tmp_path / "probe.json").read_text())
     assert record["models"]["groups"] == 36
+    assert "Every model is a group of its own" in (tmp_path / "probe.md").read_text()
     assert np.isfinite(record["targets"]["epoch"]["results"]["statistics"]["ridge"]["metrics"]["r2"])
 
 
@@ -198,6 +199,10 @@ def test_the_command_reads_its_options_and_names_the_page(place, tmp_path):
         ({"target": []}, "option 'target' is missing"),
         ({"baselines": ["statistic"]}, "Did you mean 'statistics'"),
         ({"probes": ["ridge", "tree"]}, "has 'tree'"),
+        ({"probes": ["-"]}, "option 'probes' has '-'"),
+        ({"tables": {"pca": "made.parquet"}}, "option 'tables' has 'pca'"),
+        ({"tables": {"untrained": "made.parquet"}}, "option 'tables' has 'untrained'"),
+        ({"tables": {"mine": "made.parquet"}}, "the name 'mine' of .* is taken"),
         ({"fractions": [0.5, 0.2, 0.2]}, "sum to 1"),
         ({"baselines": ["-"], "backbones": []}, "there are no embeddings"),
         ({"backbones": ["pca=somewhere"]}, "the name 'pca' of somewhere is taken"),

@@ -8,9 +8,10 @@ from sklearn.metrics import mean_absolute_error, r2_score
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from trainers.metrics import R2SpearmanAndMAE
+from trainers.metrics import R2SpearmanAndMAE, regression_scores
 from trainers.probing.group_folds import folds_of_splits, leave_group_out_folds, random_splits
 from trainers.probing.probe_embeddings import (
+    ProbeFit,
     bootstrap_intervals,
     constant_prediction,
     prepare_task,
@@ -136,6 +137,20 @@ def test_intervals_come_from_whole_groups():
     assert by_row["mae"][1] - by_row["mae"][0] < 0.3
     one_group = bootstrap_intervals(mean_error, predictions, references, np.zeros(200), 300, 0.95, 0)
     assert one_group == {"mae": None}
+
+
+def test_rounds_with_one_value_of_the_target_are_no_part_of_the_interval():
+    groups = np.repeat(np.arange(3), 6)
+    references = np.array([0.1, 0.7, 0.3])[groups]
+    found = bootstrap_intervals(regression_scores, references + 0.05, references, groups, 300, 0.95, 0)
+    assert -1 < found["r2"][0] <= found["r2"][1] <= 1
+
+
+def test_embeddings_that_are_not_finite_are_named(embeddings):
+    task = prepare_task(embeddings[:, 0], GROUPS, SPLITS)
+    fit = ProbeFit("gap", "mine", embeddings * np.nan, task, ["ridge"], {"bootstrap": 0, "confidence": 0.9, "seed": 0})
+    with pytest.raises(ValueError, match="mine, target 'gap': 80 of 80 embeddings are not finite"):
+        fit.run()
 
 
 def test_classes_of_one_group_alone_are_counted_and_not_measured(embeddings):

@@ -7,7 +7,9 @@ import pytest
 from probe_fixtures import write_population
 
 from datasets_scripts.sources import expand_sources
-from trainers.probing.model_properties import model_sources, read_properties
+from trainers.probing.labelled_models import label_models
+from trainers.probing.probe_config import ProbeConfig
+from trainers.probing.read_properties import read_properties
 
 
 @pytest.fixture(scope="module")
@@ -16,7 +18,7 @@ def population(tmp_path_factory):
 
 
 def read(table, *sources):
-    names = model_sources([str(source) for source in sources])
+    names = [str(source) for source in sources]
     return read_properties(str(table), names, expand_sources(names))
 
 
@@ -53,6 +55,48 @@ def test_an_index_above_the_models_knows_what_they_do_not(tmp_path, population):
     assert frame.loc["member_0003/epoch_001", "gap"] == 0.25 and frame.loc["member_0003/epoch_001", "epoch"] == 1
 
 
+def write_zoo(folder, parents=None):
+    """With parents, each member starts from that of its own name."""
+    write_population(folder / "models")
+    if parents:
+        (folder / "settings.json").write_text(json.dumps({"parents": str(parents)}))
+        for path in folder.rglob("properties.json"):
+            record = json.loads(path.read_text())
+            path.write_text(json.dumps({**record, "parent": f"{record['member']}/epoch_002"}))
+    pd.DataFrame({"model_id": ["member_0002/epoch_001"], "epoch": [1]}).to_parquet(folder / "properties.parquet")
+    return folder
+
+
+def labels(*zoos):
+    config = {"target": ["epoch"], "baselines": ["statistics"], "output_dir": "unused"}
+    return label_models(ProbeConfig(models=[str(zoo) for zoo in zoos], **config))
+
+
+def test_fine_tuned_members_share_the_group_of_the_member_that_they_start_from(tmp_path):
+    first = write_zoo(tmp_path / "first")
+    second = write_zoo(tmp_path / "second", parents=first)
+    third = write_zoo(tmp_path / "third", parents=second)
+    assert set(labels(second).groups) == {f"parent member_{i:04d}" for i in range(12)}
+    found = labels(first, second, third)
+    assert found.properties.index[0] == "first/member_0000/epoch_000" and len(found.models) == 108
+    assert set(found.groups) == {f"first/member_{i:04d}" for i in range(12)}
+    apart = labels(first, third)
+    assert len(set(apart.groups)) == 24 and {name for name in apart.groups if "second/member_0003" in name}
+
+
+def test_ids_and_classes_of_a_table_stay_text(population, tmp_path):
+    folder = tmp_path / "models"
+    for name in ("001", "1"):
+        (folder / name).mkdir(parents=True)
+        (folder / name / "model.safetensors").write_bytes(next(population.rglob("*.safetensors")).read_bytes())
+    (tmp_path / "table.csv").write_text("id,dropout,gap\n001,None,nan\n1,high,0.5\n")
+    lines = ['{"id": "001", "made_at": "2024-01-01"}', '{"id": "1", "made_at": "2024-01-02"}']
+    (tmp_path / "table.jsonl").write_text("\n".join(lines) + "\n")
+    table = read(tmp_path / "table.csv", folder)
+    assert table["dropout"].to_dict() == {"001": "None", "1": "high"} and table["gap"].dtype == float
+    assert read(tmp_path / "table.jsonl", folder)["made_at"].to_dict() == {"001": "2024-01-01", "1": "2024-01-02"}
+
+
 @pytest.mark.parametrize("suffix", ["parquet", "csv", "json", "jsonl"])
 def test_tables_of_every_kind_are_joined_by_id(population, tmp_path, suffix):
     table = pd.DataFrame(
@@ -70,9 +114,7 @@ def test_tables_of_every_kind_are_joined_by_id(population, tmp_path, suffix):
 
 
 def test_a_zoo_is_a_source_and_a_table_at_once(tmp_path):
-    zoo = tmp_path / "zoo"
-    write_population(zoo / "models")
-    pd.DataFrame({"model_id": ["member_0002/epoch_001"], "epoch": [1]}).to_parquet(zoo / "properties.parquet")
+    zoo = write_zoo(tmp_path / "zoo")
     assert list(read(zoo, zoo).index) == ["member_0002/epoch_001"]
     assert len(read("", zoo)) == 36
 

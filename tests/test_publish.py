@@ -18,6 +18,7 @@ import torch
 from huggingface_hub import ModelCard
 from publish_fixtures import (
     WITHHELD,
+    ZOO,
     change_json,
     make_anchor,
     make_backbone,
@@ -153,6 +154,26 @@ def test_card_picture_and_report_of_a_published_dataset_are_those_of_what_is_in_
     assert counts["num_tokens"] == sum(sum(split["num_tokens"]) for split in rows.values())
     assert counts["tokens_by_split"] == {name: sum(split["num_tokens"]) for name, split in rows.items()}
     assert files["composition.png"] != (dataset / "composition.png").read_bytes()
+
+
+def test_the_properties_of_a_zoo_are_published_for_the_models_that_are_there(hub, tmp_path):
+    splits = dict(zip(ZOO, ("train", "test", "train", "validation", "train", "train"), strict=True))
+    columns = {"model_id": list(splits), "split": list(splits.values()), "test_accuracy": [0.1 * i for i in range(6)]}
+    dataset = make_dataset(tmp_path, properties=pa.table(columns))
+    here = datasets.load_dataset(str(dataset), "properties")
+    publish(dataset, "org/tokens")
+    there = datasets.load_dataset("org/tokens", "properties")
+    assert set(there) == {"train", "test"}
+    for split, rows in there.items():
+        assert rows.to_list() == [row for row in here[split] if row["model_id"] not in WITHHELD]
+    models = datasets.load_dataset("org/tokens", "models")
+    assert there["train"]["model_id"] == models["train"]["model_id"]
+    tokens = {split: sum(models[split]["num_tokens"]) for split in there}
+    counts = json.loads(files_of(hub, "org/tokens", "dataset")["tokenize.json"])["counts"]
+    assert counts["tokens_by_split"] == tokens | {"validation": 0}
+    (dataset / "properties" / "test-00000-of-00001.parquet").unlink()
+    with pytest.raises(PublishError, match="5 rows of properties are there, and 6 should be"):
+        publish(dataset, "org/tokens")
 
 
 def test_files_without_a_withheld_model_go_as_they_are_and_names_stay_without_gaps(hub, dataset):

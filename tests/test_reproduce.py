@@ -240,7 +240,7 @@ def test_the_page_shows_every_result_beside_the_paper_s_figures(run):
     page = write_page(run["folder"] / "results", run["folder"] / "RESULTS.md").read_text()
     for heading in ("## Table 1: ", "## Table 7: ", "## Figure 4: ", "## Figure 6: "):
         assert heading in page
-    assert page.count("Different here: Everything is tiny.") == 4
+    assert page.count("Different here: Everything is tiny.") == 5
     assert (
         "| paper: generated |  | 45.5 |" in page.replace("45.55", "45.5") or "| paper: generated |  | 45.6 |" in page
     )
@@ -296,7 +296,7 @@ def test_table_9_has_every_backbone_its_untrained_twin_and_the_baselines_with_in
 
 def test_a_population_of_others_is_chosen_by_name_and_every_group_left_out_in_turn(run):
     control = result(run, "populations")["controls"]["trained elsewhere"]
-    assert control["models"]["count"] == 12 and control["models"]["splits"] is None
+    assert control["models"]["count"] == 12 and control["models"]["splits"] == {"leave-group-out": 12}
     assert control["targets"]["value"]["results"]["statistics"]["ridge"]["metrics"]["r2"] > 0.9
 
 
@@ -305,8 +305,8 @@ def test_the_page_puts_probes_beside_the_papers_figures(run):
     section = page[page.index("## Table 9") :]
     section = section[: section.index("## ", 5)]
     for name in (
-        "of the zoo (CIFAR10)",
-        "of the zoo, untrained",
+        "of-the-zoo (CIFAR10)",
+        "of-the-zoo, untrained",
         "hf-large (HF), layers",
         "statistics",
         "pca",

@@ -125,6 +125,8 @@ def test_approximate_indexes_of_faiss_are_named_by_their_factory():
     assert (found == exact).mean() > 0.9
     with pytest.raises(ConfigError, match="faiss knows no index 'Nonsense'"):
         nearest(table, table.embeddings[:1], 5, index="faiss:Nonsense")
+    with pytest.raises(ConfigError, match="faiss cannot make the index 'IVF64,Flat' of 20 embeddings"):
+        nearest(random_table(20), table.embeddings[:1], 5, index="faiss:IVF64,Flat")
 
 
 @pytest.fixture(scope="module")
@@ -155,6 +157,18 @@ def test_a_query_is_embedded_by_the_backbone_and_settings_of_the_table(populatio
     embed(tmp_path / "backbone", [population], tmp_path / "table.parquet", settings)
     lines = search(tmp_path / "table.parquet", str(population / "owner07--net"), SearchConfig(top=2))
     assert lines[0].split()[2] == "owner07--net" and float(lines[0].split()[1]) < 1e-6
+    torch.manual_seed(1)
+    WSLModel(config).save_pretrained(tmp_path / "backbone")
+    with pytest.raises(ValueError, match="was changed since this table was made"):
+        search(tmp_path / "table.parquet", str(population / "owner07--net"), SearchConfig())
+
+
+def test_a_table_names_local_paths_that_hold_in_any_working_folder(population, tmp_path, monkeypatch):
+    monkeypatch.chdir(population.parent)
+    embed("pca", [population], tmp_path / "pca.parquet", EmbedConfig(latent_size=8, fit_on=[population.name]))
+    monkeypatch.chdir(tmp_path)
+    lines = search(tmp_path / "pca.parquet", str(population / "owner07--net"), SearchConfig(top=1))
+    assert lines[0].split()[2] == "owner07--net"
 
 
 def test_a_table_whose_method_depends_on_its_models_says_what_it_needs(population, tmp_path):
@@ -164,6 +178,8 @@ def test_a_table_whose_method_depends_on_its_models_says_what_it_needs(populatio
         search(tmp_path / "pca.parquet", query, SearchConfig())
     lines = search(tmp_path / "pca.parquet", query, SearchConfig(top=1, models=[str(population)]))
     assert lines[0].split()[2] == "owner07--net"
+    with pytest.raises(ValueError, match="all 16: owner00--net is not among those named"):
+        search(tmp_path / "pca.parquet", query, SearchConfig(models=[query]))
     write_model(tmp_path / "other", {f"{i}.weight": torch.eye(9) for i in range(3)})
     embed("spectral-norms", [population, tmp_path / "other"], tmp_path / "spectral.parquet")
     with pytest.raises(ValueError, match="pooled_over_tensors=true, and these models alone give false"):
@@ -191,6 +207,7 @@ def test_an_unknown_query_is_refused_with_the_closest_row(population, tmp_path):
         ({"calibration": "file"}, "is of --duplicates"),
         ({"fine_tunes": ["a,b"]}, "write PARENT=CHILD"),
         ({"noises": ["much"]}, "takes numbers"),
+        ({"noises": ["inf"]}, "takes finite numbers"),
     ],
 )
 def test_options_that_contradict_each_other_are_refused(options, message):

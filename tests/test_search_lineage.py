@@ -104,3 +104,26 @@ def test_a_tree_says_whether_it_is_what_a_zoo_states(family, tmp_path):
     said = {edge.child: edge.stated for edge in tree.edges}
     assert said == {"children-member_0000": True, "children-member_0001": False, "parents-member_0001": None}
     assert sum("as it states" in line for line in tree.lines()) == 1
+
+
+def test_siblings_that_drifted_the_same_way_hang_on_their_parent(tmp_path):
+    draw = torch.Generator().manual_seed(0)
+
+    def step(size, power=3):  # few weights change much: kurtosis grows
+        return {f"{i}.weight": size * torch.randn(40, 40, generator=draw) ** power for i in range(4)}
+
+    def add(*parts):
+        return {name: sum(part[name] for part in parts) for name in parts[0]}
+
+    root = step(1.0, power=1)
+    task = step(0.2)
+    states = {"root": root} | {f"sibling-{i}": add(root, task, step(0.03)) for i in range(3)}
+    states["child"] = add(states["sibling-1"], step(0.1))
+    for name, state in states.items():
+        write_model(tmp_path / name, state)
+    (tree,) = lineage_trees(expand_sources([tmp_path]))
+    assert tree.root == "root"
+    assert {edge.child: edge.parent for edge in tree.edges} == {
+        **dict.fromkeys(("sibling-0", "sibling-1", "sibling-2"), "root"),
+        "child": "sibling-1",
+    }

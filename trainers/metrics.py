@@ -86,11 +86,12 @@ def regression_scores(predictions: np.ndarray, references: np.ndarray) -> dict[s
         predictions, references: float64 `[N]`.
     """
     variation = np.sum((references - references.mean()) ** 2)
+    varies = np.ptp(references) > 0  # the mean of equal numbers is off by rounding, and so is their variation
     error = np.sum((references - predictions) ** 2)
     ranks = rankdata(predictions) - (len(predictions) + 1) / 2, rankdata(references) - (len(references) + 1) / 2
     spread = np.sqrt(np.sum(ranks[0] ** 2) * np.sum(ranks[1] ** 2))
     return {
-        "r2": float(1 - error / variation) if variation > 0 else math.nan,
+        "r2": float(1 - error / variation) if varies and variation > 0 else math.nan,
         "spearman": float(ranks[0] @ ranks[1] / spread) if spread > 0 else math.nan,
         "mae": float(np.abs(references - predictions).mean()),
     }

@@ -1,10 +1,14 @@
 """`hf-wsl embed`: models to a table of their embeddings, by a backbone or by a method that needs none."""
 
+import hashlib
+import json
 import logging
 import math
-from collections.abc import Iterable
+import os
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from os import PathLike
+from pathlib import Path
 
 import numpy as np
 from tqdm.auto import tqdm
@@ -16,6 +20,7 @@ from modeling_wsl.pipelines import no_weights
 from ..config_sources import ConfigError
 from ..sources import expand_sources
 from ..worker_pool import one_thread
+from .backbone_state import backbone_state
 from .embed_config import METHODS, TOKEN_METHODS, EmbedConfig
 from .embedding_table import EmbeddingTable
 from .packed_encoding import PackedEncoder
@@ -120,12 +125,28 @@ def _made_by(
     facts = {"method": method}
     settings = ("batch_norm_statistics",)
     if isinstance(embedder, PackedEncoder):
-        facts = {"method": "backbone", "backbone": method, "backbone_revision": embedder.commit or ""}
+        facts = {"method": "backbone", "backbone": _absolute(method), "backbone_revision": embedder.commit or ""}
+        if not embedder.commit:
+            facts["backbone_weights"] = backbone_state(method)
         settings = BACKBONE_SETTINGS
     elif isinstance(embedder, TokenProjection):
         settings = (*PROJECTION_SETTINGS, "fit_on" if method == "pca" else "seed")
     else:
         facts["pooled_over_tensors"] = str(embedder.is_pooled).lower()
-    values = asdict(config)
-    text = {name: ", ".join(values[name]) if name == "fit_on" else str(values[name]) for name in settings}
-    return facts | text
+        if not embedder.is_pooled:
+            facts["tensors"] = _digest(next(iter(embedder.shapes.values())))
+    if embedder.same is not None and embedder.same.first is not None:
+        facts["tensors"] = _digest(embedder.same.first[1])
+    values = asdict(config) | {"fit_on": ", ".join(map(_absolute, config.fit_on))}
+    return facts | {name: str(values[name]) for name in settings}
+
+
+def _digest(shapes: Mapping[str, tuple[int, ...]]) -> str:
+    """Tells architectures apart, whose numbers stand side by side in an embedding."""
+    return hashlib.sha256(json.dumps(list(shapes.items())).encode()).hexdigest()[:32]
+
+
+def _absolute(source: str | PathLike) -> str:
+    """A path that means the same in any working folder; a Hub id as it is."""
+    path = Path(source).expanduser()
+    return os.path.abspath(path) if path.exists() else str(source)

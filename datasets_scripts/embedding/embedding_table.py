@@ -25,7 +25,8 @@ class EmbeddingTable:
         revisions: the commit of a model of the Hub, None for others; by default None for all.
         points: float32 `[models, 2]`, a map to look at; by default `principal_map(embeddings)`.
         made_by: what the file's metadata tell: `method` ("backbone" or one of METHODS), `backbone`,
-            `backbone_revision`, and the settings that the method looks at.
+            `backbone_revision` or, of a folder, `backbone_weights` (`backbone_state`), the settings that the method
+            looks at, and `tensors` (a hash of names and shapes) where numbers of tensors stand side by side.
         layers: for each model, layer name -> float32 `[d]`; None where they were not asked for.
 
     Raises:
@@ -135,8 +136,14 @@ def principal_map(embeddings: np.ndarray) -> np.ndarray:
     The sign of each component is that of its largest loading, so that the same table gives the same map.
     """
     centred = embeddings.astype(np.float64) - embeddings.mean(0, dtype=np.float64)
-    _, _, directions = np.linalg.svd(centred, full_matrices=False)
-    directions = directions[:2]
+    # Two directions need no whole decomposition: the eigenvectors of the smaller Gram matrix give them.
+    is_wide = centred.shape[0] < centred.shape[1]
+    values, vectors = np.linalg.eigh(centred @ centred.T if is_wide else centred.T @ centred)
+    spreads = values[::-1][:2] > np.finfo(np.float64).eps * max(centred.shape) * values[-1]
+    directions = vectors.T[::-1][:2][spreads]
+    if is_wide:
+        directions = directions @ centred
+        directions /= np.linalg.norm(directions, axis=1, keepdims=True)
     largest = np.abs(directions).argmax(1)
     directions = directions * np.sign(directions[np.arange(len(directions)), largest])[:, None]
     points = np.zeros((len(embeddings), 2), dtype=np.float32)

@@ -101,6 +101,8 @@ class PackedEncoder:
         except CheckpointError:
             self.waiting = [row for row in self.waiting if row.model is not model]
             raise
+        if self.same is not None:
+            self.same.keep(name, manifest)
 
     def encode_waiting(self) -> None:
         rows = sorted(self.waiting, key=lambda row: row.length)  # stable

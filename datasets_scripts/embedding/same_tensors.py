@@ -9,7 +9,7 @@ def tensor_shapes(manifest: WeightManifest) -> dict[str, tuple[int, ...]]:
 
 
 class SameTensors:
-    """Refuses a model whose tensors are not those of the first.
+    """Refuses a model whose tensors are not those of the first that was kept.
 
     Args:
         what: needs it, for the message.
@@ -22,10 +22,9 @@ class SameTensors:
 
     def check(self, name: str, manifest: WeightManifest) -> None:
         """Raises ValueError, naming both models and the first tensor that differs."""
-        shapes = tensor_shapes(manifest)
         if self.first is None:
-            self.first = (name, shapes)
-        first, expected = self.first
+            return
+        shapes, (first, expected) = tensor_shapes(manifest), self.first
         if list(shapes.items()) != list(expected.items()):
             names = dict.fromkeys([*expected, *shapes])
             differs = next((tensor for tensor in names if shapes.get(tensor) != expected.get(tensor)), None)
@@ -34,6 +33,11 @@ class SameTensors:
                 f"{self.what} needs models with the same tensors, and {name} is not like {first}: "
                 f"{found if differs else 'their order differs'}. Leave it out, or use {self.instead}."
             )
+
+    def keep(self, name: str, manifest: WeightManifest) -> None:
+        """To be called once a model has been read to its end: the first such is what others are compared with."""
+        if self.first is None:
+            self.first = (name, tensor_shapes(manifest))
 
 
 def _shape(shapes: dict[str, tuple[int, ...]], name: str) -> str:

@@ -53,6 +53,8 @@ class TokenProjection:
         for window in self.extractor.stream(checkpoint):
             pool.add(self.latents(window["tokens"], window["token_mask"]), window["positions"][:, 1])
             advance(len(window["tokens"]))
+        if self.same is not None:
+            self.same.keep(name, manifest)
         self.done[name] = (pool.embedding(), pool.per_layer() if self.config.per_layer else None)
 
     def latents(self, tokens: torch.Tensor, token_mask: torch.Tensor) -> torch.Tensor:

@@ -9,6 +9,7 @@ from modeling_wsl import CheckpointError
 from modeling_wsl.checkpoints import Checkpoint
 from modeling_wsl.manifest import TensorSpec, WeightManifest
 
+from ..output_dimension import is_output_last
 from ..worker_pool import torch_threads
 from .embed_config import EmbedConfig
 from .same_tensors import SameTensors, tensor_shapes
@@ -25,8 +26,9 @@ class WeightStatistics:
     * "statistics": mean, variance and the quantiles 0, 25, 50, 75 and 100 % of every tensor, in state-dict order.
     * "pooled-statistics": the same, pooled (`pool_tensors`) over the matrices (two dimensions or more) and over the
       other tensors of a model.
-    * "spectral-norms": the largest singular value of each matrix (convolutions flattened to `[out, rest]`), and its
-      ratio to the Frobenius norm; in state-dict order where all models have the same tensors, pooled otherwise.
+    * "spectral-norms": the largest singular value of each matrix (convolutions flattened to `[out, rest]`, those of
+      Keras too, where outputs come last), and its ratio to the Frobenius norm; in state-dict order where all
+      models have the same tensors, pooled otherwise.
 
     Tensors are read one at a time, in float32.
     """
@@ -52,10 +54,12 @@ class WeightStatistics:
                     rows.append(tensor_statistics(self._read(checkpoint, spec)))
                 elif len(spec.shape) > 1:
                     with torch_threads(self.threads if spec.numel >= LARGE_MATRIX else 1):
-                        rows.append(matrix_norms(self._read(checkpoint, spec)))
+                        rows.append(matrix_norms(self._read(checkpoint, spec), is_output_last(spec.name)))
             advance(layer.num_tokens)
         if not rows:
             raise CheckpointError(checkpoint.source, "has no matrix, so no spectral norm", "Use another method")
+        if self.same is not None:
+            self.same.keep(name, manifest)
         self.rows[name] = np.array(rows)
         self.shapes[name] = tensor_shapes(manifest)
 
@@ -93,12 +97,16 @@ def tensor_statistics(tensor: torch.Tensor) -> list[float]:
     return [mean.item(), variance.item(), *np.quantile(values.numpy(), QUANTILES, overwrite_input=True)]
 
 
-def matrix_norms(tensor: torch.Tensor) -> list[float]:
-    """The largest singular value of `[out, ...]` seen as a matrix, and its ratio to the Frobenius norm.
+def matrix_norms(tensor: torch.Tensor, output_last: bool = False) -> list[float]:
+    """The largest singular value of a tensor seen as a matrix `[out, rest]`, and its ratio to the Frobenius norm.
 
     By the eigenvalues of the smaller Gram matrix: exact for the largest value, and the matrix is widened in parts.
+
+    Args:
+        tensor: `[out, ...]`.
+        output_last: it is `[..., out]`, as Keras' kernels are.
     """
-    matrix = tensor.reshape(len(tensor), -1)
+    matrix = tensor.reshape(-1, tensor.shape[-1]) if output_last else tensor.reshape(len(tensor), -1)
     if matrix.shape[0] < matrix.shape[1]:
         matrix = matrix.T
     gram = torch.zeros(matrix.shape[1], matrix.shape[1], dtype=torch.float64)

@@ -14,24 +14,19 @@ from modeling_wsl.checkpoint_errors import read_json
 from modeling_wsl.checkpoint_folders import parse_index
 from modeling_wsl.checkpoint_formats import identify
 from modeling_wsl.checkpoints import Checkpoint, open_checkpoint
-from modeling_wsl.manifest import TensorSpec, WeightManifest, batch_norm_names, split_name
+from modeling_wsl.manifest import TensorSpec, WeightManifest, batch_norm_names
 from modeling_wsl.pipelines import load_pipeline
 from modeling_wsl.token_kinds import kind_of, stem_name
 
 from ..model_facts import find_facts
+from ..output_dimension import is_output_last
 from ..sources import LIST_SUFFIXES, ModelSource, expand_sources
 from ..tokenize_config import TokenizeError
 from .batch_norm_oddities import batch_norm_oddities
 from .findings import Finding, gather, tensor_oddities
-from .neighbours import Neighbours, find_neighbours
+from .neighbours import Neighbours, NeighbourSearch
 from .reconstruction import Reconstruction, reconstruct_layers
 from .tensor_statistics import TensorStatistics, tensor_statistics
-
-
-OUTPUT_LAST = (
-    "kernel",
-    "recurrent_kernel",
-)  # Keras' and Flax' leaf names of weights whose last dimension counts outputs
 
 
 @dataclass(frozen=True)
@@ -125,13 +120,15 @@ def inspect_model(
     Raises:
         CheckpointError: the model or the backbone cannot be read safely.
         TokenizeError: the name stands for no model, or for several.
-        ValueError: the table cannot be read.
+        ValueError: the table cannot be read, or the model cannot be embedded like those in it.
     """
     model = find_model(source)
     embedder = load_pipeline("weight-embedding", backbone) if backbone is not None else None
     extractor = embedder.feature_extractor if embedder else WSLFeatureExtractor()
     options = {} if model.path else {"revision": model.revision}
     with open_checkpoint(model.location, allow_nonfinite=True, **options) as checkpoint:
+        # First, so that a table that will not do costs no inspection.
+        search = NeighbourSearch.begin(table, model, checkpoint.revision) if table is not None else None
         # Kinds of layers and their statistics do not depend on how a backbone cuts tokens, except for their number.
         manifest = extractor.layout(checkpoint.tensors, checkpoint.tied, checkpoint.tensor_order)
         layers = describe_layers(checkpoint, manifest)
@@ -140,8 +137,8 @@ def inspect_model(
         reconstruction = neighbours = None
         if embedder is not None and unusable is None:
             reconstruction = reconstruct_layers(str(backbone), embedder.model, extractor, checkpoint)
-        if table is not None and unusable is None:
-            neighbours = find_neighbours(table, model.model_id, source)
+        if search is not None and unusable is None:
+            neighbours = search.run()
         facts = asdict(find_facts(model, checkpoint.config, checkpoint.library, checkpoint.revision))
         file_format, file_bytes = describe_files(checkpoint)
         return ModelInspection(
@@ -195,7 +192,7 @@ def describe_layers(checkpoint: Checkpoint, manifest: WeightManifest) -> list[La
                 spec.shape,
                 spec.dtype,
                 spec.numel,
-                tensor_statistics(checkpoint.read(spec.name), split_name(spec.name)[1] in OUTPUT_LAST),
+                tensor_statistics(checkpoint.read(spec.name), is_output_last(spec.name)),
             )
             for spec in layer.tensors
         ]

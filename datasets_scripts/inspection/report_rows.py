@@ -10,6 +10,7 @@ from .model_inspection import ModelInspection, TensorReport
 MAX_NAMES = 8  # of the tensors that one finding is about
 MAX_NAME = 80  # characters of each of them
 MAX_TEXT = 800
+MAX_OWN_DISTANCE = 5e-5  # what is nearer is printed as 0.0000
 METHODS = ("backbone", "pca", "random projection")
 
 
@@ -136,7 +137,10 @@ def neighbours_about(inspection: ModelInspection) -> str:
     """Where the neighbours were looked for."""
     found = inspection.neighbours
     query = "its own row there" if found.own_row else "embedded now, in the same way"
-    return f"Among {found.num_models:,} models of {found.table}, embedded by {found.method}; this model: {query}."
+    about = f"Among {found.num_models:,} models of {found.table}, embedded by {found.method}; this model: {query}."
+    if found.models and found.models[0][1] < MAX_OWN_DISTANCE:
+        about += " A row at distance 0.0000 is this model itself, or one of all but the same weights."
+    return about
 
 
 def decimals(value: float | None) -> str:

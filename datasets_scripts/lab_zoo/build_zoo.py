@@ -19,9 +19,10 @@ from trainers.image_crops import GREY_MEAN, GREY_STD, MEAN, STD
 from ..claimed_folder import claim_folder
 from ..errors import RunError
 from ..files import replacing, write_json
+from ..sources import ZOO_MODELS, ZOO_TABLE
 from ..tokenize import tokenize
 from ..worker_pool import one_thread, run_tasks
-from .members import MODELS_FOLDER, PROPERTIES_TABLE, Member, stacks_of, zoo_members
+from .members import Member, stacks_of, zoo_members
 from .networks import network_args, new_network, save_network
 from .stack import Stack
 from .stacked_training import train_stack
@@ -132,10 +133,10 @@ def build_zoo(config: ZooConfig, output_dir: str | os.PathLike | None = None) ->
             "learning rates, or keep an epoch, in another folder."
         )
     table = pa.Table.from_pylist(rows, PROPERTIES)
-    with replacing(output / PROPERTIES_TABLE) as temporary:
+    with replacing(output / ZOO_TABLE) as temporary:
         pq.write_table(table, temporary, compression="zstd")
     if config.tokenize:
-        tokenize(output / MODELS_FOLDER, output / TOKENS_FOLDER, config.tokenize_config, properties=table)
+        tokenize(output / ZOO_MODELS, output / TOKENS_FOLDER, config.tokenize_config, properties=table)
     return ZooReport(output, len(members) - len(diverged), len(rows), diverged)
 
 
@@ -165,7 +166,7 @@ def train_and_write(task: StackTask) -> int:
                 rows.append(row)
     reasons = {task.members[index].name: reason for index, reason in diverged.items()}
     for member in task.members:
-        final = output / MODELS_FOLDER / member.name
+        final = output / ZOO_MODELS / member.name
         shutil.rmtree(final, ignore_errors=True)  # of a run that was killed before its record
         if member.name not in reasons and (temporary / member.name).is_dir():
             final.parent.mkdir(exist_ok=True)
@@ -203,4 +204,5 @@ def _preprocessing(config: ZooConfig, num_classes: int) -> dict[str, Any]:
     data = config.data_config
     mean, std = (MEAN, STD) if data.channels == 3 else (GREY_MEAN, GREY_STD)
     size = (data.channels, data.image_size, data.image_size)
-    return {"input_size": size, "mean": mean, "std": std, "crop_pct": data.center_crop, "num_classes": num_classes}
+    facts = {"input_size": size, "mean": mean, "std": std, "crop_pct": data.center_crop, "num_classes": num_classes}
+    return {**facts, "license": config.licence} if config.licence else facts  # as timm spells it

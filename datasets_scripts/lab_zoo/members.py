@@ -11,10 +11,10 @@ import pyarrow.parquet as pq
 
 from ..claimed_folder import SETTINGS_FILE
 from ..config_sources import ConfigError
+from ..sources import ZOO_MODELS, ZOO_TABLE
 from .zoo_config import DEFAULT, ZooConfig
 
 
-MODELS_FOLDER, PROPERTIES_TABLE = "models", "properties.parquet"
 SPLITS, FRACTIONS = ("train", "validation", "test"), (0.70, 0.15, 0.15)  # of members (paper, Table 9)
 STACKED = "small_cnn"
 
@@ -48,7 +48,10 @@ class Parent:
 
 
 def zoo_members(config: ZooConfig) -> list[Member]:
-    """All members, in the order of the grid. None shares its seed with another, so none begins as a copy of another.
+    """All members, in the order of the grid. None shares its seed with another.
+
+    Without parents none begins as a copy of another, then. The children of one parent all begin as a copy of it; their
+    settings, or the order of their images, tell them apart.
 
     Raises:
         ConfigError: more members are to be drawn than the grid has; parents of another architecture, or no zoo.
@@ -106,18 +109,19 @@ def _member_splits(count: int, rng: np.random.Generator) -> list[str]:
 
 def _read_parents(config: ZooConfig) -> list[Parent]:
     folder = Path(config.parents).absolute()
-    table = folder / PROPERTIES_TABLE
+    table = folder / ZOO_TABLE
     if not table.is_file():
         raise ConfigError(f"option 'parents' names {config.parents}, which holds no finished zoo: no {table.name}")
     found = json.loads((folder / SETTINGS_FILE).read_text(encoding="utf-8"))
     for name in ("architecture", "architecture_args"):
         if found[name] != getattr(config, name):
             raise ConfigError(f"option '{name}' is {getattr(config, name)}; the zoo of 'parents' has {found[name]}")
-    last = {row["member"]: row for row in pq.read_table(table).to_pylist()}  # of a member's rows the last epoch
+    rows = sorted(pq.read_table(table).to_pylist(), key=lambda row: row["epoch"])
+    last = {row["member"]: row for row in rows}  # of a member's rows that of its last epoch
     return [
         Parent(
             row["model_id"],
-            str(folder / MODELS_FOLDER / row["model_id"]),
+            str(folder / ZOO_MODELS / row["model_id"]),
             row["activation"],
             row["initialization"],
             row["split"],

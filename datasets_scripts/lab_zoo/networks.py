@@ -18,6 +18,8 @@ from .zoo_config import DEFAULT, ZooConfig
 
 # timm's ResNet-18 at a quarter of its width, on a stem of three small convolutions: 0.7 million parameters.
 RESNET18_SLIM = {"stem_type": "deep", "stem_width": 8, "channels": [16, 32, 64, 128]}
+# What timm knows of an architecture's pretrained weights, and is not so of a member's; `save_for_hf` would write it.
+NOT_PRETRAINED = dict.fromkeys(("tag", "license", "origin_url", "paper_ids", "paper_name"))
 INITIALIZERS = {
     "kaiming_uniform": nn.init.kaiming_uniform_,
     "kaiming_normal": nn.init.kaiming_normal_,
@@ -55,7 +57,14 @@ def new_network(config: ZooConfig, member: Member, num_classes: int) -> nn.Modul
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(member.seed)
         try:
-            network = timm.create_model(name, num_classes=num_classes, in_chans=channels, **args, **dropout)
+            network = timm.create_model(
+                name,
+                pretrained_cfg_overlay=NOT_PRETRAINED,
+                num_classes=num_classes,
+                in_chans=channels,
+                **args,
+                **dropout,
+            )
         except (TypeError, ValueError, AttributeError, KeyError, RuntimeError) as error:
             raise ConfigError(f"{name} cannot be built with {args | dropout}: {error!r}. Correct them") from error
         if member.initialization != DEFAULT:
@@ -87,7 +96,7 @@ def save_network(network: nn.Module, folder: Path, args: dict[str, Any], facts: 
     Args:
         network: in the state to keep.
         args: of `network_args`.
-        facts: its `pretrained_cfg`: input size, mean, deviation, number of classes.
+        facts: its `pretrained_cfg`: input size, mean, deviation, number of classes, licence.
     """
     args = {"in_chans": facts["input_size"][0], **args}
     save_for_hf(network, folder, {"pretrained_cfg": facts}, args, safe_serialization=True)

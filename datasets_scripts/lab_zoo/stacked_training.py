@@ -39,6 +39,8 @@ def train_stack(stack: Stack, images: ZooImages, config: ZooConfig) -> Iterator[
 
     Every member has its own learning rate, weight decay, dropout rate and order of images, which follow from its
     settings and seed. One that diverges is set to zero, so that nothing of it can reach the others, and stays there.
+    A stack whose members have all diverged is yielded once more, without metrics unless it is an epoch to keep, and
+    trained no further.
     """
     members = stack.members
     rates = torch.tensor([[member.learning_rate] for member in members])
@@ -62,6 +64,9 @@ def train_stack(stack: Stack, images: ZooImages, config: ZooConfig) -> Iterator[
                     diverged.setdefault(
                         index, f"the loss or its gradient was not finite in epoch {epoch}, step {step}"
                     )
+                if len(diverged) == len(members):
+                    yield Measured(epoch, {}, dict(diverged))
+                    return
             optimizer.step(gradient)
             step += 1
         if epoch in config.kept_epochs:
@@ -70,6 +75,8 @@ def train_stack(stack: Stack, images: ZooImages, config: ZooConfig) -> Iterator[
                 if not all(math.isfinite(values[index]) for values in metrics.values()):
                     diverged.setdefault(index, f"a measured loss was not finite after epoch {epoch}")
             yield Measured(epoch, metrics, dict(diverged))
+            if len(diverged) == len(members):
+                return
 
 
 def _stop(stack: Stack, optimizer: StackedOptimizer, wrong: Tensor, gradient: Tensor) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 from trainers.image_data_config import ImageDataConfig
@@ -58,6 +59,7 @@ class ZooConfig:
     max_measured: int = option(0, "training images that train_accuracy is measured on, evenly spaced; 0: all")
     stack_size: int = option(8, "small CNNs of one structure that are trained at once; other models go one by one")
     seed: int = option(0, "of the members' seeds, the random combinations and the split")
+    licence: str = option("", "of the members, for those who get them: cc0-1.0, mit ...; empty: none is stated")
     num_workers: int = option(1, "processes, each on one thread; the zoo does not depend on it")
     tokenize: bool = option(False, "make the tokenized dataset too, in the folder tokens")
     tokens: dict = option({}, "any option of the tokenization: --tokens.tokenization sparse --tokens.token_size 288")
@@ -119,9 +121,12 @@ class ZooConfig:
         )
 
     def settings(self) -> dict[str, Any]:
-        """What makes the zoo; JSON-serialisable."""
+        """What makes the zoo; JSON-serialisable. Without a licence as before there was such an option."""
         resolved = {**asdict(self), **self.grid(), "data": asdict(self.data_config)}
-        return {name: value for name, value in resolved.items() if name not in FREE}
+        if self.parents:
+            resolved["parents"] = str(Path(self.parents).absolute())  # the zoo may be gone on with from elsewhere
+        unset = () if self.licence else ("licence",)
+        return {name: value for name, value in resolved.items() if name not in (*FREE, *unset)}
 
     @classmethod
     def from_command_line(cls, argv: Sequence[str]) -> ZooConfig:

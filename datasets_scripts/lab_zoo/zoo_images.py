@@ -10,6 +10,11 @@ from torch import Tensor
 from trainers.image_data import ImageExamples, load_images
 from trainers.image_data_config import ImageDataConfig
 
+from ..config_sources import ConfigError
+
+
+MAX_BYTES = 4_000_000_000  # of pixels in a process: every worker holds all of them
+
 
 @dataclass(frozen=True)
 class ZooImages:
@@ -54,9 +59,22 @@ class ZooImages:
 
 @lru_cache(maxsize=1)  # a worker process trains many stacks on them
 def zoo_images(config: ImageDataConfig) -> ZooImages:
-    """Reads and decodes the images. Raises PublicDatasetError as `trainers.image_data.load_images` does."""
+    """Reads and decodes the images.
+
+    Raises:
+        ConfigError: they would take more than 4 GB in every process.
+        PublicDatasetError: as `trainers.image_data.load_images` does.
+    """
     splits = load_images(config)
     parts = {"train": splits.train, "validation": splits.validation, "test": splits.test}
+    count, side = sum(map(len, parts.values())), config.image_size
+    needed = count * config.channels * side**2 * torch.float32.itemsize
+    if needed > MAX_BYTES:
+        raise ConfigError(
+            f"{count:,} images of {config.channels}x{side}x{side} numbers take {needed / 1e9:.1f} GB in every process "
+            f"of a zoo; {MAX_BYTES / 1e9:g} GB is the most. Lower --data.max_train (and --data.max_validation, "
+            "--data.max_test) or --data.image_size"
+        )
     pixels, labels = {}, {}
     for name, examples in parts.items():
         plain = ImageExamples(examples.source, examples.labels, config, augmented=False)

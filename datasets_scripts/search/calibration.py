@@ -2,6 +2,7 @@
 
 import json
 import logging
+import math
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -13,10 +14,11 @@ import numpy as np
 from sklearn.metrics import roc_auc_score
 
 from ..config_sources import ConfigError
+from ..config_sources import nearest as nearest_name
 from ..embedding import EmbeddingTable
 from ..files import write_json
 from ..sources import ModelSource
-from .embed_like import NOT_THE_METHOD, embed_like
+from .embed_like import embed_like
 from .nearest import FeatureSpace, check_finite, nearest, nearest_of_other_groups
 from .planted_copies import CAST, EXACT, NOISE, PlantedCopy, plant_copies
 from .related_models import open_source, related_groups, stated_parents
@@ -38,10 +40,11 @@ class Calibration:
         made_by: metadata of the table.
         standardize, center, scale: the features that distances are of (see `FeatureSpace`).
         metrics: metric -> `exact`, `near`, `threshold` (distances up to which two models count as exact copies,
-            near duplicates, copies at all), `false_positive_rate` (measured), `strangers` (their number) and `kinds`:
-            kind of copy -> `copies`, `recall`, `precision` (among as many copies as strangers; None where nothing was
-            found), `auc`, `distances` (least, median, largest) and `found_first` (rate of copies to which no model of
-            the table is nearer than the original).
+            near duplicates, copies at all), `false_positive_rate` (`held_out_rate`; None with too few
+            unrelated groups), `strangers` (their number) and `kinds`: kind of copy -> `copies`, `recall`, `precision`
+            (among as many copies as strangers, by the held-out rate; None where that is, or nothing was found),
+            `auc`, `distances` (least, median, largest) and `found_first` (rate of copies to which no model of the
+            table is nearer than the original).
         settings: what was measured: counts, seed, rates.
     """
 
@@ -58,11 +61,16 @@ class Calibration:
     def check(self, table: EmbeddingTable) -> None:
         """Raises ConfigError where the table was made by another method than this is of."""
         for name in {**self.made_by, **table.made_by}:
-            if name not in NOT_THE_METHOD and self.made_by.get(name) != table.made_by.get(name):
+            if self.made_by.get(name) != table.made_by.get(name):
                 raise ConfigError(
                     f"the calibration is of tables made with {name}={self.made_by.get(name)}, this one has "
                     f"{table.made_by.get(name)}. Calibrate on this table"
                 )
+        if len(self.center) != table.embeddings.shape[1]:
+            raise ConfigError(
+                f"the calibration is of embeddings of {len(self.center)} numbers, this table's have "
+                f"{table.embeddings.shape[1]}. Calibrate on this table"
+            )
 
     def write(self, path: str | PathLike) -> None:
         write_json(Path(path), asdict(self))
@@ -93,7 +101,8 @@ def calibrate(
 
     A stranger of a model is one that `related_groups` puts into another group. For each model its nearest stranger
     counts, as a search would find it. The threshold is the largest distance within which at most
-    `false_positive_rate` of the models have a stranger.
+    `false_positive_rate` of the models have a stranger. Strangers are sought among the models at hand only: a larger
+    table has nearer ones, and more false positives.
 
     Args:
         table: made by `hf-wsl embed`.
@@ -106,13 +115,18 @@ def calibrate(
         work_dir: folder for the copies' weights while this runs; by default that for temporary files.
 
     Raises:
-        ConfigError: a rate or a noise out of range.
+        ConfigError: a rate or a noise out of range, or a fine-tune that the table does not hold.
         ValueError: the table holds too few of the models, only related ones, or was not made of these weights.
     """
     if not 0 <= false_positive_rate < 1:
         raise ConfigError(f"the false-positive rate is {false_positive_rate}; it lies in [0, 1)")
-    if sample < 1 or any(size <= 0 for size in noises):
-        raise ConfigError("the sample is at least 1 model, and the noise on copies is greater than 0")
+    if sample < 1 or not all(0 < size < math.inf for size in noises):
+        raise ConfigError("the sample is at least 1 model, and the noise on copies is finite and greater than 0")
+    for name in (name for pair in fine_tunes for name in pair):
+        if name not in table.model_ids:
+            raise ConfigError(
+                f"the fine-tunes name {name}, which is no row of the table.{nearest_name(name, table.model_ids)}"
+            )
     check_finite(table)
     held = [model for model in models if model.model_id in set(table.model_ids)]
     own = table.select([model.model_id for model in held])
@@ -125,11 +139,15 @@ def calibrate(
     small = [i for i, model in enumerate(held) if not max_parameters or _entries(model) <= max_parameters]
     if not small:
         raise ValueError(f"All {len(held)} models have more than {max_parameters:,} entries. Raise max_parameters.")
+    if len(held) < len(table):
+        logger.warning(
+            "%d of the table's %d models are at hand: strangers are sought among these only", len(held), len(table)
+        )
     chosen = sorted(np.random.default_rng(seed).permutation(small)[:sample].tolist())
     logger.info("planting copies of %d models among %d", len(chosen), len(held))
     with tempfile.TemporaryDirectory(dir=work_dir) as folder:
         planted = plant_copies([held[i] for i in chosen], Path(folder), noises, seed)
-        copies, refused = embed_like(table, [folder], [model.location for model in models])
+        copies, refused = embed_like(table, [folder], models)
     planted = [copy for copy in planted if copy.model_id not in refused]
     pairs = [*fine_tunes, *((parent, child) for child, parent in stated_parents(held).items())]
     planted += [PlantedCopy(child, parent, FINE_TUNE) for parent, child in pairs]
@@ -138,7 +156,7 @@ def calibrate(
     found = np.stack([of[copy.model_id] for copy in planted])
     _check_same(table, planted, found)
     metrics = {
-        metric: _measure(table, own, groups, planted, found, metric, standardize, false_positive_rate)
+        metric: _measure(table, own, groups, planted, found, metric, standardize, false_positive_rate, seed)
         for metric in METRICS
     }
     space = FeatureSpace.of(table.embeddings, METRICS[0], standardize)
@@ -189,11 +207,13 @@ def _measure(
     metric: str,
     standardize: bool,
     rate: float,
+    seed: int,
 ) -> dict[str, Any]:
     space = FeatureSpace.of(table.embeddings, metric, standardize)
-    strangers = space.distance(nearest_of_other_groups(space.features(own.embeddings), groups))
+    features = space.features(own.embeddings)
+    strangers = space.distance(nearest_of_other_groups(features, groups))
     threshold = threshold_at(strangers, rate)
-    false_positives = float((strangers <= threshold).mean())
+    false_positives = held_out_rate(space, features, groups, rate, seed)
     row = {name: i for i, name in enumerate(table.model_ids)}
     originals = np.array([row[copy.original] for copy in planted])
     difference = space.features(found) - space.features(table.embeddings)[originals]
@@ -225,18 +245,56 @@ def threshold_at(strangers: np.ndarray, rate: float) -> float:
     return float(np.nextafter(np.sort(strangers)[allowed], -np.inf))
 
 
+def held_out_rate(
+    space: FeatureSpace, features: np.ndarray, groups: Sequence[int], rate: float, seed: int
+) -> float | None:
+    """The share of models that have a stranger within a threshold which other models gave.
+
+    The groups are drawn into two halves of about as many models (among more models strangers are nearer). The
+    threshold at `rate` of each half, of its own models and their nearest strangers in it, is applied to the other
+    half: two models that are near each other never count on both sides.
+
+    Args:
+        space: of the features `[n, d]`.
+        groups: of the n models; strangers are of different ones.
+        rate: see `threshold_at`.
+        seed: of the halves.
+
+    Returns:
+        The rate over all n models; None where a half has no strangers: with fewer than four groups, or one that is
+        as large as all others together.
+    """
+    names, group = np.unique(groups, return_inverse=True)
+    models = np.bincount(group)
+    drawn = np.random.default_rng(seed).permutation(len(names))
+    halves: tuple[list[int], list[int]] = ([], [])
+    for number in drawn[np.argsort(-models[drawn], kind="stable")]:
+        min(halves, key=lambda half: models[half].sum()).append(number)
+    if min(map(len, halves)) < 2:
+        return None
+    first, second = (
+        space.distance(nearest_of_other_groups(features[members], group[members]))
+        for members in (np.isin(group, half) for half in halves)
+    )
+    within = [first <= threshold_at(second, rate), second <= threshold_at(first, rate)]
+    return float(np.concatenate(within).mean())
+
+
 def _is_slight(kind: str) -> bool:
     name, _, size = kind.partition(" ")
     return kind == CAST or (name == NOISE and float(size) <= SLIGHT_NOISE)
 
 
-def _rates(distances: np.ndarray, strangers: np.ndarray, threshold: float, false_positives: float) -> dict[str, Any]:
+def _rates(
+    distances: np.ndarray, strangers: np.ndarray, threshold: float, false_positives: float | None
+) -> dict[str, Any]:
     recall = float((distances <= threshold).mean())
     is_copy = np.repeat([1, 0], [len(distances), len(strangers)])
+    known = false_positives is not None and recall + false_positives > 0
     return {
         "copies": len(distances),
         "recall": recall,
-        "precision": recall / (recall + false_positives) if recall + false_positives > 0 else None,
+        "precision": recall / (recall + false_positives) if known else None,
         "auc": float(roc_auc_score(is_copy, -np.concatenate([distances, strangers]))),
         "distances": np.quantile(distances, [0, 0.5, 1]).tolist(),
     }

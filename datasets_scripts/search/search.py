@@ -1,5 +1,6 @@
 """`hf-wsl search`: what it finds in a table of embeddings, as text and as JSON."""
 
+import logging
 from collections.abc import Iterator
 from dataclasses import asdict
 from os import PathLike
@@ -12,13 +13,16 @@ from ..config_sources import ConfigError
 from ..config_sources import nearest as nearest_name
 from ..embedding import EmbeddingTable
 from ..files import write_json
-from ..sources import expand_sources
+from ..sources import ModelSource, expand_sources
 from .calibration import Calibration, calibrate
 from .duplicates import Copy, find_copies
 from .embed_like import embed_like
 from .lineage import lineage_trees
 from .nearest import nearest
 from .search_config import MODES, SearchConfig
+
+
+logger = logging.getLogger(__name__)
 
 
 def search(table: str | PathLike, query: str | None, config: SearchConfig) -> list[str]:
@@ -34,8 +38,11 @@ def search(table: str | PathLike, query: str | None, config: SearchConfig) -> li
         Lines of text.
 
     Raises:
-        ConfigError, ValueError, CheckpointError: see `nearest`, `find_copies`, `calibrate`, `lineage_trees`.
+        ConfigError, ValueError, CheckpointError: see `nearest`, `find_copies`, `calibrate`, `lineage_trees`; and
+            none of the models at hand is in the table.
     """
+    if config.output and Path(config.output).is_dir():
+        raise ConfigError(f"option 'output': {config.output} is a folder; name a JSON file")
     embeddings = EmbeddingTable.read(table)
     mode = next((mode for mode in MODES if getattr(config, mode)), None)
     if (query is None) == (mode is None):
@@ -53,12 +60,11 @@ def search(table: str | PathLike, query: str | None, config: SearchConfig) -> li
             metric=config.metric,
             standardize=config.standardize,
             calibration=calibration,
-            models=expand_sources(config.models) if config.models else [],
+            models=models_at_hand(embeddings, config.models) if config.models else [],
         )
         content, lines = [[asdict(copy) for copy in group] for group in groups], list(_group_lines(groups))
     elif mode == "lineage":
-        held = set(embeddings.model_ids)
-        trees = lineage_trees([model for model in expand_sources(config.models) if model.model_id in held])
+        trees = lineage_trees(models_at_hand(embeddings, config.models))
         content = [tree.to_json() for tree in trees]
         lines = [line for tree in trees for line in [*tree.lines(), ""]] or ["No two models have one origin."]
     else:
@@ -67,6 +73,27 @@ def search(table: str | PathLike, query: str | None, config: SearchConfig) -> li
     if config.output:
         write_json(Path(config.output), content)
     return lines
+
+
+def models_at_hand(table: EmbeddingTable, sources: list[str]) -> list[ModelSource]:
+    """The models of a table among the sources; warns of others.
+
+    Raises:
+        ValueError: none of them is in the table.
+    """
+    models, rows = expand_sources(sources), set(table.model_ids)
+    held = [model for model in models if model.model_id in rows]
+    if not held:
+        named = ", ".join(model.model_id for model in models[:2])
+        raise ValueError(
+            f"None of the {len(models)} models named with --models is in the table: they are called {named} ..., and "
+            f"the table's rows {', '.join(table.model_ids[:2])} ... Name the sources that the table was made of."
+        )
+    if len(held) < len(models):
+        logger.warning(
+            "%d of the %d models named with --models are not in the table", len(models) - len(held), len(models)
+        )
+    return held
 
 
 def find_neighbours(table: EmbeddingTable, query: str, config: SearchConfig) -> list[dict[str, Any]]:
@@ -101,13 +128,13 @@ def _embed_query(table: EmbeddingTable, query: str, config: SearchConfig) -> np.
         ) from error
     if len(models) != 1:
         raise ConfigError(f"{query} holds {len(models)} models; search for one at a time")
-    return embed_like(table, [query], config.models)[0].embeddings
+    return embed_like(table, [query], expand_sources(config.models) if config.models else ())[0].embeddings
 
 
 def _calibrate(table: EmbeddingTable, config: SearchConfig) -> Calibration:
     return calibrate(
         table,
-        expand_sources(config.models),
+        models_at_hand(table, config.models),
         noises=config.noise_sizes,
         sample=config.sample,
         max_parameters=config.max_parameters,
@@ -122,15 +149,19 @@ def calibration_lines(calibration: Calibration) -> Iterator[str]:
     """The thresholds, and how each kind of copy is found by them."""
     for metric, found in calibration.metrics.items():
         yield (
-            f"{metric}: threshold {found['threshold']:.3g}; within it {found['false_positive_rate']:.1%} of "
-            f"{found['strangers']} models have a stranger"
+            f"{metric}: threshold {found['threshold']:.3g}; of {found['strangers']} models have a stranger within one "
+            f"of other models: {_percent(found['false_positive_rate'])}"
         )
         for kind, rates in found["kinds"].items():
-            precision = "none" if rates["precision"] is None else f"{rates['precision']:.3f}"
+            precision = "not known" if rates["precision"] is None else f"{rates['precision']:.3f}"
             yield (
                 f"  {kind:<12} {rates['copies']:>5} copies  recall {rates['recall']:.3f}  precision {precision}  "
                 f"AUC {rates['auc']:.3f}  original found first {rates['found_first']:.3f}"
             )
+
+
+def _percent(rate: float | None) -> str:
+    return "not known, too few groups" if rate is None else f"{rate:.1%}"
 
 
 def _group_lines(groups: list[list[Copy]]) -> Iterator[str]:

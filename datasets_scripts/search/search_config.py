@@ -1,5 +1,6 @@
 """The options of `hf-wsl search`, each described once."""
 
+import math
 from dataclasses import dataclass
 
 from ..config_sources import ConfigError, option
@@ -46,9 +47,11 @@ class SearchConfig:
             if pair.count("=") != 1:
                 raise ConfigError(f"option 'fine_tunes' has '{pair}'; write PARENT=CHILD, two ids of the table")
         try:
-            self.noise_sizes  # noqa: B018 - a value that is no number is refused here
+            finite = all(math.isfinite(size) for size in self.noise_sizes)
         except ValueError as error:
             raise ConfigError(f"option 'noises' takes numbers, separated by commas ({error})") from error
+        if not finite:
+            raise ConfigError(f"option 'noises' takes finite numbers; it has {', '.join(self.noises)}")
 
     @property
     def noise_sizes(self) -> list[float]:

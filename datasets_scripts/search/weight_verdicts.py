@@ -2,6 +2,8 @@
 
 from collections.abc import Sequence
 
+import torch
+
 from modeling_wsl.checkpoints import Checkpoint
 
 from ..near_copies import NearCopyItem, fingerprint, near_copy_groups
@@ -38,11 +40,11 @@ class WeightVerdicts:
             return self._sorted_hash(a, first) == self._sorted_hash(b, second)
 
     def kind(self, a: str, b: str) -> str:
-        """EXACT, NEAR or FINE_TUNE, of two models that are copies."""
+        """EXACT (all tensors are the same bit for bit), NEAR or FINE_TUNE, of two models that are copies."""
         with open_source(self._models[a]) as first, open_source(self._models[b]) as second:
             comparison = compare_weights([first, second])
             relative = comparison.distances[0, 1] / max(comparison.norms.max(), 1e-30)
-            if relative == 0 and first.tensors == second.tensors:
+            if relative == 0 and _are_identical(first, second):
                 return EXACT
         return NEAR if relative <= NEAR_DISTANCE else FINE_TUNE
 
@@ -56,3 +58,11 @@ class WeightVerdicts:
         if name not in self._hashes:
             self._hashes[name] = sorted_hash(checkpoint)
         return self._hashes[name]
+
+
+def _are_identical(first: Checkpoint, second: Checkpoint) -> bool:
+    """Bytes are compared: `compare_weights` leaves out batch-norm statistics and integers."""
+    return first.tensors == second.tensors and all(
+        torch.equal(*(model.read(name).reshape(-1).view(torch.uint8) for model in (first, second)))
+        for name in first.tensors
+    )

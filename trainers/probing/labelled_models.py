@@ -11,9 +11,9 @@ from datasets_scripts.config_sources import ConfigError, nearest
 from datasets_scripts.sources import ModelSource, expand_sources
 
 from .group_folds import random_splits
-from .model_properties import model_sources, read_properties
 from .probe_config import LEAVE_GROUP_OUT, RANDOM, ProbeConfig
 from .probe_embeddings import ProbeTask, prepare_task
+from .read_properties import read_properties
 
 
 @dataclass(frozen=True)
@@ -67,7 +67,7 @@ def label_models(config: ProbeConfig) -> LabelledModels:
         ConfigError: a target, group or split that is no property.
         ValueError: models or properties that cannot be read, or do not belong together; too few groups.
     """
-    sources = model_sources(config.models)
+    sources = config.models
     models = expand_sources(sources)
     properties = read_properties(config.properties, sources, models)
     left_out = {"nothing is known of them": len(models) - len(properties)}
@@ -89,6 +89,8 @@ def label_models(config: ProbeConfig) -> LabelledModels:
     if properties.empty:
         raise ValueError("No model has both a group and a split. Give others as --group and --split.")
     groups = (properties[group] if group else properties.index).astype(str).to_numpy(np.str_)
+    if config.group is None and group and "parent" in properties:
+        groups = _families(groups, properties["parent"])
     if split == LEAVE_GROUP_OUT:
         splits = None
     elif split == RANDOM:
@@ -98,3 +100,25 @@ def label_models(config: ProbeConfig) -> LabelledModels:
     return LabelledModels(
         sources, models, properties, groups, splits, {reason: count for reason, count in left_out.items() if count}
     )
+
+
+def _families(members: np.ndarray, parents: pd.Series) -> np.ndarray:
+    """`[rows]`: the member that a row's member descends from, for fine-tuned members are near copies of it.
+
+    A parent of another zoo, which is not probed, may have the name of a member that is: it is marked as a parent. With
+    several zoos names begin with the zoo's, and are the same thing where they are equal.
+    """
+    known, parent_of = set(members.tolist()), {}
+    for member, parent in zip(members, parents, strict=True):
+        if pd.notna(parent):
+            name = str(parent).rpartition("/")[0] or str(parent)
+            parent_of[member] = name if "/" in name and name in known else f"parent {name}"
+
+    def first(member: str) -> str:
+        passed = []
+        while member in parent_of and member not in passed:
+            passed.append(member)
+            member = parent_of[member]
+        return member
+
+    return np.array([first(str(member)) for member in members])

@@ -33,7 +33,7 @@ class ProbeConfig:
     group: str | None = option(
         None,
         "property that no two splits share: member, repo, owner; empty: every model is a group of its own; none: "
-        "member where there is one, else as empty",
+        "member where there is one, fine-tuned members with the one that they start from, else as empty",
     )
     split: str = option(
         "",
@@ -59,9 +59,9 @@ class ProbeConfig:
         for name in ("models", "target", "output_dir"):
             if not getattr(self, name):
                 raise ConfigError(f"option '{name}' is missing")
-        for name, known in (("baselines", METHODS), ("probes", tuple(PROBES))):
+        for name, known, none in (("baselines", METHODS, "-"), ("probes", tuple(PROBES), None)):
             for value in getattr(self, name):
-                if value not in known and value != "-":
+                if value not in known and value != none:
                     raise ConfigError(
                         f"option '{name}' has '{value}'; known are {', '.join(known)}.{nearest(value, known)}"
                     )
@@ -79,6 +79,9 @@ class ProbeConfig:
         for name in OWN:
             if name in self.embedding:
                 raise ConfigError(f"option 'embedding' has '{name}', which follows from the options of the probe")
+        for name in self.tables:
+            if name in (*self.wanted_baselines, UNTRAINED, MEAN, MAJORITY):
+                raise ConfigError(f"option 'tables' has '{name}', the name of another line. Call the table otherwise")
         self.named_backbones, self.embed_config()  # noqa: B018 - what cannot be is refused here
 
     @property

@@ -165,7 +165,11 @@ class ProbeFit:
     options: Mapping[str, Any]
 
     def run(self) -> tuple[str, str, dict[str, dict[str, Any]]]:
-        return self.target, self.name, run_probes(self.embeddings, self.task, self.probes, **self.options)
+        try:
+            found = run_probes(self.embeddings, self.task, self.probes, **self.options)
+        except ValueError as error:
+            raise ValueError(f"{self.name}, target '{self.target}': {error}") from error
+        return self.target, self.name, found
 
 
 def constant_prediction(task: ProbeTask, *, bootstrap: int, confidence: float, seed: int) -> dict[str, Any]:

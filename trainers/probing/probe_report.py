@@ -52,16 +52,15 @@ def _protocol(results: dict[str, Any]) -> str:
         if config["bootstrap"]
         else ""
     )
-    if LEAVE_GROUP_OUT not in results["models"]["splits"]:
-        return f"Fitted on train, settings chosen on validation, measured on test.{intervals}"
     count = results["models"]["groups"]
-    one_model = count == results["models"]["count"]
     alone = (
         " Every model is a group of its own: checkpoints of one run, if there are any, are predicted from their "
         "neighbours, which tells how well a probe interpolates within the run and nothing about other runs."
-        if one_model
+        if count == results["models"]["count"]
         else ""
     )
+    if LEAVE_GROUP_OUT not in results["models"]["splits"]:
+        return f"Fitted on train, settings chosen on validation, measured on test.{alone}{intervals}"
     return (
         f"Groups are left out in {min(config['folds'] or count, count)} parts, each predicted from all others; "
         f"settings are chosen on groups among these.{alone} Naming the mean of the others ranks models backwards "

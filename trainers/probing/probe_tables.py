@@ -10,9 +10,8 @@ from typing import Any
 
 from datasets_scripts.config_sources import ConfigError
 from datasets_scripts.embedding import EmbeddingTable, embed
+from datasets_scripts.embedding.backbone_state import backbone_state
 from datasets_scripts.files import write_json, write_text
-from datasets_scripts.sources import ModelSource
-from modeling_wsl.pipelines import find_backbone
 
 from .group_folds import TRAIN
 from .labelled_models import LabelledModels
@@ -68,7 +67,7 @@ def _cached(
     made_of = {
         "models": {model.model_id: model.fingerprint() for model in labelled.models},
         "method": method,
-        "backbone": _backbone_state(method, settings.revision) if method not in config.wanted_baselines else None,
+        "backbone": backbone_state(method, settings.revision) if method not in config.wanted_baselines else None,
         "options": {key: value for key, value in asdict(settings).items() if key not in FREE},
         "training_models": [Path(source).read_text(encoding="utf-8") for source in settings.fit_on],
     }
@@ -81,12 +80,6 @@ def _cached(
     report = embed(method, labelled.sources, path, settings)
     write_json(record, {"made_of": made_of, "refused": report.refused})
     return EmbeddingTable.read(path), report.refused
-
-
-def _backbone_state(backbone: str, revision: str | None) -> str:
-    """The commit of a backbone on the Hub; of a folder, a hash of its files' names, sizes and times."""
-    name, commit = find_backbone(backbone, revision=revision)
-    return commit or ModelSource(name, str(Path(name).expanduser().absolute()), "backbone").fingerprint()
 
 
 def _list_training_models(labelled: LabelledModels, folder: Path) -> Path:

@@ -36,13 +36,22 @@ def probe_controls(entries: Sequence[Entry], work_dir: Path) -> dict[str, Any]:
     for step, zoo, pooling in {(e.evaluations[0].folder, e.dataset, e.pooling): e for e in entries}:
         found = json.loads((work_dir / step / PROBE_FILE).read_text(encoding="utf-8"))
         facts = {"targets": rounded(found["targets"]), **kept(found, _FACTS)}
+        if pooling != "mean":
+            for key in ("sizes", "skipped"):
+                facts[key] = {f"{name}, {pooling}": value for name, value in facts[key].items()}
+            for own in facts["targets"].values():
+                own["results"] = {
+                    f"{name}, {pooling}" if name in found["sizes"] else name: one
+                    for name, one in own["results"].items()
+                }
         if zoo not in controls:
             controls[zoo] = facts
             continue
-        controls[zoo]["sizes"] |= {f"{name}, {pooling}": size for name, size in facts["sizes"].items()}
+        for key in ("sizes", "skipped"):
+            controls[zoo][key] |= facts[key]
         for target, own in facts["targets"].items():
-            results = {f"{name}, {pooling}": one for name, one in own["results"].items() if name in found["sizes"]}
-            controls[zoo]["targets"][target]["results"] |= results
+            results = controls[zoo]["targets"][target]["results"]
+            results |= {name: one for name, one in own["results"].items() if name not in results}
     return controls
 
 

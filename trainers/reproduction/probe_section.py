@@ -7,6 +7,7 @@ from typing import Any
 
 from datasets_scripts.markdown_table import markdown_table
 
+from ..probing.probe_config import LEAVE_GROUP_OUT
 from .result_reading import Result, rows_of
 
 
@@ -21,7 +22,8 @@ def probe_section(result: Result) -> Iterator[str]:
             for name, (size, found) in embeddings.items()
         ]
         models = control["models"]
-        parts = ", ".join(f"{count} {split}" for split, count in (models["splits"] or {}).items())
+        parts = ", ".join(f"{count} {split}" for split, count in models["splits"].items())
+        parts = parts if LEAVE_GROUP_OUT not in models["splits"] else "each group left out in turn"
         parts = f" ({parts})" if parts else ""
         yield f"**{zoo}**: {models['count']:,} checkpoints of {models['groups']:,} groups{parts}."
         yield markdown_table(header, rows, text_columns=1)
@@ -75,11 +77,16 @@ def _cells(found: Mapping[str, Any] | None, facts: Mapping[str, Any]) -> list[st
         return ["", "", ""]
     second = linear["metrics"].get("spearman" if main == "r2" else "macro_f1")
     interval = linear["intervals"].get(main)
-    cell = f"{linear['metrics'][main]:.3f}"
+    cell = _figure(linear, main)
     if interval and interval[0] is not None:
         cell += f" [{interval[0]:.2f}, {interval[1]:.2f}]"
     network = found.get("mlp")
-    return [cell, "" if second is None else f"{second:.2f}", f"{network['metrics'][main]:.3f}" if network else ""]
+    return [cell, "" if second is None else f"{second:.2f}", _figure(network, main) if network else ""]
+
+
+def _figure(measured: Mapping[str, Any], metric: str) -> str:
+    value = measured["metrics"][metric]
+    return "–" if value is None else f"{value:.3f}"  # R2 of a target that does not vary
 
 
 def _best(embeddings: Mapping[str, tuple[str, Mapping[str, Any]]], control: Mapping[str, Any]) -> str:
@@ -89,7 +96,8 @@ def _best(embeddings: Mapping[str, tuple[str, Mapping[str, Any]]], control: Mapp
         main = _main(facts)
         probes = {name: found[target] for name, (_, found) in embeddings.items() if found[target]}
         scores = {name: found["ridge"]["metrics"][main] for name, found in probes.items() if "ridge" in found}
+        scores = {name: score for name, score in scores.items() if score is not None}
         if scores:
             best = max(scores, key=scores.get)
             parts.append(f"{target.replace('_', ' ')}: {best} ({scores[best]:.3f})")
-    return f"Read best by the linear probe: {'; '.join(parts)}."
+    return f"Read best by the linear probe: {'; '.join(parts)}." if parts else "No target varies."

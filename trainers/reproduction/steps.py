@@ -19,8 +19,8 @@ from datasets_scripts.collect_config import CollectConfig
 from datasets_scripts.config_sources import build
 from datasets_scripts.files import write_json
 from datasets_scripts.lab_zoo.build_zoo import build_zoo
-from datasets_scripts.lab_zoo.members import MODELS_FOLDER, PROPERTIES_TABLE
 from datasets_scripts.lab_zoo.zoo_config import ZooConfig
+from datasets_scripts.sources import ZOO_MODELS, ZOO_TABLE
 from datasets_scripts.tokenize import tokenize
 from datasets_scripts.tokenize_config import TokenizeConfig
 from datasets_scripts.worker_pool import one_thread
@@ -116,6 +116,8 @@ def check_data(steps: Sequence[Step]) -> None:
     """Opens the data of steps, so that an unreadable dataset is met before hours of work, and not after them."""
     for data in {json.dumps(step.settings["data"]) for step in steps if "data" in step.settings}:
         _load_data(data)
+    for config in {step_config(step, Path()).data_config for step in steps if step.kind == ZOO}:
+        load_images(config)
 
 
 @dataclass(frozen=True)
@@ -162,8 +164,8 @@ def _tokenize(step: Step, work_dir: Path, num_workers: int) -> dict[str, Any]:
         return {"outcomes": dict(report.outcomes), **report.counts}
     zoo, properties = step.needed(ZOO), None
     if zoo:
-        sources: list[Any] = [work_dir / zoo[0].folder / MODELS_FOLDER]
-        properties = pq.read_table(work_dir / zoo[0].folder / PROPERTIES_TABLE)
+        sources: list[Any] = [work_dir / zoo[0].folder / ZOO_MODELS]
+        properties = pq.read_table(work_dir / zoo[0].folder / ZOO_TABLE)
     else:
         sources = [*step.settings["sources"], *(work_dir / need.folder for need in step.needs)]
     report = tokenize(sources, folder, config, properties=properties)

@@ -2,25 +2,21 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
-from datasets_scripts.sources import ModelSource
+from datasets_scripts.claimed_folder import SETTINGS_FILE
+from datasets_scripts.sources import ZOO_TABLE, ModelSource, zoo_folders
 from modeling_wsl.checkpoint_errors import read_json
 
 
-ZOO_TABLE, ZOO_MODELS = "properties.parquet", "models"
 OWN_FILES = ("model.json", "properties.json")  # beside a model's weights; what the later one says counts
 INDEX = "index.json"  # above the models: a list of records
 ID_KEYS = ("model_id", "id")
-
-
-def model_sources(sources: Sequence[str]) -> list[str]:
-    """Sources as `expand_sources` takes them: in place of a zoo its models, whose ids are those of its table."""
-    return [str(Path(s) / ZOO_MODELS) if (Path(s) / ZOO_TABLE).is_file() else s for s in sources]
 
 
 def read_properties(table: str, sources: Sequence[str], models: Sequence[ModelSource]) -> pd.DataFrame:
@@ -35,7 +31,8 @@ def read_properties(table: str, sources: Sequence[str], models: Sequence[ModelSo
     Returns:
         One row a model that anything is known of, in their order, indexed by `model_id`. Of records the numbers, text
         and booleans are columns; so is each name of a list `properties` of `{name, value}`; `licence` and `owner`
-        follow from `license` and `repo`.
+        follow from `license` and `repo`. Where several zoos are named, `member` and `parent` begin with the name of
+        the zoo that they are of.
 
     Raises:
         ValueError: a table that cannot be read, has no column of ids, has a model twice, or knows none of the models.
@@ -49,7 +46,7 @@ def read_properties(table: str, sources: Sequence[str], models: Sequence[ModelSo
                 f"{table}: none of the {len(ids)} models is in it: it has {_some(known.index)}, the models are "
                 f"{_some(ids)}. Name the models so that their ids are those of the table."
             )
-        return frame
+        return _name_zoos(frame, sources)
     listed = _indexed(sources)
     records = {model.model_id: {**listed.get(model.model_id, {}), **_own_record(model)} for model in models}
     records = {model_id: record for model_id, record in records.items() if record}
@@ -59,17 +56,31 @@ def read_properties(table: str, sources: Sequence[str], models: Sequence[ModelSo
             "Give a table of them as --properties."
         )
     frame = pd.DataFrame(list(records.values()), index=pd.Index(records, name=ID_KEYS[0]))
-    return frame.infer_objects()
+    return _name_zoos(frame.infer_objects(), sources)
+
+
+def _name_zoos(frame: pd.DataFrame, sources: Sequence[str]) -> pd.DataFrame:
+    """Members of several zoos have equal names: puts each zoo's before them, as `expand_sources` does with ids."""
+    zoos = zoo_folders(sources)
+    for zoo in zoos if len(zoos) > 1 else []:
+        settings = zoo / SETTINGS_FILE
+        parents = read_json(settings, settings.name).get("parents") if settings.is_file() else None
+        rows = frame.index.str.startswith(f"{zoo.name}/")
+        of_parents = Path(parents or "parents").name
+        of_parents = f"parents of {zoo.name}" if of_parents == zoo.name else of_parents  # another folder of that name
+        for column, name in (("member", zoo.name), ("parent", of_parents)):
+            if column in frame:
+                chosen = rows & frame[column].notna()
+                frame = frame.assign(**{column: frame[column].mask(chosen, f"{name}/" + frame[column].astype(str))})
+    return frame
 
 
 def _read_table(path: Path) -> pd.DataFrame:
     path = path / ZOO_TABLE if path.is_dir() else path
     readers = {
         ".parquet": pd.read_parquet,
-        ".csv": pd.read_csv,
-        ".jsonl": lambda file: pd.DataFrame(
-            _columns(record) for record in pd.read_json(file, lines=True).to_dict("records")
-        ),
+        ".csv": _read_csv,
+        ".jsonl": lambda file: pd.DataFrame(_records(file)),
         ".json": lambda file: pd.DataFrame(_records(file)),
     }
     if path.suffix not in readers:
@@ -90,8 +101,17 @@ def _read_table(path: Path) -> pd.DataFrame:
     return table
 
 
+def _read_csv(path: Path) -> pd.DataFrame:
+    # Ids stay text ("001"), and so do classes called "None" or "null"; "nan" is how programs write a missing number.
+    ids = dict.fromkeys(ID_KEYS, str)
+    return pd.read_csv(path, dtype=ids, keep_default_na=False, na_values=["", "nan", "NaN"])
+
+
 def _records(path: Path) -> list[dict[str, Any]]:
-    content = read_json(path, path.name)
+    if path.suffix == ".jsonl":
+        content = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+    else:
+        content = read_json(path, path.name)
     if not isinstance(content, list) or not all(isinstance(record, dict) for record in content):
         raise ValueError(f"{path}: a table in JSON is a list of objects.")
     return [_columns(record) for record in content]
