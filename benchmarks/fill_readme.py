@@ -89,16 +89,16 @@ def embedding_rows() -> list[str]:
     small = report["small_models"]
     rows = [
         f"| {row['model']}, {row['parameters'] / 1e6:,.0f} M | {row['tokens']:,} | {row['seconds']:.1f} | "
-        f"{row['tokens_per_second']:,} | {row['anonymous_mb_above']:.0f} |"
+        f"{row['tokens_per_second']:,} | {row['anonymous_mb_above']:.0f} | {row['peak_rss_mb']:,.0f} |"
         for row in report["models"]
     ]
     return [
         f"Embedding by a `nano` backbone ({report['threads']} CPU thread{'s' * (report['threads'] > 1)}, "
-        f"{'bf16' if report['mixed_precision'] == 'bf16' else 'float32'}); memory is what is not mapped from the",
-        "file, above the interpreter's own:",
+        f"{'bf16' if report['mixed_precision'] == 'bf16' else 'float32'}, other work beside it); memory above that of the",
+        "same process after a small model, and the whole of it, pages of the mapped file included:",
         "",
-        "| model | tokens | seconds | tokens/s | MB of memory |",
-        "|---|---|---|---|---|",
+        "| model | tokens | seconds | tokens/s | MB above | MB in all |",
+        "|---|---|---|---|---|---|",
         *rows,
         "",
         f"{small['models']:,} networks of 2,464 weights share forward passes: {small['seconds_together']:.1f} s; "
@@ -118,6 +118,8 @@ def search_rows() -> list[str]:
         near, copies = found["neighbours"]["cosine"], found["copies"]["cosine"]["kinds"]
         intervals = {fact: ", ".join(f"{end:.2f}" for end in near[fact]["interval"]) for fact in SEARCHED}
         cells = [f"{near[fact]['rate']:.2f} [{interval}]" for fact, interval in intervals.items()]
+        wrong = found["copies"]["cosine"]["false_positive_rate"]
+        cells.append("" if wrong is None else f"{wrong:.2f}")
         cells += [f"{copies[kind]['recall']:.2f}" if kind in copies else "" for kind in COPIES]
         rows.append(f"| {name} | " + " | ".join(cells) + " |")
     weights = report["weights"]["kinds"]
@@ -126,15 +128,16 @@ def search_rows() -> list[str]:
     settings = report["copies_of"]
     return [
         f"Search among {report['models']} public models by cosine distance: how often the nearest neighbour is of the",
-        "same repository, family and task [95 %, repositories resampled]; then the share of planted copies found",
-        f"within a threshold that {settings['false_positive_rate']:.0%} of unrelated models are within (copies of "
-        f"{settings['models_copied']} models, noise relative to each tensor's deviation, hidden neurons permuted):",
+        "same repository, family and task [95 %, repositories resampled]; the share of unrelated models (strangers)",
+        f"within a threshold set on others of them for {settings['false_positive_rate']:.0%}; and the share of copies "
+        f"within it (planted of {settings['models_copied']} models, noise",
+        "relative to each tensor's deviation, hidden neurons permuted; fine-tunes of classifiers trained here):",
         "",
-        "| embedding | " + " | ".join([*SEARCHED.values(), *COPIES]) + " |",
-        "|" + "---|" * (1 + len(SEARCHED) + len(COPIES)),
+        "| embedding | " + " | ".join([*SEARCHED.values(), "strangers", *COPIES]) + " |",
+        "|" + "---|" * (2 + len(SEARCHED) + len(COPIES)),
         *rows,
-        f"| chance | {chance} |" + " |" * len(COPIES),
-        "| the weights themselves |" + " |" * len(SEARCHED) + " " + " | ".join(told) + " |",
+        f"| chance | {chance} |" + " |" * (1 + len(COPIES)),
+        "| the weights themselves |" + " |" * (1 + len(SEARCHED)) + " " + " | ".join(told) + " |",
     ]
 
 
