@@ -94,8 +94,8 @@ def embedding_rows() -> list[str]:
     ]
     return [
         f"Embedding by a `nano` backbone ({report['threads']} CPU thread{'s' * (report['threads'] > 1)}, "
-        f"{'bf16' if report['mixed_precision'] == 'bf16' else 'float32'}, other work beside it); memory above that of the",
-        "same process after a small model, and the whole of it, pages of the mapped file included:",
+        f"{'bf16' if report['mixed_precision'] == 'bf16' else 'float32'}, other work beside it); memory above that of",
+        "the same process after a small model, and the whole of it, pages of the mapped file included:",
         "",
         "| model | tokens | seconds | tokens/s | MB above | MB in all |",
         "|---|---|---|---|---|---|",
