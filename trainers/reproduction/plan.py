@@ -16,13 +16,13 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from datasets_scripts.config_sources import ConfigError, nearest
+from datasets_scripts.config_sources import ConfigError, nearest, read_yaml
 from datasets_scripts.embedding.embed_config import METHODS, TOKEN_METHODS
 from datasets_scripts.sources import expand_sources
 from modeling_wsl import WSLConfig
 
 from ..evaluation.initial_weights import ON_REQUEST
-from ..pretrain_config import PretrainConfig
+from ..pretrain_config import PretrainConfig, find_recipe
 from .paper_tables import DISTRIBUTIONS, FEW_SHOT, PROBING, PaperTable
 from .scale import Scale
 
@@ -152,7 +152,8 @@ class Planner:
 
     def backbone(self, name: str) -> Step:
         spec = self.scale.backbones[name]
-        settings = {"recipe": spec["recipe"], "options": spec.get("options") or {}}
+        recipe = read_yaml(find_recipe(spec["recipe"]))  # an edited recipe is another step
+        settings = {"recipe": spec["recipe"], "recipe_options": recipe, "options": spec.get("options") or {}}
         return Step(BACKBONE, name, settings, (self.tokens(spec["collection"]),))
 
     def tokens(self, name: str) -> Step:
@@ -193,7 +194,7 @@ class Planner:
         return Step(MODEL, f"{architecture}-{dataset}-{seed}", settings)
 
     def zoo(self, name: str) -> Step:
-        """A zoo that is trained here."""
+        """A zoo that is trained here; of the data set only the place is taken over, not its options."""
         spec = self.scale.zoos[name]
         data = self._data(spec["dataset"])
         images = {"images": data["path"], **spec.get("data", {})}

@@ -44,7 +44,8 @@ class Scale:
         {}, "Name -> group, timm name or transformers config, published anchors, evaluation options."
     )
     zoos: dict = option(
-        {}, "Name -> a zoo that is trained here (images, options of ZooConfig) or given, and options of ProbeConfig."
+        {},
+        "Name -> a zoo that is trained here (options of ZooConfig, all of its images) or given; how it is probed.",
     )
     collections: dict = option({}, "Name -> which models are tokenized, and how.")
     backbones: dict = option({}, "Name -> recipe, collection, options of PretrainConfig.")
