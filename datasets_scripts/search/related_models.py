@@ -16,11 +16,10 @@ from modeling_wsl.checkpoints import Checkpoint
 from ..claimed_folder import SETTINGS_FILE
 from ..model_facts import HubFacts, find_facts
 from ..near_copies import NearCopyItem, fingerprint, near_copy_groups
-from ..sources import ModelSource
+from ..sources import ZOO_MODELS, ModelSource
 
 
 PROPERTIES_FILE = "properties.json"  # what `hf-wsl zoo` wrote beside a model
-MODELS_FOLDER = "models"  # of a zoo: models/<member>/<epoch>
 
 
 def open_source(model: ModelSource) -> Checkpoint:
@@ -40,7 +39,7 @@ def stated_parents(models: Sequence[ModelSource]) -> dict[str, str]:
         settings = model.path.parents[2] / SETTINGS_FILE if stated else None
         if settings is not None and settings.is_file():
             zoo = Path(read_json(settings, SETTINGS_FILE).get("parents") or "").absolute()
-            if (parent := by_path.get(zoo / MODELS_FOLDER / stated)) is not None:
+            if (parent := by_path.get(zoo / ZOO_MODELS / stated)) is not None:
                 parents[model.model_id] = parent
     return parents
 
