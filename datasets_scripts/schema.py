@@ -21,6 +21,7 @@ from datasets import Features, List, Value
 FORMAT_VERSION = 2  # 2: architecture, training data, base model, near copies and outcome are columns of `models`
 WINDOWS, MODELS, PROPERTIES = "windows", "models", "properties"
 TRAIN, VALIDATION, TEST, REFUSED = "train", "validation", "test", "refused"  # test: of lab zoos
+SPLITS = (TRAIN, VALIDATION, TEST)  # of what is learned from and measured on
 WITHHELD = (
     "withheld"  # split, status and outcome, in published datasets: models whose licence keeps their weights back
 )

@@ -25,6 +25,7 @@ MODEL_SUFFIXES = (*SAFETENSORS_SUFFIXES, *TORCH_SUFFIXES, *(s for s in SUFFIXES 
 MODEL_FOLDER_MARKS = ("config.json", "adapter_config.json", "model.json", "model_index.json")
 # A folder with these two is a zoo: its models have the ids of its table, "member_0003/epoch_005".
 ZOO_TABLE, ZOO_MODELS = "properties.parquet", "models"
+PROPERTIES_FILE = "properties.json"  # beside a model of a zoo
 SHARD = re.compile(r".*-\d{5}-of-\d{5}\.(safetensors|bin)$")
 
 

@@ -19,13 +19,13 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedToken
 
 from datasets_scripts.config_sources import option
 from datasets_scripts.errors import one_line
+from datasets_scripts.schema import SPLITS
 
 from .public_dataset import FixedRows, PublicDatasetError, existing, read_dataset
 
 
 logger = logging.getLogger(__name__)
 END_OF_TEXT = "<|endoftext|>"
-SPLITS = ("train", "validation", "test")
 _LINE, _DOCUMENT, _TOKENS = "line", "document", "input_ids"
 
 

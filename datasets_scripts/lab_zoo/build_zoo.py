@@ -19,7 +19,8 @@ from trainers.image_crops import GREY_MEAN, GREY_STD, MEAN, STD
 from ..claimed_folder import claim_folder
 from ..errors import RunError
 from ..files import replacing, write_json
-from ..sources import ZOO_MODELS, ZOO_TABLE
+from ..schema import SPLITS
+from ..sources import PROPERTIES_FILE, ZOO_MODELS, ZOO_TABLE
 from ..tokenize import tokenize
 from ..worker_pool import one_thread, run_tasks
 from .members import Member, stacks_of, zoo_members
@@ -31,7 +32,7 @@ from .zoo_images import zoo_images
 
 
 logger = logging.getLogger(__name__)
-PROPERTIES_FILE, DIVERGED_FILE, TOKENS_FOLDER, STACKS_FOLDER = "properties.json", "diverged.json", "tokens", "stacks"
+DIVERGED_FILE, TOKENS_FOLDER, STACKS_FOLDER = "diverged.json", "tokens", "stacks"
 PROPERTIES = pa.schema(
     [
         ("model_id", pa.string()),
@@ -48,11 +49,7 @@ PROPERTIES = pa.schema(
         ("architecture", pa.string()),
         ("dataset", pa.string()),
         ("num_parameters", pa.int64()),
-        *(
-            (f"{split}_{what}", pa.float64())
-            for split in ("train", "validation", "test")
-            for what in ("accuracy", "loss")
-        ),
+        *((f"{split}_{what}", pa.float64()) for split in SPLITS for what in ("accuracy", "loss")),
         ("generalization_gap", pa.float64()),
         ("split", pa.string()),
     ]

@@ -11,11 +11,12 @@ import pyarrow.parquet as pq
 
 from ..claimed_folder import SETTINGS_FILE
 from ..config_sources import ConfigError
+from ..schema import SPLITS
 from ..sources import ZOO_MODELS, ZOO_TABLE
 from .zoo_config import DEFAULT, ZooConfig
 
 
-SPLITS, FRACTIONS = ("train", "validation", "test"), (0.70, 0.15, 0.15)  # of members (paper, Table 9)
+FRACTIONS = (0.70, 0.15, 0.15)  # of members, by SPLITS (paper, Table 9)
 STACKED = "small_cnn"
 
 

@@ -11,6 +11,7 @@ from torch.nn.functional import cross_entropy
 
 from trainers.example_order import ExampleOrder
 
+from ..schema import SPLITS
 from .stack import Stack
 from .stacked_optimizer import StackedOptimizer
 from .zoo_config import ZooConfig
@@ -95,7 +96,7 @@ def _losses(logits: Tensor, labels: Tensor) -> Tensor:
 def _measure(stack: Stack, images: ZooImages, config: ZooConfig) -> dict[str, list[float]]:
     """Accuracy and mean loss of every member on the three splits, without dropout and augmentation."""
     metrics = {}
-    for split in ("train", "validation", "test"):
+    for split in SPLITS:
         pixels, labels = images.evenly(split, config.max_measured if split == "train" else 0)
         right, loss = torch.zeros(2, len(stack.members), dtype=torch.float64)
         for some, true in zip(pixels.split(MEASURED_AT_ONCE), labels.split(MEASURED_AT_ONCE), strict=True):

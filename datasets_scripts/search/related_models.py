@@ -16,10 +16,7 @@ from modeling_wsl.checkpoints import Checkpoint
 from ..claimed_folder import SETTINGS_FILE
 from ..model_facts import HubFacts, find_facts
 from ..near_copies import NearCopyItem, fingerprint, near_copy_groups
-from ..sources import ZOO_MODELS, ModelSource
-
-
-PROPERTIES_FILE = "properties.json"  # what `hf-wsl zoo` wrote beside a model
+from ..sources import PROPERTIES_FILE, ZOO_MODELS, ModelSource
 
 
 def open_source(model: ModelSource) -> Checkpoint:

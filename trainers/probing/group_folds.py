@@ -8,8 +8,9 @@ from dataclasses import dataclass
 import numpy as np
 from sklearn.model_selection import GroupKFold
 
+from datasets_scripts.schema import SPLITS, TEST, TRAIN, VALIDATION
 
-TRAIN, VALIDATION, TEST = SPLITS = ("train", "validation", "test")
+
 INNER_FOLDS = 5  # where no validation split is given
 
 

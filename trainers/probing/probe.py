@@ -14,10 +14,10 @@ from transformers.utils.logging import is_progress_bar_enabled
 
 from datasets_scripts.embedding import EmbeddingTable
 from datasets_scripts.files import write_json, write_text
+from datasets_scripts.schema import SPLITS
 from datasets_scripts.worker_pool import run_tasks
 
 from ..pretrain import versions
-from .group_folds import SPLITS
 from .labelled_models import LabelledModels, label_models
 from .probe_config import LEAVE_GROUP_OUT, MAJORITY, MEAN, ProbeConfig
 from .probe_embeddings import CLASSIFICATION, ProbeFit, constant_prediction

@@ -9,8 +9,8 @@ from pathlib import Path
 
 from datasets_scripts.config_sources import ConfigError, build, build_from_command_line, nearest, option
 from datasets_scripts.embedding import METHODS, EmbedConfig
+from datasets_scripts.schema import SPLITS
 
-from .group_folds import SPLITS
 from .probes import PROBES
 
 

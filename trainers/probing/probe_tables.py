@@ -12,8 +12,8 @@ from datasets_scripts.config_sources import ConfigError
 from datasets_scripts.embedding import EmbeddingTable, embed
 from datasets_scripts.embedding.backbone_state import backbone_state
 from datasets_scripts.files import write_json, write_text
+from datasets_scripts.schema import TRAIN
 
-from .group_folds import TRAIN
 from .labelled_models import LabelledModels
 from .probe_config import UNTRAINED, ProbeConfig
 

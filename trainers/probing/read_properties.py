@@ -10,11 +10,11 @@ from typing import Any
 import pandas as pd
 
 from datasets_scripts.claimed_folder import SETTINGS_FILE
-from datasets_scripts.sources import ZOO_TABLE, ModelSource, zoo_folders
+from datasets_scripts.sources import PROPERTIES_FILE, ZOO_TABLE, ModelSource, zoo_folders
 from modeling_wsl.checkpoint_errors import read_json
 
 
-OWN_FILES = ("model.json", "properties.json")  # beside a model's weights; what the later one says counts
+OWN_FILES = ("model.json", PROPERTIES_FILE)  # beside a model's weights; what the later one says counts
 INDEX = "index.json"  # above the models: a list of records
 ID_KEYS = ("model_id", "id")
 
