@@ -27,7 +27,7 @@ def augment(
     view = tokens
     if noise_std:
         noise = torch.randn(tokens.shape, dtype=tokens.dtype, device=tokens.device, generator=generator)
-        view = view * (1 + noise_std * noise)
+        view = noise.mul_(noise_std).add_(1).mul_(tokens)
     if mask_ratio:
         draws = torch.rand(tokens.shape, dtype=torch.float32, device=tokens.device, generator=generator)
         view = torch.where(draws < mask_ratio, 0, view)

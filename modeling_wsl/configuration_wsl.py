@@ -75,6 +75,9 @@ class WSLConfig(PreTrainedConfig):
         latent_size: numbers that are left of each token between encoder and decoder.
         position_encoding: "sinusoidal" (no parameters, any position) or "learned" (tables of `max_positions`).
         max_positions: sizes of the three learned tables, for [n, l, k].
+        latent_code: what the latent numbers are. "token": each token's own, made by the encoder (the paper). "matrix":
+            together, the low-rank factors of the weight matrices in the window, for which nothing is learned
+            (`matrix_code`); encoder and decoder correct what the factors give, and embeddings come from the encoder.
         tokenization: how the tokens were cut, "dense" or "sparse"; the feature extractor must cut them alike.
         position_unit: what the third position counts within a layer, "token" or "row"; likewise.
         projection: input of the contrastive head: "pooled" (mean latent over the tokens that hold weights, any
@@ -110,6 +113,7 @@ class WSLConfig(PreTrainedConfig):
     intermediate_size: int | None = None
     latent_size: int = 128
     position_encoding: Literal["sinusoidal", "learned"] = "sinusoidal"
+    latent_code: Literal["token", "matrix"] = "token"
     max_positions: list[int] | tuple[int, ...] = field(default_factory=lambda: [55000, 100, 550])
     tokenization: Literal["dense", "sparse"] = "dense"
     position_unit: Literal["token", "row"] = "token"
@@ -154,7 +158,7 @@ class WSLConfig(PreTrainedConfig):
 
     @property
     def num_token_statistics(self) -> int:
-        """How many of the latent numbers hold a token's own statistics: 2 with `token_standardization`, else 0."""
+        """How many numbers the encoder gives a token's own statistics: 2 with `token_standardization`, else 0."""
         return 2 if self.token_standardization else 0
 
     def validate_sizes(self):
@@ -184,6 +188,21 @@ class WSLConfig(PreTrainedConfig):
             raise ValueError(
                 f"latent_size must be above 2 with token_standardization, got {self.latent_size}: mean and log "
                 "standard deviation take two of the numbers."
+            )
+
+    def validate_latent_code(self):
+        if self.latent_code == "token":
+            return
+        if self.tokenization != "dense":
+            raise ValueError(
+                f'latent_code="matrix" needs tokenization="dense", got {self.tokenization!r}: matrices are found in '
+                "weights that follow each other without padding."
+            )
+        if not self.token_standardization or self.linear_path:
+            raise ValueError(
+                'latent_code="matrix" needs token_standardization=True (what the factors give is corrected in units '
+                "of each token's deviation) and linear_path=False (the factors take its place); got "
+                f"{self.token_standardization} and {self.linear_path}."
             )
 
     def validate_max_positions(self):

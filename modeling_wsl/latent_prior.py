@@ -46,6 +46,15 @@ WEIGHTS_FACT = "backbone_weights"  # see `weights_fingerprint`
 BANDWIDTHS = (1.0, 0.2, 0.2, 0.1, 0.1, 0.1, 0.3, 0.1, 0.5)
 
 
+def check_has_prior(model: PreTrainedModel) -> None:
+    """Raises ValueError for a backbone over whose latents there is no prior."""
+    if model.config.latent_code == "matrix":
+        raise ValueError(
+            "A prior is over the latents of single tokens, and this backbone's are factors of matrices (latent_code="
+            '"matrix"). Generate around an anchor, or take a backbone with latent_code="token".'
+        )
+
+
 @dataclass(frozen=True)
 class LatentPrior:
     """See the module's text.
@@ -159,6 +168,7 @@ class LatentPrior:
         """Raises ValueError unless this is a prior over the latents of such a backbone: of these very weights, where
         it was fitted by `fit_and_save_prior`, which notes them."""
         config = model.config
+        check_has_prior(model)
         if WEIGHTS_FACT in self.facts and self.facts[WEIGHTS_FACT] != weights_fingerprint(model):
             raise ValueError(
                 f"The prior was fitted on latents of other weights than those of {model.name_or_path or 'this one'}. "

@@ -62,7 +62,7 @@ def _layer_moments(tokens: torch.Tensor, mask: torch.Tensor, layer_ids: torch.Te
 
 def loss_scale(
     tokens: torch.Tensor,
-    token_mask: torch.Tensor,
+    token_mask: torch.Tensor | None,
     positions: torch.Tensor | None = None,
     normalization: str = "batch",
     mask_padding: bool = True,
@@ -73,6 +73,8 @@ def loss_scale(
     Returns:
         sigma + eps, float32, broadcastable to the tokens; bool [batch, tokens, d_t], true where an entry counts.
     """
+    if token_mask is None:
+        token_mask = torch.ones_like(tokens, dtype=torch.bool)
     values, mask = tokens.detach().float(), token_mask
     if not mask_padding:
         values = torch.where(token_mask, values, 0)

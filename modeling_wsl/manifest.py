@@ -300,6 +300,16 @@ class WeightManifest:
         start, stop = self._range(start, stop)
         return positions_from_segments(start, self.segments(start, stop))
 
+    def row_sizes(self, start: int = 0, stop: int | None = None) -> torch.Tensor:
+        """Int64 `[tokens]`: the row size of the largest tensor of each token's layer, all sizes but the first."""
+        start, stop = self._range(start, stop)
+        sizes = torch.zeros(stop - start, dtype=torch.int64)
+        for block in self.blocks_between(start, stop):
+            largest = max(self.layers[block.layer].tensors, key=lambda spec: spec.numel)
+            rows = largest.shape[0] if len(largest.shape) > 1 else 1
+            sizes[max(block.first_token - start, 0) : block.end_token - start] = largest.numel // rows
+        return sizes
+
     def _range(self, start: int, stop: int | None) -> tuple[int, int]:
         stop = self.num_tokens if stop is None else stop
         if not 0 <= start <= stop <= self.num_tokens:

@@ -12,6 +12,8 @@ from transformers.utils.generic import can_return_tuple
 from .augmentations import two_views
 from .configuration_wsl import WSLConfig
 from .losses import MIN_STD, nt_xent, reconstruction_loss, reconstruction_r2, token_moments
+from .matrix_code import decode_windows, encode_window
+from .matrix_code import noise_scale as matrix_noise_scale
 from .positions import LearnedPositions, SinusoidalPositions, default_positions
 from .transformer_wsl import WSLPreTrainedModel, WSLStack, WSLStackOutput
 
@@ -22,12 +24,15 @@ class WSLModelOutput(ModelOutput):
 
     Args:
         latents: [batch, tokens, latent_size].
+        features: [batch, tokens, latent_size], what the encoder says of each token, for embeddings. The latents
+            themselves, unless `latent_code="matrix"`.
         reconstruction: [batch, tokens, token_size], the tokens as decoded from the latents.
         hidden_states, attentions: the encoder's, on request (see `WSLStackOutput`).
         decoder_hidden_states, decoder_attentions: the decoder's, on request.
     """
 
     latents: torch.FloatTensor | None = None
+    features: torch.FloatTensor | None = None
     reconstruction: torch.FloatTensor | None = None
     hidden_states: tuple[torch.FloatTensor, ...] | None = None
     attentions: tuple[torch.FloatTensor, ...] | None = None
@@ -44,7 +49,7 @@ class WSLForPreTrainingOutput(ModelOutput):
         loss_reconstruction: float32 scalar, see `losses.reconstruction_loss`.
         loss_contrastive: float32 scalar, NT-Xent; 0 where no views were made.
         r2: float32 scalar without gradient, see `losses.reconstruction_r2`; against the target of the loss.
-        latents: [rows, tokens, latent_size].
+        latents, features: [rows, tokens, latent_size], see `WSLModelOutput`.
         reconstruction: [rows, tokens, token_size].
         hidden_states, attentions, decoder_hidden_states, decoder_attentions: on request, see `WSLModelOutput`.
     """
@@ -54,6 +59,7 @@ class WSLForPreTrainingOutput(ModelOutput):
     loss_contrastive: torch.FloatTensor | None = None
     r2: torch.FloatTensor | None = None
     latents: torch.FloatTensor | None = None
+    features: torch.FloatTensor | None = None
     reconstruction: torch.FloatTensor | None = None
     hidden_states: tuple[torch.FloatTensor, ...] | None = None
     attentions: tuple[torch.FloatTensor, ...] | None = None
@@ -67,6 +73,9 @@ class WSLModel(WSLPreTrainedModel):
     Any number of tokens; `encode` and `decode` are its two halves. Computed in the parameters' dtype, except that with
     `token_standardization` the latents and the reconstruction are float32: two of the latent numbers are a token's
     mean and log standard deviation, whose rounding to bfloat16 would shift whole tokens.
+
+    With `latent_code="matrix"` the numbers of a window belong together: `decode` takes the latents of whole windows as
+    `encode` gave them (of several, one after the other, too). `token_features` is what embeddings pool, for any code.
     """
 
     # The head of a WSLForPreTraining checkpoint.
@@ -75,8 +84,11 @@ class WSLModel(WSLPreTrainedModel):
     def __init__(self, config: WSLConfig):
         super().__init__(config)
         content_size = config.latent_size - config.num_token_statistics
-        self.encoder = WSLStack(config, in_features=config.token_size, out_features=content_size)
-        self.decoder = WSLStack(config, in_features=config.latent_size, out_features=config.token_size)
+        linear = config.linear_path
+        self.encoder = WSLStack(config, config.token_size, content_size, starts_silent=linear)
+        # With the matrix code the decoder corrects tokens, and sees them beside the encoder's features.
+        decoder_size = config.latent_size + (config.token_size if self.has_matrix_code else 0)
+        self.decoder = WSLStack(config, decoder_size, config.token_size, starts_silent=linear or self.has_matrix_code)
         if config.position_encoding == "learned":
             self.positions = LearnedPositions(config.hidden_size, config.max_positions)
         else:
@@ -85,6 +97,10 @@ class WSLModel(WSLPreTrainedModel):
             self.linear_encoder = nn.Linear(config.token_size, content_size)
             self.linear_decoder = nn.Linear(content_size, config.token_size)
         self.post_init()
+
+    @property
+    def has_matrix_code(self) -> bool:
+        return self.config.latent_code == "matrix"
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
@@ -106,6 +122,7 @@ class WSLModel(WSLPreTrainedModel):
         token_mask: torch.Tensor | None = None,
         positions: torch.Tensor | None = None,
         attention_mask: torch.Tensor | None = None,
+        row_sizes: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """Latents of tokens.
 
@@ -117,6 +134,8 @@ class WSLModel(WSLPreTrainedModel):
                 the first tokens of one layer.
             attention_mask: [batch, tokens], 0 where a token is padding and must not be attended to. None: the tokens
                 with at least one true entry in `token_mask`.
+            row_sizes: integers [batch, tokens], `WeightManifest.row_sizes`: spares `latent_code="matrix"` the search
+                for the shapes of the matrices. Other codes make no use of it.
 
         Returns:
             [batch, tokens, latent_size].
@@ -124,7 +143,25 @@ class WSLModel(WSLPreTrainedModel):
         Raises:
             ValueError: for a wrong shape or dtype, naming the tensor.
         """
-        return self._encode(tokens, token_mask, positions, attention_mask)[0]
+        if self.has_matrix_code:
+            check_inputs("tokens", tokens, self.config.token_size, token_mask, positions, attention_mask)
+            return self._matrix_latents(tokens, token_mask, positions, attention_mask, row_sizes)
+        return self.token_features(tokens, token_mask, positions, attention_mask)
+
+    def token_features(
+        self,
+        tokens: torch.Tensor,
+        token_mask: torch.Tensor | None = None,
+        positions: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """What the encoder says of each token, for embeddings: the latents, unless `latent_code="matrix"`.
+
+        Arguments, shape and errors as in `encode`.
+        """
+        check_inputs("tokens", tokens, self.config.token_size, token_mask, positions, attention_mask)
+        attention_mask = attendable_tokens(token_mask, attention_mask)
+        return self._encode(tokens, token_mask, self._embed_positions(tokens, positions), attention_mask)[0]
 
     def decode(
         self,
@@ -135,8 +172,42 @@ class WSLModel(WSLPreTrainedModel):
         """Tokens of latents: [batch, tokens, latent_size] -> [batch, tokens, token_size]; the rest as in `encode`.
 
         Latents do not say which tokens are padding: pass `attention_mask` where some are.
+
+        Raises:
+            MatrixCodeError: with `latent_code="matrix"`, latents that are not those of whole windows.
         """
-        return self._decode(latents, positions, attention_mask)[0]
+        check_inputs("latents", latents, self.config.latent_size, None, positions, attention_mask)
+        if self.has_matrix_code:
+            return self.refine(*self.decode_matrices(latents, attention_mask), positions, attention_mask)
+        return self._decode(latents, self._embed_positions(latents, positions), attention_mask)[0]
+
+    @torch.compiler.disable
+    def decode_matrices(
+        self, latents: torch.Tensor, attention_mask: torch.Tensor | None = None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """The first half of `decode` with `latent_code="matrix"`: the tokens that the factors give.
+
+        Latents [batch, tokens, latent_size] -> float32 [batch, tokens, token_size], and bool of that shape, true where
+        an entry is a weight. Without `attention_mask`, padding within a window is not told from its numbers.
+        """
+        shape = (*latents.shape[:2], self.config.token_size)
+        tokens, token_mask = torch.zeros(shape), torch.zeros(shape, dtype=torch.bool)
+        for row, window in enumerate(latents.cpu()):
+            kept = slice(None) if attention_mask is None else attention_mask[row].bool().cpu()
+            tokens[row, kept], token_mask[row, kept] = decode_windows(window[kept], self.config.token_size)
+        return tokens.to(latents.device), token_mask.to(latents.device)
+
+    def refine(
+        self,
+        tokens: torch.Tensor,
+        token_mask: torch.Tensor,
+        positions: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """The second half: corrects the tokens of `decode_matrices`, [batch, tokens, token_size] -> the same."""
+        check_inputs("tokens", tokens, self.config.token_size, token_mask, positions, attention_mask)
+        attention_mask = attendable_tokens(token_mask, attention_mask)
+        return self._refine(tokens, token_mask, self._embed_positions(tokens, positions), attention_mask)[0]
 
     @can_return_tuple
     def forward(
@@ -145,14 +216,32 @@ class WSLModel(WSLPreTrainedModel):
         token_mask: torch.Tensor | None = None,
         positions: torch.Tensor | None = None,
         attention_mask: torch.Tensor | None = None,
+        attend_all: bool = False,
         **kwargs: Unpack[TransformersKwargs],
     ) -> WSLModelOutput:
-        """Encodes and decodes; arguments as in `encode`."""
-        attention_mask = attendable_tokens(token_mask, attention_mask)
-        latents, encoded = self._encode(tokens, token_mask, positions, attention_mask, **kwargs)
-        reconstruction, decoded = self._decode(latents, positions, attention_mask, **kwargs)
+        """Encodes and decodes; arguments as in `encode`, and:
+
+        Args:
+            attend_all: promises that every token holds a weight, so that no attention mask is made and no device need
+                be asked whether one is wanted.
+        """
+        check_inputs("tokens", tokens, self.config.token_size, token_mask, positions, attention_mask)
+        if not attend_all:
+            attention_mask = attendable_tokens(token_mask, attention_mask)
+        embedded = self._embed_positions(tokens, positions)
+        if self.has_matrix_code:
+            latents = self._matrix_latents(tokens, token_mask, positions, attention_mask)
+            decoded_tokens, decoded_mask = self.decode_matrices(latents, attention_mask)
+            reconstruction, features, encoded, decoded = self._refine(
+                decoded_tokens, decoded_mask, embedded, attention_mask, **kwargs
+            )
+        else:
+            latents, encoded = self._encode(tokens, token_mask, embedded, attention_mask, **kwargs)
+            reconstruction, decoded = self._decode(latents, embedded, attention_mask, **kwargs)
+            features = latents
         return WSLModelOutput(
             latents=latents,
+            features=features,
             reconstruction=reconstruction,
             hidden_states=encoded.hidden_states,
             attentions=encoded.attentions,
@@ -196,8 +285,13 @@ class WSLModel(WSLPreTrainedModel):
         """What one unit of noise is worth in each latent number, [batch, tokens, latent_size] -> same shape.
 
         1 everywhere, but the standard deviation of the token for the number that is its mean (with
-        `token_standardization`): a mean is in units of the weights, whose scale differs from layer to layer.
+        `token_standardization`): a mean is in units of the weights, whose scale differs from layer to layer. With
+        `latent_code="matrix"`, see `matrix_code.noise_scale`.
         """
+        if self.has_matrix_code:
+            shape = (-1, *latents.shape[-2:])
+            rows = [matrix_noise_scale(row, self.config.token_size) for row in latents.reshape(shape)]
+            return torch.stack(rows).view(latents.shape).to(latents)
         scale = torch.ones_like(latents)
         if self.config.token_standardization:
             scale[..., -2] = latents[..., -1].exp()
@@ -207,11 +301,10 @@ class WSLModel(WSLPreTrainedModel):
         self,
         tokens: torch.Tensor,
         token_mask: torch.Tensor | None,
-        positions: torch.Tensor | None,
+        position_embeddings: torch.Tensor,
         attention_mask: torch.Tensor | None,
         **kwargs,
     ) -> tuple[torch.Tensor, WSLStackOutput]:
-        check_inputs("tokens", tokens, self.config.token_size, token_mask, positions, attention_mask)
         dtype = self.encoder.proj_in.weight.dtype
         if attention_mask is not None and attention_mask.ndim == 2:
             # Not only unattended: 0 times the NaN that a padded token may hold would reach the others.
@@ -227,8 +320,8 @@ class WSLModel(WSLPreTrainedModel):
         features = tokens.to(dtype)
         encoded = self.encoder(
             features,
-            position_embeddings=self._embed_positions(tokens, positions),
-            attention_mask=attendable_tokens(token_mask, attention_mask),
+            position_embeddings=position_embeddings,
+            attention_mask=attention_mask,
             return_dict=True,
             **kwargs,
         )
@@ -240,14 +333,66 @@ class WSLModel(WSLPreTrainedModel):
             latents = torch.cat([latents.float(), statistics], dim=-1)
         return latents, encoded
 
+    @torch.compiler.disable  # one window at a time, on the CPU
+    @torch.no_grad()
+    def _matrix_latents(
+        self,
+        tokens: torch.Tensor,
+        token_mask: torch.Tensor | None,
+        positions: torch.Tensor | None,
+        attention_mask: torch.Tensor | None,
+        row_sizes: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """The matrix code of each window, float32; zeros for the tokens that are not attended to."""
+        if attention_mask is not None and attention_mask.ndim != 2:
+            raise ValueError(
+                f'With latent_code="matrix" attention_mask must be [batch, tokens], got {list(attention_mask.shape)}: '
+                "it says which tokens the factors are of."
+            )
+        if positions is None:
+            positions = default_positions(1, tokens.shape[1])
+        attended = attendable_tokens(token_mask, attention_mask)
+        fields = [tokens, token_mask, positions.expand(len(tokens), -1, -1), attended, row_sizes]
+        fields = [None if field is None else field.cpu() for field in fields]
+        latents = torch.zeros(*tokens.shape[:2], self.config.latent_size)
+        for row, out in enumerate(latents):
+            window, mask, places, kept, sizes = (None if field is None else field[row] for field in fields)
+            kept = slice(None) if kept is None else kept.bool().nonzero().squeeze(1)
+            parts = (None if part is None else part[kept] for part in (window, mask, places))
+            if len(window[kept]):
+                out[kept] = encode_window(*parts, self.config.latent_size, None if sizes is None else sizes[kept])
+        return latents.to(tokens.device)
+
+    def _refine(
+        self,
+        tokens: torch.Tensor,
+        token_mask: torch.Tensor,
+        position_embeddings: torch.Tensor,
+        attention_mask: torch.Tensor | None,
+        **kwargs,
+    ) -> tuple[torch.Tensor, torch.Tensor, WSLStackOutput, WSLStackOutput]:
+        """Corrected tokens, features, and the outputs of encoder and decoder."""
+        features, encoded = self._encode(tokens, token_mask, position_embeddings, attention_mask, **kwargs)
+        content, mean, log_std = features.split([features.shape[-1] - 2, 1, 1], dim=-1)
+        standardized = torch.where(token_mask, (tokens - mean) * (-log_std).exp(), 0)
+        decoder_inputs = torch.cat([content, mean.asinh(), log_std, standardized], dim=-1)
+        decoded = self.decoder(
+            decoder_inputs.to(self.decoder.proj_in.weight.dtype),
+            position_embeddings=position_embeddings,
+            attention_mask=attention_mask,
+            return_dict=True,
+            **kwargs,
+        )
+        correction = self.decoder.proj_out(decoded.last_hidden_state).float()
+        return tokens + correction * log_std.exp().to(correction.device), features, encoded, decoded
+
     def _decode(
         self,
         latents: torch.Tensor,
-        positions: torch.Tensor | None,
+        position_embeddings: torch.Tensor,
         attention_mask: torch.Tensor | None,
         **kwargs,
     ) -> tuple[torch.Tensor, WSLStackOutput]:
-        check_inputs("latents", latents, self.config.latent_size, None, positions, attention_mask)
         features = latents
         if self.config.token_standardization:
             # A rare token with a mean in the thousands must not flood the residual stream; asinh(x) is x near 0.
@@ -256,7 +401,7 @@ class WSLModel(WSLPreTrainedModel):
         features = features.to(self.decoder.proj_in.weight.dtype)
         decoded = self.decoder(
             features,
-            position_embeddings=self._embed_positions(latents, positions),
+            position_embeddings=position_embeddings,
             attention_mask=attention_mask,
             return_dict=True,
             **kwargs,
@@ -334,6 +479,7 @@ class WSLForPreTraining(WSLPreTrainedModel):
         attention_mask: torch.Tensor | None = None,
         make_views: bool | None = None,
         return_loss: bool = True,
+        attend_all: bool = False,
         **kwargs: Unpack[TransformersKwargs],
     ) -> WSLForPreTrainingOutput:
         """The loss on a batch of windows.
@@ -346,12 +492,14 @@ class WSLForPreTraining(WSLPreTrainedModel):
             tokens, token_mask, positions, attention_mask: as in `WSLModel.encode`. Padded entries count in no loss.
             make_views: True or False to decide it here; None makes views in training mode only.
             return_loss: False leaves the losses and R2 out and makes no views.
+            attend_all: as in `WSLModel.forward`.
 
         Raises:
             ValueError: for a wrong shape or dtype, or a window too long for the "flat" head.
         """
         make_views = return_loss and (self.training if make_views is None else make_views)
-        attention_mask = attendable_tokens(token_mask, attention_mask)
+        if not attend_all:
+            attention_mask = attendable_tokens(token_mask, attention_mask)
         if tokens.dtype in (torch.float16, torch.bfloat16):
             tokens = tokens.float()  # noise of a tenth must not be rounded to a few steps
         target = tokens
@@ -364,7 +512,9 @@ class WSLForPreTraining(WSLPreTrainedModel):
             token_mask, attention_mask = _twice(token_mask), _twice(attention_mask)
             if positions is not None and positions.shape[0] > 1:
                 positions = _twice(positions)
-        output = self.wsl(tokens, token_mask, positions, attention_mask, return_dict=True, **kwargs)
+        output = self.wsl(
+            tokens, token_mask, positions, attention_mask, attend_all=attend_all, return_dict=True, **kwargs
+        )
 
         loss = loss_reconstruction = loss_contrastive = r2 = None
         if return_loss:
@@ -381,7 +531,7 @@ class WSLForPreTraining(WSLPreTrainedModel):
             loss_contrastive = torch.zeros_like(loss_reconstruction)
             if make_views:
                 row_mask = None if attention_mask is None else attention_mask.bool().any(-1)
-                projections = self.projection(output.latents, attention_mask)
+                projections = self.projection(output.features, attention_mask)
                 loss_contrastive = nt_xent(projections, self.config.temperature, row_mask).to(loss_contrastive.device)
             weight = self.config.contrastive_weight
             loss = (1 - weight) * loss_reconstruction + weight * loss_contrastive
@@ -392,6 +542,7 @@ class WSLForPreTraining(WSLPreTrainedModel):
             loss_contrastive=loss_contrastive,
             r2=r2,
             latents=output.latents,
+            features=output.features,
             reconstruction=output.reconstruction,
             hidden_states=output.hidden_states,
             attentions=output.attentions,

@@ -62,16 +62,27 @@ def sinusoidal_positions(positions: torch.Tensor, dim: int) -> torch.Tensor:
     sines = cosines = None
     for coordinate in positions.to(torch.int64).unbind(-1):  # each [batch, tokens]
         angle = None
-        for digit in range(NUM_DIGITS):
+        for digit in range(_digits_of(coordinate)):
             value = coordinate >> (DIGIT_BITS * digit)
             if digit < NUM_DIGITS - 1:  # the last digit keeps all that is left
                 value = value & (2**DIGIT_BITS - 1)
             # Products and sums, no matmul: that would be rounded to TF32 or bfloat16 where those are on.
             part = value[..., None].to(torch.float32) * angles_per_digit[digit]  # [batch, tokens, dim/2]
-            angle = part if angle is None else angle + part
-        sines = angle.sin() if sines is None else sines + angle.sin()
-        cosines = angle.cos() if cosines is None else cosines + angle.cos()
+            angle = part if angle is None else angle.add_(part)
+        sines = angle.sin() if sines is None else sines.add_(angle.sin())
+        cosines = angle.cos() if cosines is None else cosines.add_(angle.cos())
     return torch.stack([sines, cosines], dim=-1).flatten(-2)  # sine and cosine alternate
+
+
+def _digits_of(coordinate: torch.Tensor) -> int:
+    """How many base-256 digits must be looked at: those above the highest position's are 0 and add nothing.
+
+    All of them on other devices, which would have to be waited for, and in a graph, where values are not known.
+    """
+    known = coordinate.device.type == "cpu" and coordinate.numel() > 0 and not torch.compiler.is_compiling()
+    if not known or int(coordinate.amin()) < 0:
+        return NUM_DIGITS
+    return min(max(1, -(-int(coordinate.amax()).bit_length() // DIGIT_BITS)), NUM_DIGITS)
 
 
 class SinusoidalPositions(nn.Module):

@@ -20,6 +20,7 @@ from transformers.utils.generic import merge_with_config_defaults
 from transformers.utils.output_capturing import capture_outputs
 
 from .configuration_wsl import WSLConfig
+from .cpu_attention import cpu_attention, key_lengths, serves
 from .remote_code import entry_points
 from .short_card import short_card
 
@@ -84,6 +85,11 @@ class WSLAttention(nn.Module):
         query = self.q_proj(hidden_states).view(shape).transpose(1, 2)  # [batch, heads, tokens, head_dim]
         key = self.k_proj(hidden_states).view(shape).transpose(1, 2)
         value = self.v_proj(hidden_states).view(shape).transpose(1, 2)
+        if self.config._attn_implementation == "sdpa" and serves(query):
+            lengths = None if attention_mask is None else key_lengths(attention_mask)
+            if attention_mask is None or lengths is not None:
+                output = cpu_attention(query, key, value, lengths, self.scaling)
+                return self.o_proj(output.flatten(-2)), None
         attend: Callable = ALL_ATTENTION_FUNCTIONS.get_interface(
             self.config._attn_implementation, eager_attention_forward
         )
@@ -196,8 +202,9 @@ class WSLStack(WSLPreTrainedModel):
     main_input_name = "features"
     _input_embed_layer = "proj_in"
 
-    def __init__(self, config: WSLConfig, in_features: int, out_features: int):
+    def __init__(self, config: WSLConfig, in_features: int, out_features: int, starts_silent: bool = False):
         super().__init__(config)
+        self.starts_silent = starts_silent  # proj_out is 0 before training: something beside it speaks alone
         self.proj_in = nn.Linear(in_features, config.hidden_size)
         self.layers = nn.ModuleList([WSLLayer(config, layer_idx) for layer_idx in range(config.num_hidden_layers)])
         self.proj_out = nn.Linear(config.hidden_size, out_features)
@@ -207,8 +214,8 @@ class WSLStack(WSLPreTrainedModel):
     def _init_weights(self, module: nn.Module) -> None:
         # transformers calls this for modules with parameters of their own only, hence the comparisons here.
         super()._init_weights(module)
-        if module is self.proj_out and self.config.linear_path:
-            init.zeros_(module.weight)  # the linear path alone speaks at the start
+        if module is self.proj_out and self.starts_silent:
+            init.zeros_(module.weight)
         elif any(module is layer.attention.o_proj or module is layer.mlp.down_proj for layer in self.layers):
             # GPT-2's rule: what a block adds to the residual stream shrinks with the number of additions.
             init.normal_(module.weight, std=self.config.initializer_range / math.sqrt(2 * len(self.layers)))
@@ -226,9 +233,18 @@ class WSLStack(WSLPreTrainedModel):
         hidden_states = self.proj_in(features)
         if position_embeddings is not None:
             hidden_states = hidden_states + position_embeddings.to(hidden_states.dtype)
-        attention_mask = create_bidirectional_mask(
-            config=self.config, inputs_embeds=hidden_states, attention_mask=attention_mask
-        )
+        attention_mask = self._mask_of_keys(hidden_states, attention_mask)
         for layer in self.layers:
             hidden_states = layer(hidden_states, attention_mask=attention_mask, **kwargs)
         return WSLStackOutput(last_hidden_state=hidden_states)
+
+    def _mask_of_keys(self, hidden_states: torch.Tensor, attention_mask: torch.Tensor | None) -> torch.Tensor | None:
+        """The mask [batch, tokens] as the attention function takes it; None where nothing is masked."""
+        by_key = self.config._attn_implementation == "sdpa" and serves(hidden_states)
+        if by_key and attention_mask is not None and attention_mask.ndim == 2:
+            # One row for all queries: its sum says how many keys to multiply by.
+            attended = attention_mask.bool()
+            return None if attended.all() else attended[:, None, None, :]
+        return create_bidirectional_mask(
+            config=self.config, inputs_embeds=hidden_states, attention_mask=attention_mask
+        )

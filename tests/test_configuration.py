@@ -56,12 +56,31 @@ def test_every_size_is_documented_by_its_options_and_takes_overrides():
         ({"noise_std": -1.0}, "noise_std must not be negative"),
         ({"loss_normalization": "tokens"}, "loss_normalization"),
         ({"position_encoding": "rotary"}, "position_encoding"),
+        ({"latent_code": "svd"}, "latent_code"),
+        (
+            {"latent_code": "matrix", "token_standardization": True, "tokenization": "sparse"},
+            "matrix.*dense.*'sparse'",
+        ),
+        ({"latent_code": "matrix"}, "matrix.*token_standardization=True.*got False and False"),
+        (
+            {"latent_code": "matrix", "token_standardization": True, "linear_path": True},
+            "matrix.*linear_path=False.*got True and True",
+        ),
         ({"token_size": "230"}, "token_size"),
     ],
 )
 def test_an_impossible_configuration_is_refused_with_the_reason(options, message):
     with pytest.raises(StrictDataclassError, match=message):
         WSLConfig(**options)
+
+
+def test_the_matrix_code_is_an_option_of_every_dense_size_and_saved(tmp_path):
+    for size in ("nano", "tiny", "hf-small", "hf-large"):
+        config = WSLConfig.from_size(size, latent_code="matrix", token_standardization=True, linear_path=False)
+        assert config.latent_code == "matrix"
+    config.save_pretrained(tmp_path)
+    assert AutoConfig.from_pretrained(tmp_path).latent_code == "matrix"
+    assert WSLConfig.from_size("tiny").latent_code == "token"
 
 
 def test_an_unknown_size_is_refused_with_the_known_ones():

@@ -15,7 +15,12 @@ PAPER = {}
 SANE = {"position_encoding": "learned", "max_positions": [400, 60, 90], "projection": "flat"}
 OURS = {"token_standardization": True, "linear_path": True, "loss_normalization": "token", "denoise": True}
 LAYERWISE = {"linear_path": True, "loss_normalization": "layer", "mask_ratio": 0.1}
-VARIANTS = pytest.mark.parametrize("options", [PAPER, SANE, OURS, LAYERWISE], ids=["paper", "sane", "ours", "layer"])
+MATRIX = {"token_standardization": True, "latent_code": "matrix", "loss_normalization": "token", "denoise": True}
+NAMES = {"paper": PAPER, "sane": SANE, "ours": OURS, "layer": LAYERWISE, "matrix": MATRIX}
+VARIANTS = pytest.mark.parametrize("options", NAMES.values(), ids=NAMES)
+TOKEN_CODES = pytest.mark.parametrize(
+    "options", [PAPER, SANE, OURS, LAYERWISE], ids=["paper", "sane", "ours", "layer"]
+)
 
 
 def small_config(**options):
@@ -46,7 +51,7 @@ def trained(model):
     return model.eval()
 
 
-@VARIANTS
+@TOKEN_CODES
 def test_the_model_equals_a_plain_transformer_in_output_and_gradient(options):
     model, twin = (trained(WSLModel(small_config(**options))) for _ in range(2))
     twin.load_state_dict(model.state_dict())

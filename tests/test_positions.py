@@ -94,3 +94,11 @@ def test_positions_of_a_wrong_shape_or_type_are_refused():
 
 def test_default_positions_count_the_tokens_of_one_layer():
     assert default_positions(2, 3).tolist() == [[[0, 0, 0], [1, 0, 1], [2, 0, 2]]] * 2
+
+
+def test_how_far_the_other_tokens_of_a_batch_lie_changes_no_encoding():
+    # On a CPU, digits that all positions lack are left out.
+    near = torch.randint(0, 200, (1, 32, 3), generator=torch.Generator().manual_seed(0))
+    for far in (near + 300, near + 70_000, far_positions(32), near - 10**6):
+        together = sinusoidal_positions(torch.cat([near, far]), 32)
+        assert torch.equal(together[:1], sinusoidal_positions(near, 32))

@@ -462,7 +462,7 @@ def test_a_killed_command_goes_on_with_what_is_missing(hub, dataset):
     def arrived() -> set[str]:
         return {f"PUT {entry.path}" for entry in hub.log if entry.method == "PUT" and entry.status == 200}
 
-    while not fault.fired or len(arrived()) < 3:  # uploads run side by side: the delayed one may come before others end
+    while not fault.fired or len(arrived()) < 3:  # they run side by side: the one held up may be earlier
         assert process.poll() is None
         time.sleep(0.05)
     process.send_signal(signal.SIGKILL)

@@ -13,7 +13,7 @@ from transformers.utils.logging import is_progress_bar_enabled
 
 from datasets_scripts.schema import TRAIN
 from modeling_wsl.generation import EXTRACTOR_SETTINGS
-from modeling_wsl.latent_prior import WEIGHTS_FACT, LatentPrior, weights_fingerprint
+from modeling_wsl.latent_prior import WEIGHTS_FACT, LatentPrior, check_has_prior, weights_fingerprint
 from modeling_wsl.manifest import WeightManifest
 from modeling_wsl.pipelines import WeightEmbeddingPipeline, load_pipeline
 from modeling_wsl.sampling import encode_stream
@@ -62,6 +62,7 @@ def fit_and_save_prior(
         raise ValueError(f"max_tokens is {max_tokens}; give the number of tokens to fit on.")
     source = DatasetSource(dataset, dataset_revision)
     embedder = load_pipeline("weight-embedding", folder, device=device)
+    check_has_prior(embedder.model)
     extractor, expected = source.feature_extractor(), embedder.feature_extractor
     for name in EXTRACTOR_SETTINGS:
         if getattr(extractor, name) != getattr(expected, name):

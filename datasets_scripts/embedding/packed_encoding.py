@@ -125,7 +125,7 @@ class PackedEncoder:
         model = self.embedder.model
         with torch_threads(self.threads):
             latents = (
-                run_batch(model, model.encode, batch, self.autocast).float().cpu()
+                run_batch(model, model.token_features, batch, self.autocast).float().cpu()
             )  # [rows, longest, latent_size]
         for row, part in zip(rows, latents, strict=True):
             pool = row.model.pool
