@@ -25,7 +25,8 @@ from .distribution import as_part_of, whole
 
 
 OPTIMIZER_FILE, STATE_FILE = "optimizer.safetensors", "trainer_state.json"
-_MOMENTS = ("step", "exp_avg", "exp_avg_sq")  # AdamW's state of a parameter
+# What an optimiser keeps of a parameter.
+_ADAMW_STATE, _MUON_STATE = ("step", "exp_avg", "exp_avg_sq"), ("momentum_buffer",)
 _PARTIAL, _OUTDATED = ".partial-", ".outdated-"
 _FOLDER = re.compile(r"checkpoint-(\d+)")
 
@@ -156,22 +157,26 @@ def read_state(checkpoint: Path) -> dict[str, Any]:
 
 
 def load_optimizer(checkpoint: Path, model: PreTrainedModel, optimizer: torch.optim.Optimizer) -> None:
-    """Restores AdamW's moments by parameter name. Raises CheckpointStateError where one is missing or misshapen."""
+    """Restores the optimiser's state by parameter name.
+
+    Raises:
+        CheckpointStateError: a parameter's state is missing, misshapen, or another optimiser's.
+    """
     path = checkpoint / OPTIMIZER_FILE
-    names = _parameter_names(model, optimizer)
+    names = _parameter_states(model, optimizer)
     state: dict[int, dict[str, torch.Tensor]] = {}
     with safe_open(path, framework="pt") as file:
         stored = set(file.keys())
-        for index, (name, parameter) in enumerate(names):
-            if f"{name}.step" not in stored:
+        for index, (name, parameter, kept) in enumerate(names):
+            if f"{name}.{kept[0]}" not in stored:
                 raise CheckpointStateError(
-                    f"{path}: no state for parameter '{name}'. The model has changed since it was saved"
+                    f"{path}: no state for parameter '{name}' ('{kept[0]}'). The model or the option 'optimizer' has "
+                    "changed since it was saved"
                 )
-            moments = {moment: file.get_tensor(f"{name}.{moment}") for moment in _MOMENTS}
-            if moments["exp_avg"].shape != parameter.shape:
-                raise CheckpointStateError(
-                    f"{path}: '{name}' is {list(moments['exp_avg'].shape)}, the model has {list(parameter.shape)}"
-                )
+            moments = {moment: file.get_tensor(f"{name}.{moment}") for moment in kept}
+            shape = moments[kept[-1]].shape
+            if shape != parameter.shape:
+                raise CheckpointStateError(f"{path}: '{name}' is {list(shape)}, the model has {list(parameter.shape)}")
             state[index] = {
                 moment: as_part_of(tensor, parameter) if tensor.shape == parameter.shape else tensor
                 for moment, tensor in moments.items()
@@ -182,21 +187,27 @@ def load_optimizer(checkpoint: Path, model: PreTrainedModel, optimizer: torch.op
 def optimizer_tensors(
     model: PreTrainedModel, optimizer: torch.optim.Optimizer, keep: bool = True
 ) -> dict[str, torch.Tensor]:
-    """AdamW's moments by parameter name, whole and on the CPU.
+    """The optimiser's state by parameter name, whole and on the CPU.
 
     Args:
         keep: false for the processes that only help to put moments together which lie in parts; they get {}.
     """
     tensors = {}
-    for name, parameter in _parameter_names(model, optimizer):
-        for moment in _MOMENTS if parameter in optimizer.state else ():
+    for name, parameter, kept in _parameter_states(model, optimizer):
+        for moment in kept if parameter in optimizer.state else ():
             tensor = whole(optimizer.state[parameter][moment].detach())
             if keep:
                 tensors[f"{name}.{moment}"] = tensor.cpu().contiguous()
     return tensors
 
 
-def _parameter_names(model: PreTrainedModel, optimizer: torch.optim.Optimizer) -> list[tuple[str, torch.nn.Parameter]]:
-    """The optimiser's parameters with their names in the model, in the optimiser's order."""
+def _parameter_states(
+    model: PreTrainedModel, optimizer: torch.optim.Optimizer
+) -> list[tuple[str, torch.nn.Parameter, tuple[str, ...]]]:
+    """The optimiser's parameters, in its order: name in the model, parameter, names of what is kept of it."""
     names = {id(parameter): name for name, parameter in model.named_parameters()}
-    return [(names[id(p)], p) for group in optimizer.param_groups for p in group["params"]]
+    return [
+        (names[id(p)], p, _ADAMW_STATE if "betas" in group else _MUON_STATE)
+        for group in optimizer.param_groups
+        for p in group["params"]
+    ]

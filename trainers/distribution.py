@@ -50,6 +50,15 @@ def check_distribution(accelerator: Accelerator) -> None:
         raise ConfigError("accelerate's FSDP has fsdp_cpu_ram_efficient_loading: false; pretraining needs true")
 
 
+def refuse_muon_in_parts(accelerator: Accelerator) -> None:
+    """Raises ConfigError under FSDP2: Muon orthogonalises whole matrices, of which a process holds rows only."""
+    if is_sharded(accelerator):
+        raise ConfigError(
+            "option 'optimizer' is muon, which needs whole matrices, and FSDP2 leaves each process with a part of "
+            "them. Use --optimizer adamw, or data-parallel processes"
+        )
+
+
 def spread(
     accelerator: Accelerator, model: PreTrainedModel, optimizer: torch.optim.Optimizer
 ) -> tuple[torch.nn.Module, torch.optim.Optimizer]:

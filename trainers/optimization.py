@@ -1,14 +1,18 @@
-"""AdamW, and its learning rate as a pure function of the step, so that a resumed run cannot drift."""
+"""The optimiser, and its learning rate as a pure function of the step, so that a resumed run cannot drift."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import nn
 from transformers import PreTrainedModel
 
+from modeling_wsl.transformer_wsl import WSLLayer
+
+from .muon import MuonWithAdamW
 from .pretrain_config import PretrainConfig
 
 
@@ -16,9 +20,16 @@ _START_DIVISOR, _FINAL_DIVISOR = 25.0, 1e4  # of torch's OneCycleLR, the paper's
 _MOMENTUM_DIP = 0.10
 
 
-def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """The trainable parameters, with weight decay on matrices and kernels only: norms and biases gain nothing."""
-    trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
+def parameter_groups(
+    model: nn.Module, weight_decay: float, without: Sequence[nn.Parameter] = ()
+) -> list[dict[str, Any]]:
+    """The trainable parameters, with weight decay on matrices and kernels only: norms and biases gain nothing.
+
+    Args:
+        without: parameters to leave out.
+    """
+    excluded = {id(parameter) for parameter in without}
+    trainable = [p for p in model.parameters() if p.requires_grad and id(p) not in excluded]
     groups = [
         {"params": [p for p in trainable if p.ndim >= 2], "weight_decay": weight_decay},
         {"params": [p for p in trainable if p.ndim < 2], "weight_decay": 0.0},
@@ -26,15 +37,36 @@ def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, An
     return [group for group in groups if group["params"]]
 
 
-def make_optimizer(model: PreTrainedModel, config: PretrainConfig) -> torch.optim.AdamW:
-    """AdamW over the trainable parameters, weight decay on matrices only; fused where torch has the kernel."""
-    return torch.optim.AdamW(
-        parameter_groups(model, config.weight_decay),
+def make_optimizer(model: PreTrainedModel, config: PretrainConfig) -> torch.optim.Optimizer:
+    """The optimiser over the trainable parameters, by `config.optimizer`.
+
+    AdamW with weight decay on matrices only, fused where torch has the kernel; with "muon" the matrices of the blocks
+    are Muon's.
+    """
+    matrices = block_matrices(model) if config.optimizer == "muon" else []
+    adamw = torch.optim.AdamW(
+        parameter_groups(model, config.weight_decay, without=matrices),
         lr=config.learning_rate,
         betas=(config.adam_beta1, config.adam_beta2),
         eps=config.adam_epsilon,
         fused=model.device.type in ("cpu", "cuda", "xpu"),
     )
+    if config.optimizer == "adamw":
+        return adamw
+    muon = torch.optim.Muon(
+        matrices,
+        lr=config.learning_rate,
+        weight_decay=config.weight_decay,
+        momentum=config.muon_momentum,
+        adjust_lr_fn="match_rms_adamw",
+    )
+    return MuonWithAdamW(muon, adamw)
+
+
+def block_matrices(model: nn.Module) -> list[nn.Parameter]:
+    """The trainable matrices of the transformer's blocks: what Muon is for. Projections in and out are not."""
+    blocks = [module for module in model.modules() if isinstance(module, WSLLayer)]
+    return [p for block in blocks for p in block.parameters() if p.ndim == 2 and p.requires_grad]
 
 
 def one_cycle(
@@ -70,10 +102,11 @@ SCHEDULES = {"onecycle": one_cycle, "constant": constant}
 
 
 def set_step(optimizer: torch.optim.Optimizer, learning_rate: float, beta1: float) -> None:
-    """Writes the learning rate and beta1 of the coming step into every parameter group."""
+    """Writes the learning rate of the coming step into every parameter group, and beta1 into AdamW's."""
     for group in optimizer.param_groups:
         group["lr"] = learning_rate
-        group["betas"] = (beta1, group["betas"][1])
+        if "betas" in group:
+            group["betas"] = (beta1, group["betas"][1])
 
 
 def _cosine(start: float, end: float, share: float) -> float:

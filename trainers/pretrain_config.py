@@ -71,7 +71,14 @@ class PretrainConfig:
         "windows per optimiser step over all processes; batch_size is lowered and gradient_accumulation_steps set to "
         "come to it, so that a recipe trains the same on any number of processes; 0 = off",
     )
-    learning_rate: float = option(2e-5, "peak learning rate of AdamW")
+    optimizer: str = option(
+        "adamw",
+        "adamw, or muon: Muon on the matrices of the blocks, AdamW on the rest, at one learning rate as in arXiv "
+        "2502.16982",
+        choices=("adamw", "muon"),
+    )
+    muon_momentum: float = option(0.95, "Muon's momentum (Nesterov's); the schedule leaves it as it is")
+    learning_rate: float = option(2e-5, "peak learning rate")
     weight_decay: float = option(3e-9, "decoupled weight decay, on matrices only")
     adam_beta1: float = option(0.95, "AdamW beta1; OneCycle moves it down to 0.85 at the peak and back")
     adam_beta2: float = option(0.999, "AdamW beta2")
@@ -132,7 +139,7 @@ class PretrainConfig:
             raise ConfigError("option 'epochs' is 0 and so is 'max_steps': set one of them")
         if not 0 < self.warmup_fraction < 1:
             raise ConfigError(f"option 'warmup_fraction' is a share between 0 and 1, not {self.warmup_fraction}")
-        for name in ("adam_beta1", "adam_beta2"):
+        for name in ("adam_beta1", "adam_beta2", "muon_momentum"):
             if not 0 <= getattr(self, name) < 1:
                 raise ConfigError(f"option '{name}' must be in [0, 1), not {getattr(self, name)}")
         if self.crops_per_window > 1 and not self.streaming:

@@ -1,7 +1,8 @@
 """The pretraining loop: one optimiser step is one mean over all its windows, however they are split.
 
-Reading order: `PretrainTrainer.train`, then `_step`. Everything that is drawn (order, crops, noise) is seeded by the
-step, so a checkpoint needs no state of random generators and a resumed run equals an uninterrupted one bit for bit.
+Reading order: `PretrainTrainer.train`, then `train_step`. Everything that is drawn (order, crops, noise) is seeded by
+the step, so a checkpoint needs no state of random generators and a resumed run equals an uninterrupted one bit for
+bit.
 """
 
 from __future__ import annotations
@@ -20,24 +21,27 @@ from transformers import FeatureExtractionMixin, PreTrainedModel
 
 from datasets_scripts.config_sources import ConfigError
 from datasets_scripts.errors import RunError
-from modeling_wsl.losses import loss_scale
 
 from .checkpointing import load_optimizer, optimizer_tensors, read_state, save_checkpoint
 from .crops import steps_for_epochs
-from .distribution import all_finite, spread, whole_weights
+from .distribution import all_finite, refuse_muon_in_parts, spread, whole_weights
+from .freed_memory import keep_freed_memory
 from .optimization import SCHEDULES, make_optimizer, set_step
+from .pass_shares import shares_of_passes
 from .pretrain_config import PretrainConfig
 from .run_log import RunLog, comparison_line
 from .step_sums import NAMES, StepSums
 from .stop_request import StopRequest
 from .training_batches import BatchPlan, TrainingBatches
-from .validation import Validation, to_device
+from .validation import Validation, all_attended, to_device
 
 
 logger = logging.getLogger(__name__)
 # Options that decide what the next step computes; a resumed run that changes one is told so.
 _TRAJECTORY = (
     "seed",
+    "optimizer",
+    "muon_momentum",
     "learning_rate",
     "weight_decay",
     "adam_beta1",
@@ -72,7 +76,7 @@ class PretrainTrainer:
         dataset_commit: of a dataset on the Hub, kept in the checkpoints.
 
     Raises:
-        ConfigError: processes that do not see one output_dir.
+        ConfigError: processes that do not see one output_dir; Muon where the model lies in parts.
         CheckpointStateError: a checkpoint that does not fit the model.
     """
 
@@ -88,6 +92,8 @@ class PretrainTrainer:
         checkpoint: Path | None = None,
         dataset_commit: str | None = None,
     ) -> None:
+        if config.optimizer == "muon":
+            refuse_muon_in_parts(accelerator)
         self.config = config
         self.accelerator = accelerator
         self.batches = train
@@ -104,6 +110,8 @@ class PretrainTrainer:
         self.r2_history: list[dict[str, float]] = []
         self._earlier_seconds = 0.0
 
+        if accelerator.device.type == "cpu":
+            keep_freed_memory()
         self.unwrapped = model.to(accelerator.device)
         augmented = self.unwrapped.config.noise_std > 0 or self.unwrapped.config.mask_ratio > 0
         # Two equal views with nothing to contrast would be the same forward pass twice.
@@ -161,7 +169,7 @@ class PretrainTrainer:
             reason = self._reason_to_stop()
             if reason:
                 break
-            self._step([next(batches) for _ in range(config.gradient_accumulation_steps)])
+            self.train_step([next(batches) for _ in range(config.gradient_accumulation_steps)])
             self.log.advance()
             finished = self.step == self.total_steps
             if finished or self.step % config.logging_steps == 0:
@@ -177,8 +185,12 @@ class PretrainTrainer:
             return "completed"
         return "out of time" if reason == "max_minutes" else "interrupted"
 
-    def _step(self, batches: list[dict[str, torch.Tensor]]) -> None:
-        """One optimiser step over the windows of `batches` (one a forward pass) and those of the other processes."""
+    def train_step(self, batches: list[dict[str, torch.Tensor]]) -> None:
+        """One optimiser step over the windows of `batches` and those of the other processes.
+
+        Args:
+            batches: one a forward pass, on the CPU, as `WindowDataset` reads them.
+        """
         config, accelerator = self.config, self.accelerator
         rate, beta1 = SCHEDULES[config.lr_schedule](
             self.step,
@@ -189,7 +201,7 @@ class PretrainTrainer:
         )
         set_step(self.optimizer, rate, beta1)
         inputs = [to_device(batch, accelerator.device) for batch in batches]
-        shares = self._shares(inputs)
+        shares = shares_of_passes(accelerator, self.unwrapped.config, inputs)
         weight = self.unwrapped.config.contrastive_weight
         parts = torch.zeros(len(NAMES), device=accelerator.device)
         for micro, (tokens, token_mask, positions) in enumerate(inputs):
@@ -198,7 +210,11 @@ class PretrainTrainer:
             with contextlib.nullcontext() if last else accelerator.no_sync(self.model):
                 with accelerator.autocast():
                     output = self.model(
-                        tokens, token_mask=token_mask, positions=positions, make_views=self._make_views
+                        tokens,
+                        token_mask=token_mask,
+                        positions=positions,
+                        attend_all=all_attended(batches[micro]),
+                        make_views=self._make_views,
                     )
                 contrastive = output.loss_contrastive
                 of_windows = 1.0 / (len(inputs) * accelerator.num_processes)
@@ -213,25 +229,8 @@ class PretrainTrainer:
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         self.step += 1
-        tokens = sum(int((batch["valid_entries"] > 0).sum()) for batch in batches)
+        tokens = sum(int(torch.count_nonzero(batch["valid_entries"])) for batch in batches)
         self._sums.add(self.step, parts, tokens)
-
-    def _shares(self, inputs: list[tuple[torch.Tensor, ...]]) -> list[torch.Tensor | float]:
-        """The share of this step's counted weights that each forward pass holds, over all processes.
-
-        Weighted by them, the passes' means add up to the mean over the whole step. That leaves only what a pass
-        computes over its own windows: sigma with loss_normalization="batch", and the negatives of NT-Xent.
-        """
-        if len(inputs) == 1 and self.accelerator.num_processes == 1:
-            return [1.0]
-        config = self.unwrapped.config
-        counted = [
-            loss_scale(*batch, config.loss_normalization, config.loss_mask_padding)[1].sum(dtype=torch.float64)
-            for batch in inputs
-        ]
-        counts = torch.stack(counted)
-        total = self.accelerator.reduce(counts.sum(), "sum")
-        return list((counts / total.clamp(min=1)).float())
 
     def _log_metrics(self) -> None:
         """Writes the means since the last line, after making sure that they are finite."""

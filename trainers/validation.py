@@ -60,7 +60,13 @@ class Validation:
             # The whole model is called, for one that is sharded puts its parts together there; but not compiled, for
             # tiles come in many shapes.
             with self.accelerator.autocast(), torch.compiler.set_stance("force_eager"):
-                output = model(tokens, token_mask=token_mask, positions=positions, return_loss=False)
+                output = model(
+                    tokens,
+                    token_mask=token_mask,
+                    positions=positions,
+                    attend_all=all_attended(batch),
+                    return_loss=False,
+                )
             if number < self.counted:
                 score.update(output.reconstruction, tokens, token_mask)
         model.train(was_training)
@@ -78,15 +84,24 @@ class Validation:
         return bool(self.accelerator.reduce(torch.tensor(float(stopped), device=self.accelerator.device), "sum"))
 
 
-def to_device(batch: dict[str, torch.Tensor], device: torch.device) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """A batch of `WindowDataset` as the model takes it.
+def all_attended(batch: dict[str, torch.Tensor]) -> bool:
+    """Whether every token of a batch, still on the CPU, holds a weight: attention then needs no mask."""
+    return int(batch["valid_entries"].amin()) > 0
+
+
+def to_device(
+    batch: dict[str, torch.Tensor], device: torch.device
+) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor]:
+    """A batch of `WindowDataset`, on the CPU, as the model takes it.
 
     Returns:
-        tokens float32 and token_mask bool, `[batch, window, d_t]`; positions int64 `[batch, window, 3]`.
+        tokens float32 and token_mask bool, `[batch, window, d_t]` (None where no entry is padding); positions int64
+        `[batch, window, 3]`.
 
     Tokens travel as stored and the mask as counts: a quarter of the bytes.
     """
+    full = int(batch["valid_entries"].amin()) == batch["tokens"].shape[-1]  # asked here: a GPU would have to wait
     tokens, valid, positions = (
         batch[name].to(device, non_blocking=True) for name in ("tokens", "valid_entries", "positions")
     )
-    return tokens.float(), mask_from_valid_entries(valid, tokens.shape[-1]), positions
+    return tokens.float(), None if full else mask_from_valid_entries(valid, tokens.shape[-1]), positions

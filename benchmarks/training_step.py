@@ -1,0 +1,284 @@
+"""How close a pretraining step comes to the rate of the matmuls that it consists of.
+
+The step is the trainer's own (`PretrainTrainer.train_step`: two views, bfloat16 autocast, backward, clipping,
+optimiser) on drawn tokens. In turn with it, so that all meet the same machine:
+- limit: the step's floating-point operations at the rate of one large bfloat16 matmul. Counted are matmuls and
+  attention, forward and backward; what a kernel recomputes, and everything else, is not.
+- own matmuls: exactly the step's matmuls, of the same shapes, in bfloat16, attention's batched, and nothing between.
+- plain: what one writes first: float32, textbook attention, AdamW and clipping one tensor at a time.
+
+python benchmarks/training_step.py --sizes nano tiny hf-small --output results/training_step.json
+On a GPU hf-small and hf-large are whole, and the hours of the paper's runs (Table 4) at this speed stand beside its
+own. On a CPU they have 2 layers a side. On a machine shared with others: --threads 1 --processor-time.
+"""
+
+import argparse
+import json
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from accelerate import Accelerator
+from torch import nn
+from tqdm.auto import tqdm
+
+from datasets_scripts.files import write_json
+from modeling_wsl import WSLConfig, WSLFeatureExtractor, WSLForPreTraining
+from modeling_wsl.transformer_wsl import WSLAttention
+from trainers.dataset_source import SplitSize
+from trainers.pretrain_config import PretrainConfig
+from trainers.pretrain_trainer import PretrainTrainer
+
+
+LIMIT_SIDE = {"cpu": 2048, "cuda": 8192}  # of the large matmul
+BATCHES = {"nano": (16, 64), "tiny": (32, 64), "hf-small": (2, 64), "hf-large": (2, 64)}  # windows on a CPU, on a GPU
+# The paper's: epochs, accumulation, hours on one H100 (Table 4), and tokens in windows of 4096 (section D.3).
+PAPER_RUNS = {"hf-small": [(100, 54), (300, 144)], "hf-large": [(300, 198)]}
+PAPER_CROPS_PER_EPOCH = 600e6 / 4096
+
+
+class DrawnWindows:
+    """Stands where the trainer takes its training windows: it asks a benchmark for their number only."""
+
+    size = SplitSize(1024, 1024 * 4096)
+
+
+def drawn_batch(config: WSLConfig, batch_size: int, short: float) -> dict[str, torch.Tensor]:
+    """A batch as the dataset gives it: every 20th token is the padded end of a layer.
+
+    Args:
+        short: share of the windows that are half empty.
+    """
+    generator = torch.Generator().manual_seed(0)
+    shape = (batch_size, config.window_size)
+    tokens = 0.05 * torch.randn(*shape, config.token_size, generator=generator)
+    valid = torch.full(shape, config.token_size)
+    valid[:, ::20] = config.token_size // 2
+    valid[: round(short * batch_size), config.window_size // 2 :] = 0
+    tokens *= torch.arange(config.token_size) < valid[..., None]
+    n = torch.arange(config.window_size) + torch.randint(0, 1_000_000, (batch_size, 1), generator=generator)
+    return {
+        "tokens": tokens.half(),
+        "valid_entries": valid.int(),
+        "positions": torch.stack([n, n // 1000, n % 1000], dim=-1),
+    }
+
+
+def matmul_shapes(
+    config: WSLConfig, batch: dict[str, torch.Tensor], accelerator: Accelerator, options: argparse.Namespace
+) -> list[tuple[int, int, int, int, int]]:
+    """Every product of one step as (batch, m, k, n, times): linear maps, their two gradients, attention's six."""
+    plain = argparse.Namespace(**{**vars(options), "compile": False, "activation_checkpointing": False})
+    trainer = make_trainer(accelerator, config, len(batch["tokens"]), plain)
+    shapes: list[tuple[int, int, int, int, int]] = []
+
+    def of_linear(module: nn.Linear, inputs: tuple[torch.Tensor], output: torch.Tensor) -> None:
+        rows, k, n = inputs[0].numel() // module.in_features, module.in_features, module.out_features
+        shapes.extend([(1, rows, k, n, 1), (1, k, rows, n, 1)])
+        if inputs[0].requires_grad:
+            shapes.append((1, rows, n, k, 1))
+
+    def of_attention(module: WSLAttention, inputs: tuple[torch.Tensor], output: Any) -> None:
+        rows, tokens, width = inputs[0].shape
+        heads, depth = width // module.head_dim, module.head_dim
+        shapes.append((rows * heads, tokens, depth, tokens, 2))  # scores, and the gradient of the attention
+        shapes.append((rows * heads, tokens, tokens, depth, 4))  # the output, the gradients of value, query and key
+
+    kinds = {nn.Linear: of_linear, WSLAttention: of_attention}
+    for module in trainer.unwrapped.modules():
+        if type(module) in kinds:
+            module.register_forward_hook(kinds[type(module)])
+    trainer.train_step([batch])
+    return shapes
+
+
+def operations(shapes: list[tuple[int, int, int, int, int]]) -> int:
+    return sum(2 * batch * m * k * n * times for batch, m, k, n, times in shapes)
+
+
+def own_matmuls(shapes: list[tuple[int, int, int, int, int]], device: torch.device) -> Callable[[], None]:
+    """A function that multiplies matrices of these shapes; attention's windows a few at a time, as in the model."""
+    operands = {}
+    for batch, m, k, n, _ in set(shapes):
+        some = max(1, min(batch, 6_000_000 // (m * n))) if device.type == "cpu" else batch
+        pair = (torch.randn(some, *side, device=device).bfloat16() for side in ((m, k), (k, n)))
+        operands[batch, m, k, n] = (*(x[0] if batch == 1 else x for x in pair), batch / some)
+
+    def run() -> None:
+        for batch, m, k, n, times in shapes:
+            left, right, chunks = operands[batch, m, k, n]
+            for _ in range(round(times * chunks)):
+                left @ right
+
+    return run
+
+
+def large_matmul(device: torch.device) -> tuple[Callable[[], None], int]:
+    """A function that multiplies two large bfloat16 matrices, and its floating-point operations."""
+    side = LIMIT_SIDE[device.type]
+    left, right = (torch.randn(side, side, device=device).bfloat16() for _ in range(2))
+    return lambda: left @ right, 2 * side**3
+
+
+def plain_step(config: WSLConfig, batch: dict[str, torch.Tensor], device: torch.device) -> Callable[[], None]:
+    """The step in float32 with textbook attention."""
+    torch.manual_seed(0)
+    model = WSLForPreTraining._from_config(config, attn_implementation="eager").to(device).train()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, foreach=False, fused=False)
+
+    def run() -> None:
+        tokens, valid, positions = (batch[name].to(device) for name in ("tokens", "valid_entries", "positions"))
+        mask = torch.arange(config.token_size, device=device) < valid[..., None]
+        model(tokens.float(), token_mask=mask, positions=positions).loss.backward()
+        nn.utils.clip_grad_norm_(model.parameters(), 1.0, foreach=False)
+        optimizer.step()
+        optimizer.zero_grad()
+
+    return run
+
+
+def in_turn(
+    functions: dict[str, Callable[[], None]], device: torch.device, rounds: int, processor_time: bool
+) -> dict[str, float]:
+    """Median seconds of each function over rounds that run one after the other; a first round is not counted."""
+    clock = time.process_time if processor_time else time.perf_counter
+    seconds: dict[str, list[float]] = {name: [] for name in functions}
+    for _ in tqdm(range(rounds + 1), unit="round", leave=False):
+        for name, function in functions.items():
+            synchronize(device)
+            start = clock()
+            function()
+            synchronize(device)
+            seconds[name].append(clock() - start)
+    return {name: statistics.median(values[1:]) for name, values in seconds.items()}
+
+
+def synchronize(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def make_trainer(
+    accelerator: Accelerator, config: WSLConfig, batch_size: int, options: argparse.Namespace
+) -> PretrainTrainer:
+    torch.manual_seed(0)
+    model = WSLForPreTraining._from_config(config)
+    run = PretrainConfig(
+        batch_size=batch_size,
+        max_steps=1000,
+        max_grad_norm=1.0,
+        optimizer=options.optimizer,
+        torch_compile=options.compile,
+        activation_checkpointing=options.activation_checkpointing,
+    )
+    trainer = PretrainTrainer(run, accelerator, model, DrawnWindows(), None, WSLFeatureExtractor(), {})
+    trainer.unwrapped.train()
+    return trainer
+
+
+def measure(size: str, accelerator: Accelerator, options: argparse.Namespace) -> dict[str, Any]:
+    device = accelerator.device
+    on_gpu = device.type != "cpu"
+    cut = {"num_hidden_layers": 2} if size.startswith("hf-") and not on_gpu else {}
+    config = WSLConfig.from_size(size, **cut)
+    batch_size = options.batch_size or BATCHES[size][on_gpu]
+    batch = drawn_batch(config, batch_size, options.short_windows)
+    trainer = make_trainer(accelerator, config, batch_size, options)
+    shapes = matmul_shapes(config, batch, accelerator, options)
+    total = operations(shapes)
+    multiply, multiply_operations = large_matmul(device)
+    functions = {
+        "large_matmul": multiply,
+        "own_matmuls": own_matmuls(shapes, device),
+        "step": lambda: trainer.train_step([batch]),
+    }
+    if on_gpu:
+        torch.cuda.reset_peak_memory_stats(device)
+    seconds = in_turn(functions, device, options.rounds, options.processor_time)
+    peak = round(torch.cuda.max_memory_allocated(device) / 1e9, 3) if on_gpu else None
+    plain = None
+    if options.plain_rounds:
+        functions = {"step": lambda: trainer.train_step([batch]), "plain": plain_step(config, batch, device)}
+        both = in_turn(functions, device, options.plain_rounds, options.processor_time)
+        plain = round(both["plain"] / both["step"], 2)
+    rate = multiply_operations / seconds["large_matmul"]
+    step = seconds["step"]
+    crops = batch_size / step
+    row = {
+        "size": size,
+        "layers_a_side": config.num_hidden_layers,
+        "parameters": trainer.unwrapped.num_parameters(),
+        "batch": batch_size,
+        "window": config.window_size,
+        "short_windows": options.short_windows,
+        "operations_per_step": total,
+        "attention_share_of_operations": round(operations([s for s in shapes if s[0] > 1]) / total, 3),
+        "large_matmul_tflop_per_s": round(rate / 1e12, 3),
+        "step_s": round(step, 4),
+        "limit_s": round(total / rate, 4),
+        "own_matmuls_s": round(seconds["own_matmuls"], 4),
+        "share_of_matmul_limit": round(total / rate / step, 3),
+        "own_matmuls_share_of_step": round(seconds["own_matmuls"] / step, 3),
+        "plain_over_step": plain,
+        "tokens_per_s": round(crops * config.window_size, 1),
+        "crops_per_s": round(crops, 2),
+        "peak_gpu_memory_gb": peak,
+    }
+    if on_gpu and size in PAPER_RUNS:
+        row["paper_runs"] = [
+            {
+                "epochs": epochs,
+                "paper_hours_h100": hours,
+                "projected_hours": round(epochs * PAPER_CROPS_PER_EPOCH / crops / 3600, 1),
+            }
+            for epochs, hours in PAPER_RUNS[size]
+        ]
+    return row
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--sizes", nargs="+", default=["nano", "tiny", "hf-small"], choices=list(BATCHES))
+    parser.add_argument("--batch-size", type=int, default=0, help="windows; 0 = the recipe's, less for hf on a CPU")
+    parser.add_argument("--short-windows", type=float, default=0.0, help="share of the windows that are half empty")
+    parser.add_argument("--optimizer", choices=("adamw", "muon"), default="adamw")
+    parser.add_argument("--compile", action="store_true", help="torch.compile, as --torch_compile of the trainer")
+    parser.add_argument("--activation-checkpointing", action="store_true")
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--plain-rounds", type=int, default=1, help="0 = without the plain version")
+    parser.add_argument("--threads", type=int, default=0, help="0 = as torch finds them")
+    parser.add_argument("--processor-time", action="store_true", help="the process's own time; with one thread")
+    parser.add_argument("--output", type=Path)
+    options = parser.parse_args()
+    if options.processor_time and options.threads != 1:
+        parser.error("--processor-time adds up what all threads take: give --threads 1 with it")
+    if options.threads:
+        torch.set_num_threads(options.threads)
+    accelerator = Accelerator(mixed_precision="bf16")
+    results = [measure(size, accelerator, options) for size in options.sizes]
+    device = accelerator.device
+    report = {
+        "device": torch.cuda.get_device_name(device)
+        if device.type == "cuda"
+        else torch.backends.cpu.get_cpu_capability(),
+        "clock": "processor time" if options.processor_time else "wall time",
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+        "optimizer": options.optimizer,
+        "compiled": options.compile,
+        "activation_checkpointing": options.activation_checkpointing,
+        "results": results,
+    }
+    print(json.dumps(report, indent=1))
+    if options.output:
+        options.output.parent.mkdir(parents=True, exist_ok=True)
+        write_json(options.output, report)
+
+
+if __name__ == "__main__":
+    main()
