@@ -14,6 +14,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 BEGIN = "<!-- measured: written by benchmarks/fill_readme.py from results/*.json -->"
 END = "<!-- /measured -->"
+BUDGET = 128  # numbers for a token, at which codes are compared in detail
 
 
 def read(name: str) -> dict:
@@ -58,6 +59,75 @@ def representation_rows() -> list[str]:
         "| random projection | PCA of the training models | backbone at step 0 | backbone, best | backbone, last |",
         "|---|---|---|---|---|",
         "| " + " | ".join(f"{facts[line]:.3f}" for line in lines) + " |",
+    ]
+
+
+def number(value: float | None) -> str:
+    """Three decimals; none where it is large, as where a backbone gives back nothing like the weights."""
+    return "" if value is None else f"{value:.3f}" if abs(value) < 10 else f"{value:,.0f}"
+
+
+def code_rows() -> list[str]:
+    report = read("representation.json")
+    held, budgets = report["held_out"], [str(budget) for budget in report["budgets"]]
+    rows, parts = [], []
+    groups = {"r2_by_kind": held["by_kind"], "r2_by_size": held["by_size"]}
+    for name, found in report["codes"].items():
+        cells = [number(found[budget]["r2"]) if budget in found else "" for budget in budgets]
+        at = found.get(str(BUDGET))
+        if at is not None:
+            errors, ends = at["relative_error"], at["interval"]
+            cells += [f"[{', '.join(number(end) for end in ends)}]", number(at["numbers_per_weight"])]
+            cells += [f"{at['share_of_indices']:.1%}", number(at["r2_bfloat16"]), number(at["r2_noise"])]
+            cells += [number(errors[kind]) for kind in ("median", "mean", "weighted", "all_together")]
+            cells.append(f"{at['seconds']['encode'] / held['weights'] * 1e6:.2f}")
+            parts.append([name, *(number(at[key].get(group)) for key, named in groups.items() for group in named)])
+        rows.append("| " + " | ".join([name, *cells]) + " |")
+    of_parts = [f"{group}, {counts['layers']}" for named in groups.values() for group, counts in named.items()]
+    at_budget = ["95 %", "numbers a weight", "of them indices", "bfloat16", "noise"]
+    at_budget += ["error: median", "mean", "by weights", "all", "seconds"]
+    unseen = f"{held['models']} models ({held['weights'] / 1e6:.1f} M weights) of {held['owners']} owners"
+    return [
+        f"Codes of {unseen} that none has seen: R2 per standardised token, by the numbers for",
+        f"{report['token_size']} weights, everything that is stored counted. At {BUDGET}: its interval (owners "
+        "resampled); R2 after all",
+        f"numbers but indices are rounded to bfloat16, or moved by noise of {report['noise']:g} of a deviation; "
+        "|x - y|² / |x|²",
+        "of the layers, and of all weights as if they were one; seconds to encode a million weights:",
+        "",
+        "| code | " + " | ".join([*budgets, *at_budget]) + " |",
+        "|" + "---|" * (1 + len(budgets) + len(at_budget)),
+        *rows,
+        "",
+        "![R2 by budget](results/representation.png)",
+        "",
+        f"R2 at {BUDGET} by the kind and the size of the layer (and how many):",
+        "",
+        "| code | " + " | ".join(of_parts) + " |",
+        "|" + "---|" * (1 + len(of_parts)),
+        *("| " + " | ".join(part) + " |" for part in parts),
+        "",
+        *training_rows(report),
+    ]
+
+
+def training_rows(report: dict) -> list[str]:
+    """What was fitted, and at which cost; a backbone for every budget, PCA once for all."""
+    rows = []
+    for name, costs in report["training"].items():
+        for budget, cost in {"": costs}.items() if "operations" in costs else costs.items():
+            at = report["codes"][name][budget or str(BUDGET)]
+            size = f"{cost['parameters'] / 1e6:.1f} M" if "parameters" in cost else ""
+            cells = [name, budget or "all", size, f"{cost['operations']:.1e}", f"{cost['seconds']:,.1f}"]
+            rows.append("| " + " | ".join([*cells, cost.get("device", "cpu"), number(at["r2"])]) + " |")
+    return [
+        "What was trained: floating-point operations of its matmuls and attention, and seconds:",
+        "",
+        "| code | numbers | parameters | operations | seconds | on | R2 |",
+        "|---|---|---|---|---|---|---|",
+        *rows,
+        "",
+        "![R2 by the cost of training](results/representation_cost.png)",
     ]
 
 
@@ -142,7 +212,15 @@ def search_rows() -> list[str]:
 
 
 def section() -> str:
-    parts = [representation_rows(), tokenize_rows(), memory_row(), embedding_rows(), search_rows(), collect_rows()]
+    parts = [
+        representation_rows(),
+        code_rows(),
+        tokenize_rows(),
+        memory_row(),
+        embedding_rows(),
+        search_rows(),
+        collect_rows(),
+    ]
     return "\n".join([BEGIN, "\n\n".join("\n".join(part) for part in parts), END])
 
 
