@@ -5,6 +5,7 @@ from transformers.pipelines import PIPELINE_REGISTRY
 
 from .checkpoints import Checkpoint, CheckpointError, NonFiniteWeightsError, open_checkpoint
 from .configuration_wsl import WSLConfig
+from .default_backbone import DEFAULT_FOLDER
 from .feature_extraction_wsl import WSLFeatureExtractor
 from .generated_model import GeneratedModel
 from .losses import R2Accumulator, nt_xent, reconstruction_loss, reconstruction_r2
@@ -29,7 +30,11 @@ for _task, _pipeline in (
     ("weight-generation", WeightGenerationPipeline),
 ):
     PIPELINE_REGISTRY.register_pipeline(
-        _task, pipeline_class=_pipeline, pt_model=AutoModel, type=CUSTOM_PIPELINES[_task]["type"]
+        _task,
+        pipeline_class=_pipeline,
+        pt_model=AutoModel,
+        default={"model": (str(DEFAULT_FOLDER), None)},
+        type=CUSTOM_PIPELINES[_task]["type"],
     )
 
 __all__ = [

@@ -8,6 +8,8 @@ import functools
 
 import torch
 
+from .window_attention import attend_without_gradients
+
 
 # Scores held at a time, in entries: 3 MB in bfloat16. More leave the cache, fewer cost calls.
 _SCORES = 1_500_000
@@ -56,6 +58,10 @@ def cpu_attention(
     Returns:
         bfloat16 [batch, tokens, heads, head_dim], contiguous; differentiable once.
     """
+    if not torch.is_grad_enabled():
+        attended = attend_without_gradients(query, key, value, lengths, scaling)
+        if attended is not None:
+            return attended
     return _CPUAttention.apply(query, key, value, lengths, scaling)
 
 

@@ -6,6 +6,7 @@ import shutil
 import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -114,13 +115,15 @@ class GeneratedModel:
 
 def package_versions() -> dict[str, str | None]:
     """The versions that a generated model depends on; None for what is not installed (hf-wsl as remote code)."""
-    versions: dict[str, str | None] = {}
-    for package in REPORTED_PACKAGES:
-        try:
-            versions[package] = version(package)
-        except PackageNotFoundError:
-            versions[package] = None
-    return versions
+    return {package: _installed(package) for package in REPORTED_PACKAGES}
+
+
+@cache  # it parses a file of text for each, and they do not change under a running process
+def _installed(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
 
 
 def entries_by_origin(origins: Mapping[str, str], state_dict: Mapping[str, Tensor]) -> dict[str, int]:

@@ -21,6 +21,7 @@ from .checkpoints import first_nonfinite, open_checkpoint
 from .generated_model import GeneratedModel, entries_by_origin, package_versions
 from .generation_plan import GenerationPlan
 from .generation_settings import GenerationSettings
+from .inference import inference_backbone
 from .latent_sources import latent_source
 from .ranking import Scorer, scorer
 from .sampling import decode_haloed, draw_seeds
@@ -94,7 +95,9 @@ class CandidateBuilder:
     def __init__(
         self, model: PreTrainedModel, plan: GenerationPlan, windows: dict[str, Any], facts: Mapping[str, Any]
     ) -> None:
-        self.model, self.plan, self.windows = model, plan, windows
+        self.model, self.plan = model, plan
+        self.fast, dtype = inference_backbone(model, windows["autocast_dtype"])  # once for all candidates
+        self.windows = {**windows, "autocast_dtype": dtype}
         self.positions = plan.manifest.positions()
         carried = [spec.name for spec in plan.manifest.carried if spec.name not in plan.initialised]
         self.inherited = {name: plan.anchors[0].read(name) for name in carried}
@@ -109,7 +112,7 @@ class CandidateBuilder:
     def build(self, latents: Tensor, seed: int, facts: Mapping[str, Any]) -> GeneratedModel:
         """The model of latents `[T, latent_size]`; the seed is that of what its library initialises."""
         target, settings, module = self.plan.target, self.plan.settings, None
-        tokens = decode_haloed(self.model, latents, self.positions, **self.windows, progress=settings.progress)
+        tokens = decode_haloed(self.fast, latents, self.positions, **self.windows, progress=settings.progress)
         stored = self.plan.feature_extractor.decode(tokens, self.plan.manifest, carried={})
         _check_decoded(stored, target, settings)
         # Every model owns its tensors: changing one of them must not change the anchor or another model.

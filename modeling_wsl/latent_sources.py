@@ -9,8 +9,10 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from .generation_plan import GenerationPlan
+from .inference import inference_backbone
 from .latent_prior import LatentPrior
 from .manifest import WeightManifest
+from .matrix_sampling import sample_codes
 from .sampling import encode_stream, sample_latents
 
 
@@ -27,6 +29,8 @@ class AnchorDensity:
     noise: str
 
     def draw(self, index: int, generator: torch.Generator) -> tuple[Tensor, dict[str, Any]]:
+        if self.model.has_matrix_code:
+            return sample_codes(self.latents, self.model, self.bandwidth, self.noise, generator), {}
         return sample_latents(self.latents, self.bandwidth, self.noise, generator, self.model.noise_scale), {}
 
     def facts(self) -> dict[str, Any]:
@@ -77,19 +81,28 @@ def latent_source(plan: GenerationPlan, model: PreTrainedModel, windows: Mapping
         windows: options of `encode_stream`.
 
     Raises:
-        ValueError: the prior was fitted on latents of another backbone.
+        ValueError: the prior was fitted on latents of another backbone, or the backbone's latents are a matrix code,
+            which has no straight line between two models.
     """
     settings = plan.settings
+    if model.has_matrix_code and plan.method == "interpolation":
+        raise ValueError(
+            "method='interpolation' needs latents of tokens, and this backbone's are factors of matrices "
+            "(latent_code=\"matrix\"): half of one model's and half of another's are no factors. Draw around "
+            "the anchors (method='density'), or take a backbone with latent_code=\"token\"."
+        )
     if plan.method == "prior":
         plan.prior.check(model)
         return PriorDraws(plan.prior, plan.manifest)
+    fast, dtype = inference_backbone(model, windows["autocast_dtype"])  # once for all anchors
+    windows = {**windows, "autocast_dtype": dtype}
     latents = torch.empty(len(plan.anchors), plan.manifest.num_tokens, model.config.latent_size)  # on the CPU
     for anchor, out in zip(plan.anchors, latents, strict=True):
         # In the target's order and checked by name; the tokens of the anchor are never held at once.
         options = {"order": "file", "allow_nonfinite": True, "min_parameters": 0}
         state = anchor.state_dict(spec.name for layer in plan.manifest.layers for spec in layer.tensors)
         chunks = plan.feature_extractor.stream(state, window_size=STREAM_WINDOW, **options)
-        for start, part in encode_stream(model, chunks, len(out), **windows, progress=settings.progress):
+        for start, part in encode_stream(fast, chunks, len(out), **windows, progress=settings.progress):
             out[start : start + len(part)] = part
     if plan.method == "interpolation":
         return AnchorLine(latents, settings.num_draws, settings.interpolation_ends)

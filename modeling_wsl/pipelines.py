@@ -15,6 +15,7 @@ from .checkpoint_errors import CheckpointError, shorten
 from .checkpoint_folders import read_config
 from .checkpoint_hub import download_config, hub_source
 from .configuration_wsl import WSLConfig
+from .default_backbone import DEFAULT_BACKBONE, DEFAULT_FOLDER
 from .feature_extraction_wsl import Source
 from .generated_model import GeneratedModel
 from .generation import generate
@@ -64,7 +65,7 @@ class WeightPipeline(Pipeline):
 
 def load_pipeline(
     task: str,
-    backbone: str | PathLike,
+    backbone: str | PathLike = DEFAULT_BACKBONE,
     *,
     revision: str | None = None,
     token: str | bool | None = None,
@@ -89,7 +90,7 @@ def find_backbone(
     """Makes sure that there is a backbone, by its config, before anything is loaded.
 
     Args:
-        backbone: folder, or Hub id (`org/name`, `org/name@revision`).
+        backbone: folder, Hub id (`org/name`, `org/name@revision`), or "default": the one that comes with the library.
         revision: branch, tag or commit of a Hub id that does not name its own.
         token: for private and gated backbones; by default the one of the login.
 
@@ -100,6 +101,8 @@ def find_backbone(
         CheckpointError: it is missing, may not be read, or is no backbone.
     """
     name, folder, commit = str(backbone), Path(backbone).expanduser(), None
+    if name == DEFAULT_BACKBONE and not folder.exists():
+        name, folder = str(DEFAULT_FOLDER), DEFAULT_FOLDER
     if not folder.exists() and (found := hub_source(name, revision)):
         name, revision = found
         folder = download_config(name, revision=revision, token=token)
@@ -190,7 +193,7 @@ class WeightEmbeddingPipeline(WeightPipeline):
             model_inputs["windows"],
             manifest.num_tokens,
             window_size=self.model.config.window_size if window_size is None else window_size,
-            **{"progress": True, **options},
+            **{"progress": True, "features": True, **options},
         ):
             pool.add(latents, manifest.positions(start, start + len(latents))[:, 1])
         return {"pool": pool, "manifest": manifest}

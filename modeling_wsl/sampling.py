@@ -8,7 +8,7 @@ needed. Which row a token's result comes from is computed from the token's index
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from itertools import islice
+from itertools import accumulate, islice
 
 import torch
 from torch import Tensor
@@ -16,7 +16,13 @@ from tqdm.auto import tqdm
 from transformers import PreTrainedModel
 from transformers.utils.logging import is_progress_bar_enabled
 
+from .inference import autocast_type, inference_backbone
 from .manifest import check_choice
+from .matrix_sampling import encode_windows
+from .window_workers import batch_sizes, num_workers, rows_per_pass, run_in_order
+
+
+DRAW_TOKENS = 1024
 
 
 @dataclass(frozen=True)
@@ -71,8 +77,9 @@ def encode_stream(
     batch_size: int = 8,
     autocast_dtype: torch.dtype | str | None = None,
     progress: bool = False,
+    features: bool = False,
 ) -> Iterator[tuple[int, Tensor]]:
-    """Encodes a sequence that arrives in pieces, in the memory of one piece and one batch.
+    """Encodes a sequence that arrives in pieces, in the memory of one piece and of the batches that are worked on.
 
     Args:
         model: a backbone with `encode`.
@@ -80,9 +87,11 @@ def encode_stream(
             `WSLFeatureExtractor.stream` yields.
         num_tokens: of all pieces together.
         window_size, halo: see `HaloedWindows`.
-        batch_size: rows per forward pass.
+        batch_size: rows per forward pass, at most. In bfloat16 on a CPU each of torch's threads has a pass of its own.
         autocast_dtype: run the backbone under autocast to this type ("bfloat16").
         progress: show a progress bar, unless transformers' switch turns them off.
+        features: give what embeddings pool (`WSLModel.token_features`) instead of what `decode_haloed` takes. The two
+            differ with `latent_code="matrix"`, whose windows have no halo.
 
     Yields:
         (index of the first token, latents `[n, latent_size]` float32 on the model's device), in order, without gaps.
@@ -90,14 +99,36 @@ def encode_stream(
     Raises:
         ValueError: the pieces hold more or fewer than `num_tokens` tokens.
     """
+    if model.has_matrix_code and not features:
+        with _progress_bar(num_tokens, "Encoding", progress, unit="token") as bar:
+            for start, latents in encode_windows(model, chunks, num_tokens, window_size):
+                yield start, latents
+                bar.update(len(latents))
+        return
     windows = HaloedWindows(num_tokens, window_size, halo)
     rows = haloed_rows(chunks, windows)
+    model, autocast_dtype = inference_backbone(model, autocast_dtype)
+    method = model.token_features if features else model.encode
+    workers = num_workers(model, len(windows))
+    most = rows_per_pass(model, windows.row_length, batch_size)
+
+    def batches() -> Iterator[list[tuple[int, dict[str, Tensor]]]]:
+        for size in batch_sizes(len(windows), most, workers):
+            yield list(islice(rows, size))
+        yield from rows  # none is left, or the pieces are refused here
+
+    def encode(batch: list[tuple[int, dict[str, Tensor]]]) -> tuple[range, Tensor]:
+        indices = range(batch[0][0], batch[-1][0] + 1)
+        fields = {name: torch.stack([row[name] for _, row in batch]) for name in batch[0][1]}
+        outputs = run_batch(model, method, fields, autocast_dtype)
+        latents = outputs.new_empty(_num_tokens(windows, indices), outputs.shape[-1], dtype=torch.float32)
+        _keep_cores(outputs, latents, windows, indices)
+        return indices, latents
+
     with _progress_bar(len(windows), "Encoding", progress) as bar:
-        while batch := list(islice(rows, batch_size)):
-            indices = range(batch[0][0], batch[-1][0] + 1)
-            fields = {name: torch.stack([row[name] for _, row in batch]) for name in batch[0][1]}
-            yield windows.core(indices[0])[0], _run(model, model.encode, fields, windows, indices, autocast_dtype)
-            bar.update(len(batch))
+        for indices, latents in run_in_order(encode, batches(), workers):
+            yield windows.core(indices[0])[0], latents
+            bar.update(len(indices))
 
 
 def haloed_rows(
@@ -162,18 +193,28 @@ def decode_haloed(
     """
     _check_positions(positions, len(latents))
     windows = HaloedWindows(len(latents), window_size, halo)
+    model, autocast_dtype = inference_backbone(model, autocast_dtype)
     tokens = torch.empty(len(latents), model.config.token_size, dtype=torch.float32, device=latents.device)
+    workers = num_workers(model, len(windows))
+    most = rows_per_pass(model, windows.row_length, batch_size)
+    ends = [0, *accumulate(batch_sizes(len(windows), most, workers))]
+
+    if model.has_matrix_code:  # whole windows first; the halo is the network's
+        decoded, token_mask = (part[0] for part in model.decode_matrices(latents[None]))
+        inputs, method = {"tokens": decoded, "token_mask": token_mask, "positions": positions}, model.refine
+    else:
+        inputs, method = {"latents": latents, "positions": positions}, model.decode
+
+    def decode(rows: range) -> int:
+        batch = {name: _rows(whole, windows, rows) for name, whole in inputs.items()}
+        outputs = run_batch(model, method, batch, autocast_dtype)
+        start = windows.core(rows[0])[0]
+        _keep_cores(outputs, tokens[start : start + _num_tokens(windows, rows)], windows, rows)
+        return len(rows)
+
     with _progress_bar(len(windows), "Decoding", progress) as bar:
-        for index in range(0, len(windows), batch_size):
-            rows = range(index, min(index + batch_size, len(windows)))
-            batch = {
-                "latents": _rows(latents, windows, rows, 0),
-                "positions": _rows(positions, windows, rows, 0),
-            }
-            part = _run(model, model.decode, batch, windows, rows, autocast_dtype)
-            start = windows.core(index)[0]
-            tokens[start : start + len(part)] = part
-            bar.update(len(rows))
+        for num_rows in run_in_order(decode, map(range, ends, ends[1:]), workers):
+            bar.update(num_rows)
     return tokens
 
 
@@ -215,13 +256,17 @@ def sample_latents(
     if noise == "shared":
         index = torch.randint(num_anchors, (1,), generator=generator)
         epsilon = torch.randn(latent_size, generator=generator)  # [latent_size], the same for every token
-        draw = anchors[int(index)]
+        chosen = anchors[int(index)]
     else:
         index = torch.randint(num_anchors, (num_tokens,), generator=generator).to(anchors.device)
         epsilon = torch.randn(num_tokens, latent_size, generator=generator)
-        draw = anchors[index, torch.arange(num_tokens, device=anchors.device)]  # [T, latent_size]
-    step = bandwidth * epsilon.to(draw)
-    return draw + (step if noise_scale is None else step * noise_scale(draw))
+        chosen = anchors[index, torch.arange(num_tokens, device=anchors.device)]  # [T, latent_size]
+    steps = (bandwidth * epsilon.to(chosen)).expand_as(chosen)
+    draw = torch.empty_like(chosen)
+    # In pieces, which stay in the cache from one operation to the next.
+    for here, step, out in zip(*(whole.split(DRAW_TOKENS) for whole in (chosen, steps, draw)), strict=True):
+        torch.add(here, step if noise_scale is None else step * noise_scale(here), out=out)
+    return draw
 
 
 def draw_seeds(seed: int, num_draws: int) -> list[int]:
@@ -238,36 +283,29 @@ def run_batch(
 ) -> Tensor:
     """`encode` or `decode` of a batch on the model's device, without gradients: `[rows, row_length, width]`."""
     inputs = {name: value.to(model.device) for name, value in batch.items()}
-    if isinstance(autocast_dtype, str):
-        check_choice("autocast_dtype", autocast_dtype, ("bfloat16", "float16"))
-        autocast_dtype = getattr(torch, autocast_dtype)
-    enabled = autocast_dtype is not None
-    with torch.no_grad(), torch.autocast(model.device.type, dtype=autocast_dtype, enabled=enabled):
+    dtype = autocast_type(autocast_dtype)
+    with torch.no_grad(), torch.autocast(model.device.type, dtype=dtype, enabled=dtype is not None):
         return method(**inputs)
 
 
-def _rows(sequence: Tensor, windows: HaloedWindows, rows: range, offset: int) -> Tensor:
-    """The rows of a sequence whose first token has index `offset`: `[rows, row_length, ...]`."""
-    starts = [windows.row_start(row) - offset for row in rows]
+def _rows(sequence: Tensor, windows: HaloedWindows, rows: range) -> Tensor:
+    """`[rows, row_length, ...]`."""
+    starts = [windows.row_start(row) for row in rows]
     return torch.stack([sequence[start : start + windows.row_length] for start in starts])
 
 
-def _run(
-    model: PreTrainedModel,
-    method,
-    batch: dict[str, Tensor],
-    windows: HaloedWindows,
-    rows: range,
-    autocast_dtype: torch.dtype | str | None,
-) -> Tensor:
-    """Runs encode or decode on a batch of rows and keeps the core of each: `[tokens, width]` float32."""
-    outputs = run_batch(model, method, batch, autocast_dtype)  # [rows, row_length, width]
-    cores = []
+def _num_tokens(windows: HaloedWindows, rows: range) -> int:
+    """Tokens in the cores of consecutive rows."""
+    return windows.core(rows[-1])[1] - windows.core(rows[0])[0]
+
+
+def _keep_cores(outputs: Tensor, out: Tensor, windows: HaloedWindows, rows: range) -> None:
+    """Writes the core of each row of `outputs` `[rows, row_length, width]` into `out` `[tokens, width]`."""
+    first = windows.core(rows[0])[0]
     for output, row in zip(outputs, rows, strict=True):
         start, stop = windows.core(row)
         offset = windows.row_start(row)
-        cores.append(output[start - offset : stop - offset])
-    return torch.cat(cores).float()
+        out[start - first : stop - first] = output[start - offset : stop - offset]
 
 
 def _check_positions(positions: Tensor, num_tokens: int) -> None:
@@ -277,6 +315,6 @@ def _check_positions(positions: Tensor, num_tokens: int) -> None:
         )
 
 
-def _progress_bar(total: int, description: str, progress: bool) -> tqdm:
+def _progress_bar(total: int, description: str, progress: bool, unit: str = "window") -> tqdm:
     hidden = not progress or not is_progress_bar_enabled()
-    return tqdm(total=total, desc=description, unit="window", leave=False, disable=hidden)
+    return tqdm(total=total, desc=description, unit=unit, leave=False, disable=hidden)

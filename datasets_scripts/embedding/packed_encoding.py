@@ -11,6 +11,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from modeling_wsl import CheckpointError, WSLModel
 from modeling_wsl.checkpoints import Checkpoint
+from modeling_wsl.inference import inference_backbone
 from modeling_wsl.latent_pooling import LatentPool
 from modeling_wsl.latent_sources import STREAM_WINDOW
 from modeling_wsl.manifest import WeightManifest
@@ -65,7 +66,9 @@ class PackedEncoder:
         model_config = self.embedder.model.config
         self.window_size = config.window_size or model_config.window_size
         self.batch_tokens = config.batch_size * (self.window_size + 2 * config.halo)
-        self.autocast = "bfloat16" if config.mixed_precision == "bf16" else None
+        self.model, self.autocast = inference_backbone(
+            self.embedder.model, "bfloat16" if config.mixed_precision == "bf16" else None
+        )
         self.same = SameTensors("pooling='layers'", "pooling='mean'") if config.pooling == "layers" else None
         self.waiting: list[_Row] = []
         self.waiting_tokens = 0
@@ -122,11 +125,9 @@ class PackedEncoder:
     def _encode(self, rows: list[_Row]) -> None:
         fields = rows[0].fields
         batch = {name: pad_sequence([row.fields[name] for row in rows], batch_first=True) for name in fields}
-        model = self.embedder.model
         with torch_threads(self.threads):
-            latents = (
-                run_batch(model, model.token_features, batch, self.autocast).float().cpu()
-            )  # [rows, longest, latent_size]
+            latents = run_batch(self.model, self.model.token_features, batch, self.autocast)
+        latents = latents.float().cpu()  # [rows, longest, latent_size]
         for row, part in zip(rows, latents, strict=True):
             pool = row.model.pool
             pool.add(part[row.core], row.fields["positions"][row.core, 1])

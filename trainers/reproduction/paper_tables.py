@@ -34,7 +34,9 @@ NAMES = (
     "figure5",
     "figure6",
     "figure8",
-    "populations",  # ours: the probe of Table 9 on models that others trained
+    # ours
+    "populations",  # the probe of Table 9 on models that others trained
+    "codes",  # Table 8 by the matrix code
 )
 
 
