@@ -126,8 +126,9 @@ def test_a_fault_while_streaming_is_retried_and_changes_nothing(hub, published, 
 def test_a_hub_that_stays_away_ends_the_run_in_one_line(hub, published, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(datasets.config, "STREAMING_READ_MAX_RETRIES", 2)
     monkeypatch.setattr(datasets.config, "STREAMING_READ_RETRY_INTERVAL", 0)
-    hub.fault(r"GET .*windows/train-0000[0-3]", times=-1, skip=12, status=404)
     for num_workers in (0, 2):
+        hub.faults.clear()
+        hub.fault(r"GET .*windows/train-0000[0-3]", times=-1, skip=12, status=404)
         words = arguments("org/tokens", tmp_path / f"run{num_workers}", **STREAM, num_workers=num_workers)
         capsys.readouterr()
         assert run(words) == 1

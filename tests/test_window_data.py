@@ -1,4 +1,6 @@
 import pickle
+import threading
+from itertools import islice
 
 import numpy as np
 import pytest
@@ -6,10 +8,11 @@ import torch
 from window_fixtures import write_dataset
 
 from modeling_wsl.manifest import Segment, positions_from_segments
-from trainers.crops import Crop, TrainingOrder, batches_of, crop_start, steps_for_epochs, tiles
+from trainers.batch_memory import BatchMemory
+from trainers.crops import Crop, TrainingOrder, batches_of, crop_start, crop_starts, steps_for_epochs, tiles
 from trainers.dataset_source import load_windows
 from trainers.window_data import WindowDataset, make_loader
-from trainers.window_table import DatasetError
+from trainers.window_table import DatasetError, WindowTable, collate
 
 
 LENGTHS = {"train": [40, 7, 33, 16, 1, 90, 25, 64, 12], "validation": [30, 5]}
@@ -64,6 +67,36 @@ def test_without_a_fixed_length_a_batch_is_as_long_as_its_longest_crop(rows):
     assert batch["tokens"].shape == (2, 11, 24)
 
 
+def test_a_batch_equals_its_crops_cut_one_by_one(dataset, rows):
+    generator = np.random.default_rng(0)
+    table = WindowTable(rows.data.table, "split 'train'")
+    for longest in (1, 3, 16, 90):
+        windows = generator.integers(0, len(dataset), 20)
+        lengths = np.minimum(generator.integers(1, longest + 1, 20), dataset.num_tokens[windows])
+        starts = generator.integers(0, dataset.num_tokens[windows] - lengths + 1)
+        crops = [Crop(*values) for values in zip(windows.tolist(), starts.tolist(), lengths.tolist(), strict=True)]
+        for pad_to in (0, 90):
+            batch = table.read(crops, pad_to)
+            expected = collate([table.cut(crop) for crop in crops], BatchMemory(), pad_to)
+            assert batch.keys() == expected.keys()
+            assert all(torch.equal(batch[name], expected[name]) for name in batch)
+
+
+def test_memory_is_used_again_only_when_nobody_holds_its_batch(dataset):
+    def read(window):
+        return dataset.__getitems__([Crop(window, 0, 7)])["tokens"]
+
+    held = read(1)
+    before, place = held.clone(), held.data_ptr()
+    part = held[0, :3]  # a part keeps the whole
+    del held
+    others = [read(window) for window in (2, 3, 5)]
+    assert place not in {other.data_ptr() for other in others}
+    assert torch.equal(part, before[0, :3])
+    del part
+    assert read(0).data_ptr() == place
+
+
 def test_the_highest_positions_are_those_of_all_crops(dataset):
     batch = dataset.__getitems__(tiles(dataset.num_tokens, 16))
     assert dataset.highest_positions() == tuple(batch["positions"].amax((0, 1)).tolist())
@@ -110,6 +143,63 @@ def test_the_number_of_workers_does_not_change_the_batches(dataset):
     assert len(alone) == len(workers) == 5
     for first, second in zip(alone, workers, strict=True):
         assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+def test_workers_read_ahead_and_no_further(dataset):
+    batches = list(order_of(dataset, last_step=30))
+    asked = []
+
+    class Watched:
+        def __getitems__(self, crops):
+            asked.append(crops)
+            return {"first": crops[0]}
+
+    loader = make_loader(Watched(), batches, num_workers=2)
+    assert len(loader) == 30
+    given = iter(loader)
+    assert [batch["first"] for batch in islice(given, 10)] == [crops[0] for crops in batches[:10]]
+    assert 10 <= len(asked) <= 10 + 2 * 2
+    given.close()
+    for thread in threading.enumerate():
+        if thread.name.startswith("crops"):
+            thread.join(10)
+            assert not thread.is_alive()
+
+
+def test_what_a_worker_raises_comes_out_as_it_was_raised(dataset):
+    batches = [[Crop(0, 0, 3)], [Crop(10**6, 0, 3)], [Crop(1, 0, 3)]]
+    for num_workers in (0, 1, 3):
+        given = iter(make_loader(dataset, batches, num_workers))
+        assert next(given)["window"].tolist() == [0]
+        with pytest.raises(IndexError):
+            next(given)
+
+
+def test_all_crops_of_an_epoch_are_those_computed_one_by_one():
+    def one(seed, epoch, window, num_tokens, size):
+        def mix(value):
+            value = (value + 0x9E3779B97F4A7C15) % 2**64
+            value = (value ^ value >> 30) * 0xBF58476D1CE4E5B9 % 2**64
+            value = (value ^ value >> 27) * 0x94D049BB133111EB % 2**64
+            return value ^ value >> 31
+
+        if num_tokens <= size:
+            return 0
+        first, starts = mix(mix(seed) ^ window), num_tokens - size + 1
+        place = (first + epoch * 0x9E3779B97F4A7C15) % 2**64
+        if starts == 2:
+            return (first + epoch) % 2
+        margin = min(size - 1, int((0.381966 * starts - 1) / (1 - 2 * 0.381966)))
+        return min(max(place * (starts + 2 * margin) // 2**64 - margin, 0), starts - 1)
+
+    generator = np.random.default_rng(0)
+    for size in (1, 2, 5, 16, 512):
+        num_tokens = np.concatenate([np.arange(1, 3 * size + 9), generator.integers(1, 4097, 50), [10**6, 2**29]])
+        windows = generator.integers(0, 2**63, len(num_tokens))
+        for seed, epoch in ((0, 0), (3, 1), (2**40, 10**6)):
+            starts = crop_starts(seed, epoch, windows, num_tokens, size)
+            pairs = zip(windows.tolist(), num_tokens.tolist(), strict=True)
+            assert starts.tolist() == [one(seed, epoch, window, count, size) for window, count in pairs]
 
 
 def test_a_row_gives_another_crop_each_epoch_and_rows_differ():

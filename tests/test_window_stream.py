@@ -121,9 +121,9 @@ def test_a_block_is_shuffled_and_no_more_than_the_next_one_is_read_meanwhile(row
     read = []
     cut = WindowStream._cut
 
-    def counted(self, table, row, epoch):
-        read.append(names[_window_key(table.model_id(row), table.token_start(row))])
-        return cut(self, table, row, epoch)
+    def counted(self, table, crop, key):
+        read.append(names[key])
+        return cut(self, table, crop, key)
 
     monkeypatch.setattr(WindowStream, "_cut", counted)
     given = []
@@ -141,7 +141,8 @@ def plan_of(**options):
 
 def test_workers_take_turns_and_resume_in_their_turn(rows):
     readers = [
-        iter(stream_of(rows.reshard(), batch_size=2, places=[Place()] * 2, first_reader=reader)) for reader in range(2)
+        iter(stream_of(rows.by_row_group(), batch_size=2, places=[Place()] * 2, first_reader=reader))
+        for reader in range(2)
     ]
     expected = [next(readers[number % 2]) for number in range(12)]
     whole = StreamedBatches(rows, SplitSize(WINDOWS, 1))

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 from torch.utils.data import Sampler
@@ -17,8 +17,7 @@ _GOLDEN = np.uint64(0x9E3779B97F4A7C15)  # 2**64 / golden ratio
 _NEAREST = 0.381966  # epochs that follow each other are at least this share of the circle apart: 1 - 1 / golden ratio
 
 
-@dataclass(frozen=True)
-class Crop:
+class Crop(NamedTuple):
     """`length` consecutive tokens of row `window` from its token `start`."""
 
     window: int
@@ -62,7 +61,7 @@ class TrainingOrder(Sampler[list[Crop]]):
         self.world_size = world_size
         self.first_step = first_step
         self.last_step = last_step
-        self._permutation: tuple[int, np.ndarray] | None = None
+        self._epoch: tuple[int, np.ndarray] | None = None
 
     @property
     def windows_per_step(self) -> int:
@@ -80,22 +79,38 @@ class TrainingOrder(Sampler[list[Crop]]):
     def crops(self, first: int, count: int) -> list[Crop]:
         """The crops at places `first` … `first + count` of the endless row of epochs."""
         crops: list[Crop] = []
-        for place in range(first, first + count):
-            epoch, at = divmod(place, len(self.num_tokens))
-            window = int(self._order(epoch)[at])
-            start = crop_start(self.seed, epoch, window, int(self.num_tokens[window]), self.window_size)
-            crops.append(Crop(window, start, min(self.window_size, int(self.num_tokens[window]))))
+        while len(crops) < count:
+            epoch, at = divmod(first + len(crops), len(self.num_tokens))
+            part = self._crops_of(epoch)[at : at + count - len(crops)]
+            crops += map(Crop._make, part.tolist())
         return crops
 
-    def _order(self, epoch: int) -> np.ndarray:
-        if self._permutation is None or self._permutation[0] != epoch:
+    def _crops_of(self, epoch: int) -> np.ndarray:
+        """All crops of an epoch in their order, int64 `[windows, 3]`: drawn at once, for one by one they take longer
+        than they take to read.
+        """
+        if self._epoch is None or self._epoch[0] != epoch:
             generator = np.random.Generator(np.random.Philox(key=(self.seed, epoch)))
-            self._permutation = (epoch, generator.permutation(len(self.num_tokens)))
-        return self._permutation[1]
+            order = generator.permutation(len(self.num_tokens))
+            num_tokens = self.num_tokens[order]
+            starts = crop_starts(self.seed, epoch, order, num_tokens, self.window_size)
+            lengths = np.minimum(num_tokens, self.window_size)
+            self._epoch = (epoch, np.stack([order, starts, lengths], axis=1))
+        return self._epoch[1]
 
 
 def crop_start(seed: int, epoch: int, window: int, num_tokens: int, window_size: int) -> int:
-    """Where the crop of a window begins in an epoch; 0 where the window is not longer than the crop.
+    """`crop_starts` of one window."""
+    return int(crop_starts(seed, epoch, np.array([window]), np.array([num_tokens]), window_size)[0])
+
+
+def crop_starts(seed: int, epoch: int, windows: np.ndarray, num_tokens: np.ndarray, window_size: int) -> np.ndarray:
+    """Where the crops of windows begin in an epoch, int64; 0 where a window is not longer than the crop.
+
+    Args:
+        windows: numbers of the windows, `[n]`, not negative.
+        num_tokens: tokens of each, int64 `[n]`.
+        window_size: tokens of a crop.
 
     A place is drawn over the starts of all full crops *and* a margin of `window_size - 1` on both sides, then clipped:
     every token is seen in at least window_size / (num_tokens + window_size - 1) of the epochs. Drawing among the full
@@ -104,17 +119,24 @@ def crop_start(seed: int, epoch: int, window: int, num_tokens: int, window_size:
     window has a smaller margin, so that no start holds more of the circle than that step passes over: the crops of
     epochs that follow each other always differ. The ends are then seen in 0.33 of the epochs or more.
     """
-    if num_tokens <= window_size:
-        return 0
-    with np.errstate(over="ignore"):
-        first = mix(mix(np.uint64(seed)) ^ np.uint64(window))
-        place = int(first + np.uint64(epoch) * _GOLDEN)
-    starts = num_tokens - window_size + 1
-    if starts == 2:  # no step of less than a half parts these
-        return (int(first) + epoch) % 2
+    starts = np.maximum(num_tokens - window_size + 1, 1)
     # The largest margin with (margin + 1) / (starts + 2 * margin), the share of the first start, below _NEAREST.
-    margin = min(window_size - 1, int((_NEAREST * starts - 1) / (1 - 2 * _NEAREST)))
-    return min(max(place * (starts + 2 * margin) // 2**64 - margin, 0), starts - 1)
+    largest = ((_NEAREST * starts - 1) / (1 - 2 * _NEAREST)).astype(np.int64)
+    margin = np.minimum(window_size - 1, np.maximum(largest, 0))
+    with np.errstate(over="ignore"):
+        first = mix(mix(np.uint64(seed)) ^ windows.astype(np.uint64))
+        place = first + np.uint64(epoch) * _GOLDEN
+    drawn = _scaled(place, starts + 2 * margin) - margin
+    drawn = np.clip(drawn, 0, starts - 1)
+    alternating = (first % np.uint64(2)).astype(np.int64) + epoch  # no step of less than a half parts two starts
+    return np.where(starts == 2, alternating % 2, drawn)
+
+
+def _scaled(place: np.ndarray, size: np.ndarray) -> np.ndarray:
+    """place * size // 2**64 as int64, for places in uint64 and sizes below 2**31; by halves: the product overflows."""
+    size, half = size.astype(np.uint64), np.uint64(32)
+    high, low = (place >> half) * size, (place & np.uint64(0xFFFFFFFF)) * size
+    return ((high + (low >> half)) >> half).astype(np.int64)
 
 
 def mix(value: np.ndarray | np.uint64) -> np.ndarray | np.uint64:

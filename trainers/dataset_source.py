@@ -23,6 +23,7 @@ from datasets_scripts.schema import EXTRACTOR_FILE, MODELS, TRAIN, VALIDATION, W
 from modeling_wsl.checkpoint_hub import hub_problem, is_hub_id
 from modeling_wsl.feature_extraction_wsl import WSLFeatureExtractor
 
+from .window_files import WindowFiles
 from .window_table import DatasetError
 
 
@@ -92,14 +93,12 @@ class DatasetSource:
             )
         return splits
 
-    def stream(self) -> datasets.IterableDataset:
+    def stream(self) -> WindowFiles:
         """The split `train`, to be read as it is used; a shard is a Parquet file."""
         with self._explained():
             if self.folder is not None:
-                return datasets.load_dataset(
-                    "parquet", data_files=self._folder_files(WINDOWS), split=TRAIN, streaming=True
-                )
-            return self._hub_builder(WINDOWS).as_streaming_dataset(split=TRAIN)
+                return WindowFiles(self._folder_files(WINDOWS)[TRAIN])
+            return WindowFiles(list(self._hub_builder(WINDOWS).config.data_files[TRAIN]))
 
     def sizes(self) -> dict[str, SplitSize]:
         """Windows and tokens of the splits, from three columns of the config `models`; no window is read."""

@@ -32,8 +32,8 @@ class PretrainConfig:
     )
     streaming: bool = option(
         False,
-        "read training windows as they are used, for datasets larger than the disk; a worker decodes a hundred or so "
-        "a second, so give it `num_workers`",
+        "read training windows as they are used, for datasets larger than the disk; a worker decodes some hundred "
+        "crops a second, so a fast device wants `num_workers`",
     )
     shuffle_buffer: int = option(1024, "crops that each reading worker holds and shuffles when streaming, twice over")
     crops_per_window: int = option(
@@ -95,7 +95,9 @@ class PretrainConfig:
         True, "deterministic kernels: the same bytes on the same machine; costs some speed on GPUs"
     )
     use_cpu: bool = option(False, "stay on the CPU where a GPU is present")
-    num_workers: int = option(0, "worker processes that read the data; the crops do not depend on it")
+    num_workers: int = option(
+        0, "threads (worker processes when streaming) that read ahead; the crops do not depend on it"
+    )
     # watching
     logging_steps: int = option(10, "steps between two lines of metrics (also the check for NaN)")
     eval_steps: int = option(0, "steps between two evaluations; 0 = at the first and last step only")

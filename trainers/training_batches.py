@@ -5,22 +5,22 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import islice
 
-import datasets
 import numpy as np
 import torch
 
 from .crops import TrainingOrder
 from .dataset_source import SplitSize
 from .window_data import WindowDataset, make_loader
-from .window_stream import Place, WindowStream, read_shard, stream_loader
-from .window_table import DatasetError, WindowTable, check_columns, check_positions, every
+from .window_files import WindowFiles
+from .window_stream import Place, WindowStream, stream_loader
+from .window_table import DatasetError, check_positions, every
 
 
 logger = logging.getLogger(__name__)
 Batches = Iterator[dict[str, torch.Tensor]]
 _SAMPLED_SHARDS = 16  # half a gigabyte of row groups
+_SAMPLED_WINDOWS = 16  # of each of them
 # Fewer files than this for each reader, and their row groups are dealt out instead: shares of an epoch then differ
 # little, and a shuffled block holds windows of many models. To list the row groups, every file is opened once.
 _FILES_PER_READER = 4
@@ -35,7 +35,7 @@ class BatchPlan:
         batch_size, accumulation: windows per forward pass, forward passes per step.
         rank, world_size: this process among all.
         seed: of order and crops.
-        num_workers: processes that read for this one.
+        num_workers: threads (of a stream, processes) that read for this one.
         buffer_size, crops_per_window, max_positions: of a stream, see `WindowStream`.
     """
 
@@ -94,21 +94,14 @@ class StreamedBatches:
     """Training windows that are read as they are used.
 
     Args:
-        rows: the training split, streaming.
+        rows: the training split.
         size: of that split.
-
-    Raises:
-        DatasetError: a missing column, or tokens that are not fixed-size lists.
     """
 
-    def __init__(self, rows: datasets.IterableDataset, size: SplitSize) -> None:
-        check_columns(list(rows.features), "split 'train'")
-        tokens = rows.features["tokens"]
-        if not (isinstance(tokens, datasets.List) and isinstance(tokens.feature, datasets.List)):
-            raise DatasetError(f"split 'train': column 'tokens' is {tokens}; tokens are fixed-size lists")
+    def __init__(self, rows: WindowFiles, size: SplitSize) -> None:
         self.rows = rows
         self.size = size
-        self.token_size = tokens.feature.length
+        self.token_size = rows.token_size
         self._saved: list[list[list[int]]] = []
         self._places: list[Place] = []
 
@@ -119,10 +112,11 @@ class StreamedBatches:
         """About `max_tokens` tokens of the first windows of evenly spaced shards, as `WindowDataset.sample` gives."""
         shards = np.unique(np.linspace(0, self.rows.num_shards - 1, _SAMPLED_SHARDS).round().astype(int))
         for shard in shards:
-            for table in islice(read_shard(self.rows.with_format("arrow"), int(shard)), 1):
-                windows = WindowTable(table, f"split 'train', shard {shard}")
-                stride = max(1, -(-int(windows.num_tokens.sum()) * len(shards) // max_tokens))
-                yield from every(stride, map(windows.window, range(len(windows))))
+            windows = self.rows.first_table(int(shard))
+            if windows is not None:
+                first = min(len(windows), _SAMPLED_WINDOWS)
+                stride = max(1, -(-int(windows.num_tokens[:first].sum()) * len(shards) // max_tokens))
+                yield from every(stride, map(windows.window, range(first)))
 
     def batches(self, plan: BatchPlan, first_step: int, last_step: int) -> Batches:
         """The batches of one process for these steps, the second excluded.
@@ -136,7 +130,7 @@ class StreamedBatches:
         first = first_step * plan.accumulation
         enough_files = self.rows.num_shards >= _FILES_PER_READER * readers * plan.world_size
         stream = WindowStream(
-            self.rows if enough_files else self.rows.reshard(),
+            self.rows if enough_files else self.rows.by_row_group(),
             window_size=plan.window_size,
             batch_size=plan.batch_size,
             seed=plan.seed,

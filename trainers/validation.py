@@ -6,7 +6,6 @@ from collections.abc import Callable
 
 import torch
 from accelerate import Accelerator
-from torch.utils.data import DataLoader
 from transformers import PreTrainedModel
 
 from modeling_wsl.losses import R2Accumulator
@@ -39,7 +38,7 @@ class Validation:
         if self.in_step:
             longest = -(-len(crops[:: accelerator.num_processes]) // batch_size)
             batches += [crops[:1]] * (longest - len(batches))
-        self.loader: DataLoader = make_loader(dataset, batches, num_workers=0)
+        self.loader = make_loader(dataset, batches, num_workers=0)
 
     @torch.no_grad()
     def r2(self, model: PreTrainedModel, stopped: Callable[[], bool]) -> float | None:

@@ -16,32 +16,20 @@ before, so a run that resumes could not refill it.
 from __future__ import annotations
 
 import hashlib
+import signal
 from collections.abc import Iterator, Sequence
 from itertools import groupby, islice
 from operator import itemgetter
 from typing import NamedTuple
 
-import datasets
 import numpy as np
-import pyarrow as pa
 import torch
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
-from datasets_scripts.errors import one_line
-
-from .crops import Crop, crop_start
-from .window_data import ignore_interrupts
-from .window_table import (
-    COLUMNS,
-    CroppedTokens,
-    DatasetError,
-    WindowTable,
-    check_positions,
-    collate,
-)
-
-
-_ROWS_AT_ONCE = 16  # of a table: enough that what a table costs does not count beside what a window costs
+from .batch_memory import BatchMemory
+from .crops import Crop, crop_starts
+from .window_files import WindowFiles, explained
+from .window_table import CroppedTokens, DatasetError, WindowTable, check_positions, collate
 
 
 class Place(NamedTuple):
@@ -57,7 +45,7 @@ class WindowStream(IterableDataset):
     """Endless batches of crops for one process, read by `len(places)` loader workers (or by the process itself).
 
     Args:
-        rows: the training split, streaming.
+        rows: the training split.
         window_size: tokens of a crop (fewer where the window is shorter); batches are padded to it.
         batch_size: crops of a batch.
         seed: of the order and of the crops.
@@ -74,7 +62,7 @@ class WindowStream(IterableDataset):
 
     def __init__(
         self,
-        rows: datasets.IterableDataset,
+        rows: WindowFiles,
         *,
         window_size: int,
         batch_size: int,
@@ -87,7 +75,7 @@ class WindowStream(IterableDataset):
         first_reader: int = 0,
         max_positions: Sequence[int] | None = None,
     ) -> None:
-        self.rows = rows.select_columns(list(COLUMNS)).with_format("arrow")
+        self.rows = rows
         self.window_size = window_size
         self.batch_size = batch_size
         self.seed = seed
@@ -114,11 +102,12 @@ class WindowStream(IterableDataset):
         worker = get_worker_info()
         reader = (self.first_reader + (worker.id if worker else 0)) % len(self.places)
         batch: list[CroppedTokens] = []
+        memory = BatchMemory()
         try:
             for crop, place in self._crops(self.first_lane + reader, self.places[reader]):
                 batch.append(crop)
                 if len(batch) == self.batch_size:
-                    yield {**collate(batch, self.window_size), "place": torch.tensor(place)}
+                    yield {**collate(batch, memory, self.window_size), "place": torch.tensor(place)}
                     batch = []
         except DatasetError as error:
             yield str(error)
@@ -147,12 +136,16 @@ class WindowStream(IterableDataset):
         while True:
             share = self._order(epoch)[lane :: self.num_lanes]
             count = 0
-            for shard in range(first_shard, len(share)):
-                for row, table, at in self._read(int(share[shard]), first_row if shard == first_shard else 0):
+            for at, first, table in self.rows.tables(share[first_shard:].tolist(), first_row):
+                shard = first_shard + at
+                crops = self._crops_of(table, epoch)
+                for row in range(max(0, first_row - first) if at == 0 else 0, len(table)):
                     if count % self.windows_per_block == 0:
-                        beginning = Place(epoch, shard, row)
+                        beginning = Place(epoch, shard, first + row)
                     count += 1
-                    yield beginning, self._cut(table, at, epoch)
+                    with explained(int(share[shard])):
+                        cut = [self._cut(table, crop, key) for crop, key in crops[row]]
+                    yield beginning, cut
             if count == 0:
                 raise DatasetError("split 'train' has files without windows. Write the dataset with `hf-wsl tokenize`")
             epoch, first_shard, first_row = epoch + 1, 0, 0
@@ -161,39 +154,24 @@ class WindowStream(IterableDataset):
         generator = np.random.Generator(np.random.Philox(key=(self.seed, epoch)))
         return generator.permutation(self.rows.num_shards)
 
-    def _read(self, shard: int, first_row: int) -> Iterator[tuple[int, WindowTable, int]]:
-        """The windows of a shard from a row on: the row in the shard, a table that holds it, the row in that table."""
-        seen = 0
-        for table in read_shard(self.rows, shard):
-            windows = WindowTable(table, f"split 'train', shard {shard}", seen)
-            for at in range(max(0, first_row - seen), len(windows)):
-                yield seen + at, windows, at
-            seen += len(windows)
-
-    def _cut(self, table: WindowTable, row: int, epoch: int) -> list[CroppedTokens]:
-        """The crops of a window in an epoch. They are copies: the table is let go of."""
-        key = _window_key(table.model_id(row), table.token_start(row))
-        num_tokens = int(table.num_tokens[row])
-        crops = []
+    def _crops_of(self, table: WindowTable, epoch: int) -> list[list[tuple[Crop, int]]]:
+        """The crops of every window of a table in an epoch, each with the window's key."""
+        keys = [_window_key(table.model_id(row), table.token_start(row)) for row in range(len(table))]
+        lengths = np.minimum(table.num_tokens, self.window_size).tolist()
+        crops: list[list[tuple[Crop, int]]] = [[] for _ in keys]
         for visit in range(epoch * self.crops_per_window, (epoch + 1) * self.crops_per_window):
-            start = crop_start(self.seed, visit, key, num_tokens, self.window_size)
-            cut = table.cut(Crop(row, start, min(self.window_size, num_tokens)))
-            if self.max_positions is not None:
-                where = f"split 'train', model '{table.model_id(row)}'"
-                check_positions(cut.positions.max(0).tolist(), self.max_positions, where)
-            crops.append(cut.detached(key))
+            starts = crop_starts(self.seed, visit, np.array(keys), table.num_tokens, self.window_size)
+            for row, start in enumerate(starts.tolist()):
+                crops[row].append((Crop(row, start, lengths[row]), keys[row]))
         return crops
 
-
-def read_shard(rows: datasets.IterableDataset, shard: int) -> Iterator[pa.Table]:
-    """A shard as tables of some windows each. DatasetError where it cannot be read, after the client's own retries."""
-    try:
-        yield from rows.shard(num_shards=rows.num_shards, index=shard).iter(batch_size=_ROWS_AT_ONCE)
-    except Exception as error:  # of the client, Arrow and datasets, without a common class
-        raise DatasetError(
-            f"split 'train', shard {shard}: cannot be read ({type(error).__name__}: {one_line(error)}). Go on with "
-            "--resume_from_checkpoint latest once it can"
-        ) from error
+    def _cut(self, table: WindowTable, crop: Crop, key: int) -> CroppedTokens:
+        """Reads a crop; it is a copy, for the table is let go of."""
+        cut = table.cut(crop)
+        if self.max_positions is not None:
+            where = f"split 'train', model '{table.model_id(crop.window)}'"
+            check_positions(cut.positions.max(0).tolist(), self.max_positions, where)
+        return cut.detached(key)
 
 
 def stream_loader(stream: WindowStream, num_workers: int) -> DataLoader:
@@ -204,8 +182,13 @@ def stream_loader(stream: WindowStream, num_workers: int) -> DataLoader:
         num_workers=num_workers,
         pin_memory=torch.cuda.is_available(),
         generator=torch.Generator(),  # the global one stays as a resume left it
-        worker_init_fn=ignore_interrupts,
+        worker_init_fn=_ignore_interrupts,
     )
+
+
+def _ignore_interrupts(worker: int) -> None:
+    """Ctrl+C reaches the whole process group; the trainer saves and stops, which takes its readers along."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def _window_key(model_id: str, token_start: int) -> int:

@@ -12,7 +12,9 @@ import numpy as np
 import pyarrow as pa
 import torch
 
+from .batch_memory import BatchMemory
 from .crops import Crop
+from .token_pages import TokenPages
 
 
 SEGMENT_COLUMNS = ("segment_layer", "segment_position", "segment_stride", "segment_length")
@@ -44,37 +46,32 @@ class CroppedTokens:
         return CroppedTokens(self.tokens.copy(), self.valid_entries.copy(), self.positions, window)
 
 
-def collate(crops: Sequence[CroppedTokens], pad_to: int = 0) -> dict[str, torch.Tensor]:
+def collate(crops: Sequence[CroppedTokens], memory: BatchMemory, pad_to: int = 0) -> dict[str, torch.Tensor]:
     """Makes a batch; crops are padded to `pad_to` tokens, or (0) to the longest, with tokens that hold no weight.
 
     Returns:
         tokens `[batch, pad_to, d_t]` as stored, zero where padded; valid_entries int32 `[batch, pad_to]`; positions
         int64 `[batch, pad_to, 3]`, zero where padded; window int64 `[batch]`.
     """
-    shape = (len(crops), pad_to or max(len(crop.tokens) for crop in crops))
-    tokens = np.zeros((*shape, crops[0].tokens.shape[1]), crops[0].tokens.dtype)
-    valid = np.zeros(shape, np.int32)
-    positions = np.zeros((*shape, 3), np.int64)
+    length = pad_to or max(len(crop.tokens) for crop in crops)
+    batch, arrays = memory.batch(len(crops), length, crops[0].tokens.shape[1], crops[0].tokens.dtype)
     for i, crop in enumerate(crops):
-        length = len(crop.tokens)
-        tokens[i, :length] = crop.tokens
-        valid[i, :length] = crop.valid_entries
-        positions[i, :length] = crop.positions
-    return {
-        "tokens": torch.from_numpy(tokens),
-        "valid_entries": torch.from_numpy(valid),
-        "positions": torch.from_numpy(positions),
-        "window": torch.tensor([crop.window for crop in crops]),
-    }
+        for name, array in arrays.items():
+            part = getattr(crop, name)
+            array[i, : len(part)] = part
+            array[i, len(part) :] = 0
+    batch["window"] = torch.tensor([crop.window for crop in crops])
+    return batch
 
 
 class WindowTable:
     """Windows of an Arrow table, read without a copy and without an Arrow object per row.
 
     Args:
-        table: at least one row, with `COLUMNS`.
+        table: at least one row, with `COLUMNS`; without `tokens` where these are given.
         where: "split 'train'" or narrower, for error messages.
         first_row: number of the table's first row there, for error messages.
+        tokens: what reads the tokens, where the table does not hold them.
 
     Attributes:
         token_size: d_t, entries per token.
@@ -84,22 +81,28 @@ class WindowTable:
         DatasetError: a missing column, or a row whose columns contradict each other.
     """
 
-    def __init__(self, table: pa.Table, where: str, first_row: int = 0) -> None:
-        check_columns(table.column_names, where)
+    def __init__(self, table: pa.Table, where: str, first_row: int = 0, tokens: TokenPages | None = None) -> None:
+        check_columns([*table.column_names, *(["tokens"] if tokens else [])], where)
         self._table = table
         self._where = where
+        self._memory = BatchMemory()
         self._first_row = first_row
-        self._tokens = _ListColumn(table, "tokens")
+        self._tokens = tokens or _ListColumn(table, "tokens")
         self._valid = _ListColumn(table, "valid_entries")
         self._segments = [_ListColumn(table, name) for name in SEGMENT_COLUMNS]
         self._token_start = table.column("token_start").to_numpy()
-        self.num_tokens = np.concatenate([chunk.lengths for chunk in self._tokens.chunks])  # [rows]
-        self.token_size = self._tokens.chunks[0].width
+        self.num_tokens = self._tokens.lengths
+        self.token_size = self._tokens.width
         self._check_rows()
+        # Tokens are numbered over all windows, and segments, which are few beside the tokens, lie in one array.
+        self._first_token = np.cumsum(self.num_tokens) - self.num_tokens
+        self._layer, self._position, self._stride, length = (column.joined() for column in self._segments)
+        self._segment_end = np.cumsum(length, dtype=np.int64)
+        self._segment_begin = self._segment_end - length
 
     def _check_rows(self) -> None:
         expected = {"num_tokens": self._table.column("num_tokens").to_numpy()}
-        expected["valid_entries"] = self._valid.all_lengths()
+        expected["valid_entries"] = self._valid.lengths
         expected["segment_length"] = self._segments[-1].sums()
         for name, count in expected.items():
             wrong = np.flatnonzero(count != self.num_tokens)
@@ -126,32 +129,72 @@ class WindowTable:
 
     def highest_positions(self) -> tuple[int, int, int]:
         """The largest n, l and k of the table: what learned position tables must hold."""
-        layer, position, stride, length = (
-            np.concatenate([chunk.values[chunk.offsets[0] : chunk.offsets[-1]] for chunk in column.chunks])
-            for column in self._segments
-        )
-        highest_k = position + (np.maximum(length, 1) - 1) // stride
-        return int((self._token_start + self.num_tokens).max()) - 1, int(layer.max()), int(highest_k.max())
+        length = self._segment_end - self._segment_begin
+        highest_k = self._position + (np.maximum(length, 1) - 1) // self._stride
+        return int((self._token_start + self.num_tokens).max()) - 1, int(self._layer.max()), int(highest_k.max())
 
     def window(self, row: int) -> tuple[np.ndarray, np.ndarray]:
         """A whole window without a copy: tokens `[num_tokens, d_t]` as stored, valid entries uint16 `[num_tokens]`."""
-        return self._tokens.row(row), self._valid.row(row)
+        stop = int(self.num_tokens[row])
+        return self._tokens.part(row, 0, stop), self._valid.part(row, 0, stop)
 
     def cut(self, crop: Crop) -> CroppedTokens:
         """Reads a crop; tokens and valid entries are views."""
-        part = slice(crop.start, crop.start + crop.length)
-        tokens, valid = self.window(crop.window)
-        return CroppedTokens(tokens[part], valid[part], self._positions(crop), crop.window)
+        row, start, stop = crop.window, crop.start, crop.start + crop.length
+        positions = np.empty((1, crop.length, 3), np.int64)
+        self._write_positions(positions, *(np.array([value]) for value in crop))
+        tokens, valid = self._tokens.part(row, start, stop), self._valid.part(row, start, stop)
+        return CroppedTokens(tokens, valid, positions[0], row)
 
-    def _positions(self, crop: Crop) -> np.ndarray:
-        """[n, l, k] of a crop's tokens: within a segment, k = position + j // stride for its j-th token."""
-        layer, position, stride, length = (column.row(crop.window) for column in self._segments)
-        ends = np.cumsum(length, dtype=np.int64)
-        index = np.arange(crop.start, crop.start + crop.length)
-        segment = np.searchsorted(ends, index, side="right")
-        within = index - (ends - length)[segment]
-        n = self._token_start[crop.window] + index
-        return np.stack([n, layer[segment], position[segment] + within // stride[segment]], axis=1)
+    def read(self, crops: Sequence[Crop], pad_to: int = 0) -> dict[str, torch.Tensor]:
+        """Reads a batch, as `collate` would make it of the crops one by one."""
+        rows, starts, lengths = np.array(crops, np.int64).T
+        length = pad_to or int(lengths.max())
+        batch, arrays = self._memory.batch(len(crops), length, self.token_size, self._tokens.dtype)
+        self._write_positions(arrays["positions"], rows, starts, lengths)
+        padding = (length - lengths).tolist()
+        for name, column in (("tokens", self._tokens), ("valid_entries", self._valid)):
+            parts = column.parts(rows, starts, lengths)
+            if any(padding):
+                empty = np.zeros((max(padding), *parts[0].shape[1:]), parts[0].dtype)
+                parts = [part for i, crop in enumerate(parts) for part in (crop, empty[: padding[i]])]
+            flat = arrays[name].reshape(-1, *parts[0].shape[1:])
+            np.concatenate(parts, out=flat)  # one call, for between calls other threads would wait for each other
+        for i in np.flatnonzero(lengths < length).tolist():
+            arrays["positions"][i, int(lengths[i]) :] = 0
+        batch["window"] = torch.from_numpy(rows.copy())
+        return batch
+
+    def _write_positions(self, out: np.ndarray, rows: np.ndarray, starts: np.ndarray, lengths: np.ndarray) -> None:
+        """Writes [n, l, k] of the tokens of crops to `out` `[crops, length, 3]`; behind a shorter crop it is void.
+
+        Within a segment, k = position + j // stride for its j-th token. All crops of a batch at once: for each of them
+        there is so little to compute that the calls would take the time.
+        """
+        size, length, _ = out.shape
+        first_n = self._token_start[rows] + starts
+        np.add(first_n[:, None], np.arange(length), out=out[:, :, 0])
+        # Pieces: crops, cut where segments end.
+        begin = self._first_token[rows] + starts
+        end = begin + lengths
+        first = np.searchsorted(self._segment_end, begin, side="right")
+        count = np.searchsorted(self._segment_end, end, side="left") - first + 1
+        last = np.cumsum(count) - 1
+        crop = np.repeat(np.arange(size), count)
+        segment = np.arange(len(crop)) + (first - last + count - 1)[crop]
+        sizes = np.minimum(self._segment_end[segment], end[crop])
+        sizes -= np.maximum(self._segment_begin[segment], begin[crop])
+        sizes[last] += length - lengths
+        flat = out.reshape(-1, 3)
+        flat[:, 1] = np.repeat(self._layer[segment], sizes)
+        place = np.arange(len(flat))
+        shift = np.arange(size) * length - begin  # from the number of a token to its place
+        origin, stride = self._segment_begin[segment] + shift[crop], self._stride[segment]  # the place where j is 0
+        if (stride == 1).all():
+            np.add(np.repeat(self._position[segment] - origin, sizes), place, out=flat[:, 2])
+        else:
+            j = place - np.repeat(origin, sizes)
+            np.add(np.repeat(self._position[segment], sizes), j // np.repeat(stride, sizes), out=flat[:, 2])
 
 
 def every(stride: int, windows: Iterable[tuple[np.ndarray, np.ndarray]]) -> Iterator[tuple[np.ndarray, np.ndarray]]:
@@ -184,28 +227,40 @@ def check_positions(highest: Sequence[int], max_positions: Sequence[int], where:
 
 
 class _ListColumn:
-    """Rows of a list column as numpy views, chunk by chunk; no Arrow object is made per row."""
+    """Rows of a list column as numpy views; no Arrow object is made per row.
+
+    Attributes:
+        lengths: int64 `[rows]`.
+        width, dtype: of the items: for tokens, d_t.
+    """
 
     def __init__(self, table: pa.Table, name: str) -> None:
-        self.chunks = [_ListChunk(chunk, name) for chunk in table.column(name).chunks if len(chunk)]
-        self._first_row = np.cumsum([0] + [len(chunk.lengths) for chunk in self.chunks])
-        self.dtype = self.chunks[0].values.dtype
+        self._chunks = [_ListChunk(chunk, name) for chunk in table.column(name).chunks if len(chunk)]
+        self._chunk_of = np.repeat(np.arange(len(self._chunks)), [len(chunk.lengths) for chunk in self._chunks])
+        self._first = np.concatenate([chunk.offsets[:-1] for chunk in self._chunks]).astype(np.int64)
+        self.lengths = np.concatenate([chunk.lengths for chunk in self._chunks])
+        self.width, self.dtype = self._chunks[0].width, self._chunks[0].values.dtype
 
-    def row(self, row: int) -> np.ndarray:
-        at = int(np.searchsorted(self._first_row, row, side="right")) - 1
-        chunk = self.chunks[at]
-        offset = row - self._first_row[at]
-        return chunk.values[chunk.offsets[offset] : chunk.offsets[offset + 1]]
+    def part(self, row: int, start: int, stop: int) -> np.ndarray:
+        """The items `start` to `stop` of a row, a view."""
+        first = int(self._first[row])
+        return self._chunks[self._chunk_of[row]].values[first + start : first + stop]
 
-    def all_lengths(self) -> np.ndarray:
-        return np.concatenate([chunk.lengths for chunk in self.chunks])
+    def parts(self, rows: np.ndarray, starts: np.ndarray, lengths: np.ndarray) -> list[np.ndarray]:
+        """So many items from `starts` on of some rows, views."""
+        firsts = self._first[rows] + starts
+        places = zip(self._chunk_of[rows].tolist(), firsts.tolist(), (firsts + lengths).tolist(), strict=True)
+        return [self._chunks[chunk].values[first:end] for chunk, first, end in places]
+
+    def joined(self) -> np.ndarray:
+        """The items of all rows, one after the other; a copy where there are several chunks."""
+        return np.concatenate([chunk.values[chunk.offsets[0] : chunk.offsets[-1]] for chunk in self._chunks])
 
     def sums(self) -> np.ndarray:
         """The sum of each row's values, int64 `[rows]`."""
-        totals = [np.concatenate([[0], np.cumsum(chunk.values, dtype=np.int64)]) for chunk in self.chunks]
-        return np.concatenate(
-            [total[c.offsets[1:]] - total[c.offsets[:-1]] for total, c in zip(totals, self.chunks, strict=True)]
-        )
+        totals = np.concatenate([[0], np.cumsum(self.joined(), dtype=np.int64)])
+        ends = np.cumsum(self.lengths)
+        return totals[ends] - totals[ends - self.lengths]
 
 
 class _ListChunk:
