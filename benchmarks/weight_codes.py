@@ -221,10 +221,11 @@ def backbone_code(model: HeldOutModel, backbone: WSLModel) -> Encoded:
     """The latents of a backbone, window by window of its own size; `matrix_code` fills a window up with zeros."""
     parts, scales, places, indices, used = [], [], [], 0, 0
     token_size = backbone.config.token_size
+    row_sizes = model.manifest.row_sizes()
     for start in range(0, len(model.tokens), backbone.config.window_size):
         place = slice(start, start + backbone.config.window_size)
         window = (model.tokens[None, place], model.token_mask[None, place], model.positions[None, place])
-        latents = backbone.encode(*window)[0].float()
+        latents = backbone.encode(*window, row_sizes=row_sizes[None, place])[0].float()
         if backbone.has_matrix_code:
             of_window = matrix_code_size(latents, token_size)
             indices, used = indices + of_window[0], used + of_window[1]
