@@ -10,6 +10,8 @@ import os
 import sys
 from pathlib import Path
 
+from trainers.reproduction.speed import speed_table
+
 
 ROOT = Path(__file__).resolve().parent.parent
 BEGIN = "<!-- measured: written by benchmarks/fill_readme.py from results/*.json -->"
@@ -21,27 +23,9 @@ def read(name: str) -> dict:
     return json.loads((ROOT / "results" / name).read_text())
 
 
-def tokenize_rows() -> list[str]:
-    report = read("tokenization_speed.json")
-    checked = "with mask, positions, NaN check | without the check"
-    columns = f"model, tokens | padding | {checked} | tokens alone | streamed | decoded | plain loop"
-    rows = []
-    for result in report["results"]:
-        cells = [
-            f"{result['model']}, {result['tokens']:,} {result['tokenization']}",
-            f"{result['padding']:.3%}",
-            *(f"{share:.2f}" if share >= 0.1 else f"{share:.3f}" for share in result["share_of_memcpy"].values()),
-        ]
-        rows.append("| " + " | ".join(cells) + " |")
-    intro = f"Speed as a share of memcpy of the same weights in the same run ({report['threads']} CPU threads):"
-    return [intro, "", f"| {columns} |", "|---|---|---|---|---|---|---|---|", *rows]
-
-
-def memory_row() -> list[str]:
-    report = read("stream_memory.json")
-    size = f"{report['parameters'] / 1e9:.2f} billion parameters ({report['file_gb']:.1f} GB)"
-    memory = f"{report['anonymous_mb_above']:.0f} MB of anonymous memory"
-    return [f"Streaming a model of {size} takes {memory} above the interpreter's own."]
+def speed_rows() -> list[str]:
+    table = speed_table(ROOT / "results", shown_as="results")
+    return ["Speed and memory; `hf-wsl reproduce speed` prints this table:", "", table]
 
 
 def representation_rows() -> list[str]:
@@ -154,28 +138,6 @@ def collect_rows() -> list[str]:
     ]
 
 
-def embedding_rows() -> list[str]:
-    report = read("embedding.json")
-    small = report["small_models"]
-    rows = [
-        f"| {row['model']}, {row['parameters'] / 1e6:,.0f} M | {row['tokens']:,} | {row['seconds']:.1f} | "
-        f"{row['tokens_per_second']:,} | {row['anonymous_mb_above']:.0f} | {row['peak_rss_mb']:,.0f} |"
-        for row in report["models"]
-    ]
-    return [
-        f"Embedding by a `nano` backbone ({report['threads']} CPU thread{'s' * (report['threads'] > 1)}, "
-        f"{'bf16' if report['mixed_precision'] == 'bf16' else 'float32'}, other work beside it); memory above that of",
-        "the same process after a small model, and the whole of it, pages of the mapped file included:",
-        "",
-        "| model | tokens | seconds | tokens/s | MB above | MB in all |",
-        "|---|---|---|---|---|---|",
-        *rows,
-        "",
-        f"{small['models']:,} networks of 2,464 weights share forward passes: {small['seconds_together']:.1f} s; "
-        f"by one call each {small['seconds_one_call_each']:.1f} s.",
-    ]
-
-
 SEARCHED = {"repository": "same repository", "family": "same family", "task": "same task"}
 COPIES = ("exact", "noise 0.1", "noise 0.3", "noise 1", "permuted", "fine-tune")
 
@@ -215,9 +177,7 @@ def section() -> str:
     parts = [
         representation_rows(),
         code_rows(),
-        tokenize_rows(),
-        memory_row(),
-        embedding_rows(),
+        speed_rows(),
         search_rows(),
         collect_rows(),
     ]

@@ -183,6 +183,8 @@ def measure(name: str, heads: int, options: dict[str, Any], repeats: int, plain:
     once, five = median_seconds(runs["generation"]), seconds_of(lambda: generate(5))
     row = {
         "model": name,
+        "layers_a_side": config.num_hidden_layers,
+        "hidden_size": config.hidden_size,
         "heads": heads,
         "options": options,
         "parameters": manifest.num_parameters,
@@ -218,7 +220,13 @@ def main() -> None:
         for name in arguments.models
         for heads in arguments.heads
     ]
-    report = {"torch": torch.__version__, "threads": torch.get_num_threads(), "batch_size": BATCH, "results": results}
+    report = {
+        "device": f"cpu ({torch.backends.cpu.get_cpu_capability()})",
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+        "batch_size": BATCH,
+        "results": results,
+    }
     print(json.dumps(report, indent=1))
     if arguments.output:
         arguments.output.parent.mkdir(parents=True, exist_ok=True)

@@ -264,7 +264,7 @@ def main() -> None:
     report = {
         "device": torch.cuda.get_device_name(device)
         if device.type == "cuda"
-        else torch.backends.cpu.get_cpu_capability(),
+        else f"cpu ({torch.backends.cpu.get_cpu_capability()})",
         "clock": "processor time" if options.processor_time else "wall time",
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,

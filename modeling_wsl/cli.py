@@ -393,7 +393,11 @@ def generate(
 @app.command()
 def reproduce(
     tables: Annotated[
-        list[str] | None, typer.Argument(help="table1, 2, 6 to 12, figure2 to 6, 8, populations, or all.")
+        list[str] | None,
+        typer.Argument(
+            help="table1, 2, 6 to 12, figure2 to 6, 8, populations, codes, or all; speed prints what the scripts "
+            "under benchmarks/ have measured."
+        ),
     ] = None,
     scale: Annotated[str, typer.Option(help="paper, small, or a YAML file like theirs.")] = "small",
     images: Annotated[
@@ -415,6 +419,14 @@ def reproduce(
 
     Example: hf-wsl reproduce table7 --images cifar10=data/cifar10 --models public_models=models --page RESULTS.md
     """
+    from trainers.reproduction.speed import SPEED, speed_table
+
+    if SPEED in (tables or ()):
+        typer.echo(speed_table(results))
+        tables = [table for table in tables if table != SPEED]
+        if not tables and page is None:
+            return
+
     from trainers.reproduction.reproduce import parse_given, plan_lines
     from trainers.reproduction.reproduce import reproduce as run
     from trainers.reproduction.results_page import write_page

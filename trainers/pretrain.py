@@ -21,7 +21,7 @@ from accelerate.utils import GradientAccumulationPlugin
 from datasets_scripts.config_sources import ConfigError
 from datasets_scripts.errors import one_line
 from datasets_scripts.files import write_json
-from modeling_wsl import WSLForPreTraining
+from modeling_wsl import WSLConfig, WSLForPreTraining
 from modeling_wsl.feature_extraction_wsl import WSLFeatureExtractor
 from modeling_wsl.latent_prior import PRIOR_FILE
 
@@ -127,7 +127,7 @@ def pretrain(config: PretrainConfig) -> dict[str, Any]:
         if accelerator.is_main_process:
             write_json(output_dir / FACTS_FILE, facts)
             if status != "interrupted":
-                save_prior(config, commit, accelerator.device)
+                save_prior(config, model.config, commit, accelerator.device)
         accelerator.wait_for_everyone()
     finally:
         accelerator.end_training()
@@ -216,13 +216,13 @@ def save_finished(
     publish_files(partial, output_dir)
 
 
-def save_prior(config: PretrainConfig, commit: str | None, device: torch.device) -> None:
+def save_prior(config: PretrainConfig, model_config: WSLConfig, commit: str | None, device: torch.device) -> None:
     """Fits the prior over latents beside the finished weights; one of an earlier run in the same folder goes.
 
     The backbone is whole without a prior: what stands in its way is a warning.
     """
     (Path(config.output_dir) / PRIOR_FILE).unlink(missing_ok=True)
-    if config.streaming or not config.prior_tokens:
+    if config.streaming or not config.prior_tokens or model_config.latent_code == "matrix":
         return
     options = {"max_tokens": config.prior_tokens, "batch_size": config.batch_size, "device": device}
     try:
