@@ -116,6 +116,7 @@ def what_it_finds(figures: dict[str, Any]) -> str:
     """How often the nearest public model by cosine is of the same repository, beside what needs no training."""
     names = {
         "backbone": "this backbone",
+        "backbone, moments": "the moments of its features",
         "untrained": "the same network untrained",
         "pooled-statistics": "pooled statistics of the weights",
         "pca": "PCA",

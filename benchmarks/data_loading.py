@@ -35,6 +35,7 @@ from datasets_scripts.tokenize import tokenize
 from datasets_scripts.tokenize_config import TokenizeConfig
 from trainers.crops import Crop, TrainingOrder
 from trainers.dataset_source import DatasetSource
+from trainers.reproduction.speed import H200_CROPS_PER_S
 from trainers.training_batches import BatchPlan, StoredBatches, StreamedBatches
 from trainers.window_data import WindowDataset, make_loader
 
@@ -44,7 +45,6 @@ ROUNDS, BATCHES_A_ROUND = 41, 10  # of each side, in turn: 640 crops, 0.15 GB
 STREAM_ROUNDS, STREAM_BATCHES = 7, 15
 ARCHITECTURES, COPIES = ("vit_base_patch16_224", "resnet50"), 6
 PARTS = ("stored", "folder", "hub")
-H200_CROPS = 160  # a second, that hf-small takes in training at 0.55 of an H200's bf16 rate
 
 
 class RawCrops(Dataset):
@@ -113,7 +113,7 @@ def measure_stream(name: str, workers: int) -> dict[str, Any]:
     return {
         "workers": workers,
         "crops_per_s": round(statistics.median(rates)),
-        "times_what_an_h200_takes": round(statistics.median(rates) / H200_CROPS, 2),
+        "times_what_an_h200_takes": round(statistics.median(rates) / H200_CROPS_PER_S, 2),
         "seconds_to_first_batch": round(first, 2),
     }
 

@@ -210,10 +210,11 @@ def low_rank_factors(values: torch.Tensor, weights: torch.Tensor, rows: int, col
 
 def factor_scales(left: torch.Tensor, right: torch.Tensor) -> Parts:
     """Noise of which a half of a weight's variance comes from either factor, and which adds up to its row's."""
-    of_rows = (left @ right).std(1, correction=0).clamp_min(TINY)[:, None]
+    of_rows = (left @ right).std(1, correction=0)[:, None]
     of_left = of_rows / (2 * right.square().mean(1).sum()).sqrt().clamp_min(TINY)
-    of_right = 1 / (2 * (left / of_rows).square().mean(0).sum()).sqrt().clamp_min(TINY)
-    return [of_left.expand(left.shape), of_right.expand(right.shape)]
+    reach = (2 * (left / of_rows.clamp_min(TINY))[of_rows.squeeze(1) > TINY].square().sum() / len(left)).sqrt()
+    of_right = (1 / reach if reach > TINY else torch.zeros(())).expand(right.shape)
+    return [of_left.expand(left.shape), of_right]
 
 
 @torch.no_grad()
