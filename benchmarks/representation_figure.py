@@ -6,7 +6,18 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullFormatter
 
-from trainers.evaluation.arm_figure import BLACK, BLUE, GREEN, GREY, ORANGE, PURPLE, RED, SKY, new_figure, tidy
+from trainers.evaluation.arm_figure import (
+    BLACK,
+    BLUE,
+    GREEN,
+    GREY,
+    ORANGE,
+    PURPLE,
+    RED,
+    SKY,
+    new_figure,
+    tidy,
+)
 
 
 # Colour is never the only difference.
@@ -18,14 +29,15 @@ STYLES: dict[str, dict[str, Any]] = {
     "matrix SVD": {"color": BLUE, "linestyle": "--", "marker": "D"},
     "matrix code": {"color": BLACK, "linestyle": "-", "marker": "P"},
 }
-TRAINED = [{"color": colour, "linestyle": "-", "marker": marker} for colour, marker in ((ORANGE, "h"), (RED, "o"))]
+BACKBONES = ((GREY, "*"), (PURPLE, "p"), (ORANGE, "h"), (RED, "o"))
+TRAINED = [{"color": colour, "linestyle": "-", "marker": marker} for colour, marker in BACKBONES]
 BUDGET = 128  # of the table and of the picture of costs
 
 
 def styles_of(report: dict[str, Any]) -> dict[str, dict[str, Any]]:
     """The last backbone, ours, in red."""
     trained = [name for name in report["codes"] if name not in STYLES]
-    return STYLES | {name: TRAINED[-1 - place % 2] for place, name in enumerate(reversed(trained))}
+    return STYLES | {name: TRAINED[-1 - place % len(TRAINED)] for place, name in enumerate(reversed(trained))}
 
 
 def draw_r2_by_budget(report: dict[str, Any]) -> Figure:
@@ -78,7 +90,8 @@ def _shown(axes: Axes, x: list[float], found: list[dict[str, Any]]) -> tuple[lis
     """Heights and intervals; where R2 is below 0, at the lower edge with its value beside it."""
     for place, value in zip(x, (point["r2"] for point in found), strict=True):
         if value < 0:
-            axes.annotate(f"R2 {value:.3g}", (place, 0), (6, 8), textcoords="offset points", fontsize=8)
+            above = 8 + 11 * len(axes.texts)  # one over the other, where they lie close together
+            axes.annotate(f"R2 {value:.3g}", (place, 0), (6, above), textcoords="offset points", fontsize=8)
     y = [max(point["r2"], 0) for point in found]
     ends = zip(*([max(end, 0) for end in point["interval"]] for point in found), strict=True)
     return y, [[abs(end - value) for end, value in zip(side, y, strict=True)] for side in ends]
