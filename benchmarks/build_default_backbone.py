@@ -60,6 +60,8 @@ def training_sources(dataset: Path, folders: list[Path]) -> list[dict[str, Any]]
     for row in rows:
         name = row["model_id"]
         described = next((file for folder in folders if (file := folder / name / "model.json").is_file()), None)
+        if described is None and not any((folder / name).is_dir() for folder in folders):
+            raise SystemExit(f"{name}: no folder of --models holds it. Name the one that it was tokenized from.")
         source, licence = OWN
         if described is not None:
             record = json.loads(described.read_text())

@@ -40,7 +40,7 @@ def key_lengths(attention_mask: torch.Tensor) -> list[int] | None:
         return None
     attended = attention_mask[:, 0, 0]
     lengths = attended.sum(-1)
-    at_the_end = torch.arange(attended.shape[-1]) < lengths[:, None]
+    at_the_end = torch.arange(attended.shape[-1], device=attended.device) < lengths[:, None]
     return lengths.tolist() if torch.equal(attended, at_the_end) else None
 
 

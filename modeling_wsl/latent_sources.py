@@ -94,8 +94,10 @@ def latent_source(plan: GenerationPlan, model: PreTrainedModel, windows: Mapping
     if plan.method == "prior":
         plan.prior.check(model)
         return PriorDraws(plan.prior, plan.manifest)
-    fast, dtype = inference_backbone(model, windows["autocast_dtype"])  # once for all anchors
-    windows = {**windows, "autocast_dtype": dtype}
+    fast = model
+    if not model.has_matrix_code:  # whose factors need no network
+        fast, dtype = inference_backbone(model, windows["autocast_dtype"])  # once for all anchors
+        windows = {**windows, "autocast_dtype": dtype}
     latents = torch.empty(len(plan.anchors), plan.manifest.num_tokens, model.config.latent_size)  # on the CPU
     for anchor, out in zip(plan.anchors, latents, strict=True):
         # In the target's order and checked by name; the tokens of the anchor are never held at once.

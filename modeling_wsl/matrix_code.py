@@ -30,6 +30,7 @@ from .low_rank import Factors, Layout, Piece, Spectrum, allocate, best_spectrum,
 
 HEADER = 4  # number of weights, index of the first one within the layer modulo the width, width, rank
 TINY = 1e-30
+MAX_LENGTH = 2**24  # the integers that float32 holds
 ADVICE = "Decode whole windows as `encode` gave them, in float32."
 MIN_RELATIVE_STD = 1e-3  # a token's deviation counts as at least this share of the root mean square of its piece
 
@@ -94,12 +95,12 @@ def _local_deviation(values: torch.Tensor, size: int = 32) -> torch.Tensor:
 
 
 def _on_its_own(function: Callable) -> Callable:
-    """Runs it outside of compiled graphs (it loops over numbers), gradients, and autocast (which would round all)."""
+    """Runs it on the CPU, outside of gradients, autocast (it rounds) and compiled graphs (this loops over numbers)."""
 
     @torch.compiler.disable
     @wraps(function)
     def run(*args, **kwargs):
-        with torch.no_grad(), torch.autocast("cpu", enabled=False):
+        with torch.no_grad(), torch.autocast("cpu", enabled=False), torch.device("cpu"):
             return function(*args, **kwargs)
 
     return run
@@ -139,6 +140,11 @@ def encode_window(
     _check_finite(tokens, "tokens", "no low-rank factors describe them. Mend or leave out those weights.")
     num_tokens, token_size = tokens.shape
     pieces = cut_pieces(tokens, token_mask, positions, row_sizes)
+    if max(map(len, pieces)) > MAX_LENGTH:
+        raise MatrixCodeError(
+            f"A layer has {max(map(len, pieces)):,} weights in one window, and float32 counts no further than "
+            f"{MAX_LENGTH:,}. Encode it in smaller windows (window_size)."
+        )
     budget = num_tokens * latent_size - 1 - HEADER * len(pieces)
     if budget < 0:
         raise MatrixCodeError(
@@ -150,7 +156,7 @@ def encode_window(
     for piece, spectrum, rank in zip(pieces, spectra, allocate(pieces, spectra, budget), strict=True):
         parts += write_piece(piece, spectrum, rank)
     numbers = torch.cat(parts)
-    latents = torch.zeros(num_tokens * latent_size)
+    latents = torch.zeros(num_tokens * latent_size, dtype=torch.float32)
     latents[: len(numbers)] = numbers
     _check_finite(latents, "the factors of these tokens", "their weights are too large for float32. Scale them down.")
     return latents.view(num_tokens, latent_size)
@@ -171,7 +177,7 @@ def decode_windows(latents: torch.Tensor, token_size: int) -> tuple[torch.Tensor
     Raises:
         MatrixCodeError: the latents are not what `encode_window` gave.
     """
-    tokens = torch.zeros(len(latents), token_size)
+    tokens = torch.zeros(len(latents), token_size, dtype=torch.float32)
     token_mask = torch.zeros(tokens.shape, dtype=torch.bool)
     for start, _, pieces in read_windows(latents, token_size):
         for piece in pieces:
@@ -189,7 +195,7 @@ def noise_scale(latents: torch.Tensor, token_size: int) -> torch.Tensor:
     With noise of one unit in all numbers a weight moves by about its row's standard deviation. Counts, widths,
     ranks and indices get none, nor do the zeros that fill a window up.
     """
-    scale = torch.zeros(latents.shape)
+    scale = torch.zeros(latents.shape, dtype=torch.float32)
     for start, stop, pieces in read_windows(latents, token_size):
         flat = scale[start:stop].view(-1)
         for piece in pieces:

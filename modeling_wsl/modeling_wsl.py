@@ -190,8 +190,10 @@ class WSLModel(WSLPreTrainedModel):
         Latents [batch, tokens, latent_size] -> float32 [batch, tokens, token_size], and bool of that shape, true where
         an entry is a weight. Without `attention_mask`, padding within a window is not told from its numbers.
         """
+        check_token_level(attention_mask)
         shape = (*latents.shape[:2], self.config.token_size)
-        tokens, token_mask = torch.zeros(shape), torch.zeros(shape, dtype=torch.bool)
+        tokens = torch.zeros(shape, dtype=torch.float32, device="cpu")
+        token_mask = torch.zeros(shape, dtype=torch.bool, device="cpu")
         for row, window in enumerate(latents.cpu()):
             kept = slice(None) if attention_mask is None else attention_mask[row].bool().cpu()
             tokens[row, kept], token_mask[row, kept] = decode_windows(window[kept], self.config.token_size)
@@ -344,17 +346,18 @@ class WSLModel(WSLPreTrainedModel):
         row_sizes: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """The matrix code of each window, float32; zeros for the tokens that are not attended to."""
-        if attention_mask is not None and attention_mask.ndim != 2:
+        check_token_level(attention_mask)
+        if row_sizes is not None and row_sizes.shape != tokens.shape[:2]:
             raise ValueError(
-                f'With latent_code="matrix" attention_mask must be [batch, tokens], got {list(attention_mask.shape)}: '
-                "it says which tokens the factors are of."
+                f"row_sizes must have shape {list(tokens.shape[:2])} ([batch, tokens]), got {list(row_sizes.shape)}. "
+                "A single window needs its batch dimension: row_sizes[None]."
             )
         if positions is None:
             positions = default_positions(1, tokens.shape[1])
         attended = attendable_tokens(token_mask, attention_mask)
         fields = [tokens, token_mask, positions.expand(len(tokens), -1, -1), attended, row_sizes]
         fields = [None if field is None else field.cpu() for field in fields]
-        latents = torch.zeros(*tokens.shape[:2], self.config.latent_size)
+        latents = torch.zeros(*tokens.shape[:2], self.config.latent_size, dtype=torch.float32, device="cpu")
         for row, out in enumerate(latents):
             window, mask, places, kept, sizes = (None if field is None else field[row] for field in fields)
             kept = slice(None) if kept is None else kept.bool().nonzero().squeeze(1)
@@ -374,6 +377,7 @@ class WSLModel(WSLPreTrainedModel):
         """Corrected tokens, features, and the outputs of encoder and decoder."""
         features, encoded = self._encode(tokens, token_mask, position_embeddings, attention_mask, **kwargs)
         content, mean, log_std = features.split([features.shape[-1] - 2, 1, 1], dim=-1)
+        tokens, token_mask = tokens.to(mean.device), token_mask.to(mean.device)
         standardized = torch.where(token_mask, (tokens - mean) * (-log_std).exp(), 0)
         decoder_inputs = torch.cat([content, mean.asinh(), log_std, standardized], dim=-1)
         decoded = self.decoder(
@@ -384,7 +388,8 @@ class WSLModel(WSLPreTrainedModel):
             **kwargs,
         )
         correction = self.decoder.proj_out(decoded.last_hidden_state).float()
-        return tokens + correction * log_std.exp().to(correction.device), features, encoded, decoded
+        correction = correction * log_std.exp().to(correction.device)
+        return tokens.to(correction.device) + correction, features, encoded, decoded
 
     def _decode(
         self,
@@ -565,6 +570,15 @@ def attendable_tokens(
     if attention_mask is None and token_mask is not None:
         return token_mask.any(-1)
     return attention_mask
+
+
+def check_token_level(attention_mask: torch.Tensor | None) -> None:
+    """Raises ValueError for a mask that does not say which tokens the factors of `latent_code="matrix"` are of."""
+    if attention_mask is not None and attention_mask.ndim != 2:
+        raise ValueError(
+            f'With latent_code="matrix" attention_mask must be [batch, tokens], got {list(attention_mask.shape)}: '
+            "it says which tokens the factors are of."
+        )
 
 
 def valid_mask(

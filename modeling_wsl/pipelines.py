@@ -22,7 +22,7 @@ from .generation import generate
 from .generation_plan import list_anchors, plan_generation
 from .generation_settings import GenerationSettings
 from .latent_pooling import LatentPool
-from .latent_prior import LatentPrior
+from .latent_prior import LatentPrior, check_has_prior
 from .latent_sources import STREAM_WINDOW
 from .sampling import encode_stream
 
@@ -102,6 +102,10 @@ def find_backbone(
     """
     name, folder, commit = str(backbone), Path(backbone).expanduser(), None
     if name == DEFAULT_BACKBONE and not folder.exists():
+        if not DEFAULT_FOLDER.is_dir():  # this file came with a backbone, as remote code
+            raise CheckpointError(
+                name, "comes with the installed library only", "pip install hf-wsl, or name a backbone"
+            )
         name, folder = str(DEFAULT_FOLDER), DEFAULT_FOLDER
     if not folder.exists() and (found := hub_source(name, revision)):
         name, revision = found
@@ -125,7 +129,7 @@ def no_weights(name: str | PathLike) -> CheckpointError:
 
 
 class WeightEmbeddingPipeline(WeightPipeline):
-    """Embeds models by their weights: the mean latent over all tokens (paper, section 3.4).
+    """Embeds models by their weights: the mean of `WSLModel.token_features`, the paper's latents (section 3.4).
 
     ```python
     embedder = pipeline("weight-embedding", model="org/hf-wsl-large")
@@ -259,6 +263,7 @@ class WeightGenerationPipeline(WeightPipeline):
         given = {name: options.pop(name) for name in GenerationSettings.__dataclass_fields__ if name in options}
         settings = GenerationSettings(**given) if settings is None else replace(settings, **given)
         if settings.method_for(len(list_anchors(anchors))) == "prior":
+            check_has_prior(self.model)
             if prior is None:
                 prior = self._own_prior(
                     backbone_revision, options.get("token") if backbone_token is None else backbone_token

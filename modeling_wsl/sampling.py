@@ -91,10 +91,11 @@ def encode_stream(
         autocast_dtype: run the backbone under autocast to this type ("bfloat16").
         progress: show a progress bar, unless transformers' switch turns them off.
         features: give what embeddings pool (`WSLModel.token_features`) instead of what `decode_haloed` takes. The two
-            differ with `latent_code="matrix"`, whose windows have no halo.
+            differ with `latent_code="matrix"`, which needs no halo, no batches and no network.
 
     Yields:
-        (index of the first token, latents `[n, latent_size]` float32 on the model's device), in order, without gaps.
+        (index of the first token, latents `[n, latent_size]` float32 on the model's device, the factors of
+        `latent_code="matrix"` on the CPU), in order, without gaps.
 
     Raises:
         ValueError: the pieces hold more or fewer than `num_tokens` tokens.
@@ -194,7 +195,8 @@ def decode_haloed(
     _check_positions(positions, len(latents))
     windows = HaloedWindows(len(latents), window_size, halo)
     model, autocast_dtype = inference_backbone(model, autocast_dtype)
-    tokens = torch.empty(len(latents), model.config.token_size, dtype=torch.float32, device=latents.device)
+    with torch.inference_mode(False):  # threads that write to it are not in the caller's inference mode
+        tokens = torch.empty(len(latents), model.config.token_size, dtype=torch.float32, device=latents.device)
     workers = num_workers(model, len(windows))
     most = rows_per_pass(model, windows.row_length, batch_size)
     ends = [0, *accumulate(batch_sizes(len(windows), most, workers))]

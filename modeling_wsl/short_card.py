@@ -13,7 +13,7 @@ TEXT = Template("""
 
 A backbone for [weight-space learning](https://arxiv.org/abs/2510.02096): a transformer whose input is the weights of
 neural networks. It has $parameters parameters ($layers layers on each side, width $width), reads windows of $window
-tokens of $token_size weights, and turns each token into $latent_size numbers and those back into it.
+tokens of $token_size weights, and turns them into $latent_size numbers a token and those back into weights.
 
 ```python
 from transformers import AutoModel, pipeline

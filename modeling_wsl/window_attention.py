@@ -66,5 +66,6 @@ def _scores(size: int) -> Tensor:
     """Memory for scores, the same one for every call of a thread."""
     held = getattr(_scratch, "scores", None)
     if held is None or len(held) < size:
-        held = _scratch.scores = torch.empty(size, dtype=torch.bfloat16)
+        with torch.inference_mode(False):  # a tensor made within it could not be written to outside of it
+            held = _scratch.scores = torch.empty(size, dtype=torch.bfloat16)
     return held

@@ -3,6 +3,7 @@
 import json
 
 import numpy as np
+import pytest
 import torch
 from transformers import pipeline
 
@@ -45,3 +46,8 @@ def test_a_folder_of_that_name_comes_first(tmp_path, monkeypatch):
     assert find_backbone(DEFAULT_BACKBONE) == (DEFAULT_BACKBONE, None)
     monkeypatch.chdir("/")
     assert find_backbone(DEFAULT_BACKBONE) == (str(DEFAULT_FOLDER), None)
+
+
+def test_without_an_anchor_it_says_that_factors_have_no_prior():
+    with pytest.raises(ValueError, match="Generate around an anchor"):
+        load_pipeline("weight-generation")(torch.nn.Linear(40, 30))

@@ -146,3 +146,45 @@ def test_what_factors_cannot_do_is_refused():
         generate(model, plan)
     with pytest.raises(ValueError, match="Generate around an anchor"):
         check_has_prior(model)
+
+
+def test_inference_mode_and_no_grad_may_follow_each_other_in_any_thread():
+    model = backbone(hidden_size=32, window_size=16).to(torch.bfloat16)
+    fields, threads = window_fields(), torch.get_num_threads()
+    total = len(fields["tokens"])
+    try:
+        torch.set_num_threads(2)
+        latents = torch.cat([part for _, part in encode_stream(model, [fields], total, window_size=16)])
+        found = []
+        for mode in (torch.inference_mode, torch.no_grad):
+            with mode():
+                found.append(decode_haloed(model, latents, fields["positions"], window_size=16, halo=2))
+                features = encode_stream(model, [fields], total, window_size=16, features=True)
+                found.append(torch.cat([part for _, part in features]))
+    finally:
+        torch.set_num_threads(threads)
+    assert torch.equal(found[0], found[2]) and torch.equal(found[1], found[3])
+
+
+def test_factors_are_computed_on_the_cpu_in_float32_whatever_new_tensors_are():
+    model, fields = backbone(), {name: value[None] for name, value in window_fields().items()}
+    latents = model.encode(**fields)
+    kind = torch.get_default_dtype()
+    try:
+        torch.set_default_dtype(torch.float64)
+        with torch.device("meta"):
+            again = model.encode(**fields)
+            decoded, _ = model.decode_matrices(again)
+    finally:
+        torch.set_default_dtype(kind)
+    assert torch.equal(again, latents) and latents.dtype == torch.float32
+    assert torch.equal(decoded, model.decode_matrices(latents)[0])
+
+
+def test_row_sizes_and_masks_of_other_shapes_are_refused_in_words():
+    model, fields = backbone(), {name: value[None] for name, value in window_fields().items()}
+    with pytest.raises(ValueError, match="needs its batch dimension"):
+        model.encode(**fields, row_sizes=torch.ones(fields["tokens"].shape[1], dtype=torch.int64))
+    mask = torch.ones(1, 1, 1, fields["tokens"].shape[1], dtype=torch.bool)
+    with pytest.raises(ValueError, match="which tokens the factors are of"):
+        model.decode(model.encode(**fields), attention_mask=mask)

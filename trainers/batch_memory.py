@@ -13,9 +13,9 @@ from torch.utils.data import get_worker_info
 class BatchMemory:
     """Gives room for batches, and takes back the room of those that nobody holds any more.
 
-    A batch in fresh memory took up to ten times as long to fill: the system clears every page before it is written.
-    Where there is a GPU, torch keeps pinned memory itself; a batch that was pinned later would be copied once more. A
-    worker process of a stream pins nothing, for its batches move to another process anyway.
+    Fresh memory takes longer to fill: the system clears every page before it is written. Where there is a GPU, torch
+    keeps pinned memory itself; a batch that was pinned later would be copied once more. A worker process of a stream
+    pins nothing, for its batches move to another process anyway.
     """
 
     def __init__(self) -> None:

@@ -13,7 +13,7 @@ _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4
 def keep_freed_memory() -> None:
     """Tells glibc to take large blocks from its heap and to leave the heap as large as it has become.
 
-    By default a tensor above some megabytes is a mapping of its own: every step the system hands out zeroed pages, on
+    By default a tensor above 32 MB is a mapping of its own: every step the system hands out zeroed pages, on
     the first touch of each, and takes them back. For the whole process, from now on; does nothing with other C
     libraries.
     """

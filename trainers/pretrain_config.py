@@ -107,7 +107,7 @@ class PretrainConfig:
     prior_tokens: int = option(
         1_000_000,
         "training tokens that the prior over latents is fitted on at the end, from which models without anchors are "
-        "drawn; 0 = no prior (and none with streaming)",
+        "drawn; 0 = no prior (and none with streaming or the matrix code)",
     )
     report_to: str = option("jsonl", f"trackers, comma-separated, beside metrics.jsonl: {', '.join(TRACKERS)}")
     run_name: str = option("hf-wsl-pretrain", "project name in the trackers")

@@ -100,7 +100,8 @@ def to_device(
     Tokens travel as stored and the mask as counts: a quarter of the bytes.
     """
     full = int(batch["valid_entries"].amin()) == batch["tokens"].shape[-1]  # asked here: a GPU would have to wait
+    pinned = device.type == "cuda"  # elsewhere a copy that is waited for: the next batch takes the same memory
     tokens, valid, positions = (
-        batch[name].to(device, non_blocking=True) for name in ("tokens", "valid_entries", "positions")
+        batch[name].to(device, non_blocking=pinned) for name in ("tokens", "valid_entries", "positions")
     )
     return tokens.float(), None if full else mask_from_valid_entries(valid, tokens.shape[-1]), positions

@@ -106,7 +106,8 @@ def reconstruct_layers(
         maps["pca"] = halves
     errors = {method: LayerErrors(len(manifest.layers)) for method in ("backbone", *maps)}
     chunks = extractor.stream(checkpoint, STREAM_WINDOW)
-    windows = HaloedWindows(manifest.num_tokens, model.config.window_size, HALO)
+    halo = 0 if model.has_matrix_code else HALO  # the numbers of a window are those of its own tokens
+    windows = HaloedWindows(manifest.num_tokens, model.config.window_size, halo)
     for reconstruction, tokens, mask, positions in _reconstruct(model, chunks, windows):
         layers = positions[:, 1]
         errors["backbone"].add(reconstruction, tokens, mask, layers)

@@ -229,5 +229,5 @@ def prior_problem(backbone: str, commit: str | None = None) -> str | None:
     try:
         LatentPrior.from_pretrained(backbone, revision=commit)
     except CheckpointError as error:
-        return f"the backbone {error.reason}; `hf-wsl prior` fits one"
+        return f"the backbone {error.reason}; `hf-wsl prior` fits one, where latents are of tokens"
     return None
