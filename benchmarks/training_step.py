@@ -119,6 +119,8 @@ def own_matmuls(shapes: list[tuple[int, int, int, int, int]], device: torch.devi
 
 def large_matmul(device: torch.device) -> tuple[Callable[[], None], int]:
     """A function that multiplies two large bfloat16 matrices, and its floating-point operations."""
+    if device.type not in LIMIT_SIDE:
+        raise SystemExit(f"This measures CPUs and CUDA devices, not {device.type}.")
     side = LIMIT_SIDE[device.type]
     left, right = (torch.randn(side, side, device=device).bfloat16() for _ in range(2))
     return lambda: left @ right, 2 * side**3
@@ -180,9 +182,17 @@ def make_trainer(
     return trainer
 
 
+def peak_memory_of_a_step(trainer: PretrainTrainer, batch: dict[str, torch.Tensor], device: torch.device) -> float:
+    """GB that the second step takes at most: the first one makes the optimiser's state."""
+    trainer.train_step([batch])
+    torch.cuda.reset_peak_memory_stats(device)
+    trainer.train_step([batch])
+    return round(torch.cuda.max_memory_allocated(device) / 1e9, 3)
+
+
 def measure(size: str, accelerator: Accelerator, options: argparse.Namespace) -> dict[str, Any]:
     device = accelerator.device
-    on_gpu = device.type != "cpu"
+    on_gpu = device.type == "cuda"
     cut = {"num_hidden_layers": 2} if size.startswith("hf-") and not on_gpu else {}
     config = WSLConfig.from_size(size, **cut)
     batch_size = options.batch_size or BATCHES[size][on_gpu]
@@ -190,16 +200,14 @@ def measure(size: str, accelerator: Accelerator, options: argparse.Namespace) ->
     trainer = make_trainer(accelerator, config, batch_size, options)
     shapes = matmul_shapes(config, batch, accelerator, options)
     total = operations(shapes)
+    peak = peak_memory_of_a_step(trainer, batch, device) if on_gpu else None  # before the operands of the limits exist
     multiply, multiply_operations = large_matmul(device)
     functions = {
         "large_matmul": multiply,
         "own_matmuls": own_matmuls(shapes, device),
         "step": lambda: trainer.train_step([batch]),
     }
-    if on_gpu:
-        torch.cuda.reset_peak_memory_stats(device)
     seconds = in_turn(functions, device, options.rounds, options.processor_time)
-    peak = round(torch.cuda.max_memory_allocated(device) / 1e9, 3) if on_gpu else None
     plain = None
     if options.plain_rounds:
         functions = {"step": lambda: trainer.train_step([batch]), "plain": plain_step(config, batch, device)}

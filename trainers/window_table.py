@@ -71,7 +71,8 @@ class WindowTable:
         table: at least one row, with `COLUMNS`; without `tokens` where these are given.
         where: "split 'train'" or narrower, for error messages.
         first_row: number of the table's first row there, for error messages.
-        tokens: what reads the tokens, where the table does not hold them.
+        tokens: what reads the tokens, where the table does not hold them; then there are `cut` and `window`, not
+            `read`, and of the tokens' own lengths only the total was checked.
 
     Attributes:
         token_size: d_t, entries per token.
