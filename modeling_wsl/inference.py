@@ -8,7 +8,7 @@ from transformers import PreTrainedModel
 
 from .manifest import check_choice
 from .positions import MAX_WAVELENGTH, SinusoidalPositions, check_positions
-from .window_workers import keep_freed_memory
+from .window_workers import raise_trim_threshold
 
 
 def autocast_type(dtype: torch.dtype | str | None) -> torch.dtype | None:
@@ -53,7 +53,7 @@ def inference_backbone(
     # What deepcopy is told to have copied already, it takes as it is.
     fast = copy.deepcopy(model, {id(parameter): _cast(parameter, narrow) for parameter in model.parameters()})
     if model.device.type == "cpu":
-        keep_freed_memory()
+        raise_trim_threshold()
     for name in sines:
         setattr(fast, name, PositionsByTable(getattr(fast, name).dim))
     return fast, None

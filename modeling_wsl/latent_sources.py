@@ -12,7 +12,6 @@ from .generation_plan import GenerationPlan
 from .inference import inference_backbone
 from .latent_prior import LatentPrior
 from .manifest import WeightManifest
-from .matrix_sampling import sample_codes
 from .sampling import encode_stream, sample_latents
 
 
@@ -29,9 +28,9 @@ class AnchorDensity:
     noise: str
 
     def draw(self, index: int, generator: torch.Generator) -> tuple[Tensor, dict[str, Any]]:
-        if self.model.has_matrix_code:
-            return sample_codes(self.latents, self.model, self.bandwidth, self.noise, generator), {}
-        return sample_latents(self.latents, self.bandwidth, self.noise, generator, self.model.noise_scale), {}
+        model = self.model
+        options = {"noise_scale": model.noise_scale, "one_anchor": model.has_matrix_code}
+        return sample_latents(self.latents, self.bandwidth, self.noise, generator, **options), {}
 
     def facts(self) -> dict[str, Any]:
         return {"method": "density", "bandwidth": self.bandwidth, "noise": self.noise}

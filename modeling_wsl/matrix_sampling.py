@@ -1,4 +1,4 @@
-"""Whole models through the matrix code: windows without a halo in, corrected tokens out, draws around an anchor.
+"""Whole models into the matrix code, window by window.
 
 The numbers of a window belong together, so windows are cut here without context and encoded as they are; the context
 that a halo gives matters to the network alone, which corrects tokens after the code is undone.
@@ -56,20 +56,3 @@ def encode_windows(
     """(index of the first token, latents `[n, latent_size]` float32 on the CPU) of one window after the other."""
     for start, fields in cut_windows(chunks, num_tokens, window_size):
         yield start, model.encode(**{name: value[None] for name, value in fields.items()})[0].float().cpu()
-
-
-def sample_codes(
-    anchors: Tensor,
-    model: PreTrainedModel,
-    bandwidth: float,
-    noise: str,
-    generator: torch.Generator | None = None,
-) -> Tensor:
-    """One draw around one of the anchors `[anchors, T, latent_size]`: `[T, latent_size]`.
-
-    As `sampling.sample_latents`, but one anchor for all tokens whatever the noise: factors of two models do not mix.
-    """
-    index = int(torch.randint(len(anchors), (1,), generator=generator))
-    shape = anchors.shape[2:] if noise == "shared" else anchors.shape[1:]
-    epsilon = torch.randn(*shape, generator=generator).to(anchors)
-    return anchors[index] + bandwidth * epsilon * model.noise_scale(anchors[index])

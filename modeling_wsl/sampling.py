@@ -226,6 +226,7 @@ def sample_latents(
     noise: str = "shared",
     generator: torch.Generator | None = None,
     noise_scale: Callable[[Tensor], Tensor] | None = None,
+    one_anchor: bool = False,
 ) -> Tensor:
     """One draw from the Gaussian kernel density estimate on the anchors' latents (paper, appendix B.2.2).
 
@@ -240,6 +241,8 @@ def sample_latents(
         generator: source of randomness; None: torch's global one.
         noise_scale: gives, for latents `[T, latent_size]`, what one unit of noise is worth in each number
             (`WSLModel.noise_scale`); None: 1 everywhere.
+        one_anchor: take all tokens from one anchor whatever the noise, and ask `noise_scale` for all of them at once:
+            for latents that do not mix, such as the factors of `latent_code="matrix"`.
 
     Returns:
         `[T, latent_size]`, dtype and device of the anchors.
@@ -255,18 +258,18 @@ def sample_latents(
         raise ValueError(f"bandwidth is {bandwidth}; it is a standard deviation: give 0 (no noise) or more.")
     check_choice("noise", noise, ("shared", "independent"))
     num_anchors, num_tokens, latent_size = anchors.shape
-    if noise == "shared":
-        index = torch.randint(num_anchors, (1,), generator=generator)
-        epsilon = torch.randn(latent_size, generator=generator)  # [latent_size], the same for every token
-        chosen = anchors[int(index)]
+    if noise == "shared" or one_anchor:
+        chosen = anchors[int(torch.randint(num_anchors, (1,), generator=generator))]
     else:
         index = torch.randint(num_anchors, (num_tokens,), generator=generator).to(anchors.device)
-        epsilon = torch.randn(num_tokens, latent_size, generator=generator)
         chosen = anchors[index, torch.arange(num_tokens, device=anchors.device)]  # [T, latent_size]
+    shape = (latent_size,) if noise == "shared" else (num_tokens, latent_size)  # the same for every token, or its own
+    epsilon = torch.randn(shape, generator=generator)
     steps = (bandwidth * epsilon.to(chosen)).expand_as(chosen)
     draw = torch.empty_like(chosen)
     # In pieces, which stay in the cache from one operation to the next.
-    for here, step, out in zip(*(whole.split(DRAW_TOKENS) for whole in (chosen, steps, draw)), strict=True):
+    size = num_tokens if one_anchor else DRAW_TOKENS
+    for here, step, out in zip(*(whole.split(size) for whole in (chosen, steps, draw)), strict=True):
         torch.add(here, step if noise_scale is None else step * noise_scale(here), out=out)
     return draw
 

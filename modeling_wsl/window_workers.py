@@ -20,7 +20,7 @@ LARGEST_BLOCK = (32 << 20) - (8 << 10)
 CACHED_BYTES = 6 << 20  # of the widest activations of a pass: more leave the cache, and fresh pages for them cost time
 
 
-def keep_freed_memory() -> None:
+def raise_trim_threshold() -> None:
     """Makes the C library keep what temporaries free, see `LARGEST_BLOCK`; touches no page."""
     torch.empty(LARGEST_BLOCK, dtype=torch.uint8)
 

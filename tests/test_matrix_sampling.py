@@ -11,8 +11,8 @@ from modeling_wsl.generation_plan import plan_generation
 from modeling_wsl.generation_settings import GenerationSettings
 from modeling_wsl.latent_prior import check_has_prior
 from modeling_wsl.matrix_code import window_bounds
-from modeling_wsl.matrix_sampling import cut_windows, sample_codes
-from modeling_wsl.sampling import decode_haloed, encode_stream
+from modeling_wsl.matrix_sampling import cut_windows
+from modeling_wsl.sampling import decode_haloed, encode_stream, sample_latents
 
 
 def backbone(token_size=SIZE, latent_size=16, **options):
@@ -113,7 +113,9 @@ def test_a_draw_takes_one_anchor_whole_and_leaves_its_structure_alone(noise):
     anchors = torch.stack([first, second])
     chosen = set()
     for seed in range(8):
-        draw = sample_codes(anchors, model, 0.1, noise, torch.Generator().manual_seed(seed))
+        draw = sample_latents(
+            anchors, 0.1, noise, torch.Generator().manual_seed(seed), model.noise_scale, one_anchor=True
+        )
         distances = (draw - anchors).square().sum((1, 2))
         nearest = int(distances.argmin())
         chosen.add(nearest)
@@ -122,7 +124,8 @@ def test_a_draw_takes_one_anchor_whole_and_leaves_its_structure_alone(noise):
         assert not torch.equal(draw, anchors[nearest])
         assert torch.isfinite(decode_haloed(model, draw, fields["positions"])).all()
     assert chosen == {0, 1}
-    assert torch.equal(sample_codes(anchors[:1], model, 0.0, noise), first)
+    unmoved = sample_latents(anchors[:1], 0.0, noise, noise_scale=model.noise_scale, one_anchor=True)
+    assert torch.equal(unmoved, first)
 
 
 def test_models_are_generated_around_anchors_and_the_same_seed_gives_the_same_bytes():

@@ -5,11 +5,11 @@ from itertools import islice
 import numpy as np
 import pytest
 import torch
-from window_fixtures import write_dataset
+from window_fixtures import crop_start, write_dataset
 
 from modeling_wsl.manifest import Segment, positions_from_segments
 from trainers.batch_memory import BatchMemory
-from trainers.crops import Crop, TrainingOrder, batches_of, crop_start, crop_starts, steps_for_epochs, tiles
+from trainers.crops import Crop, TrainingOrder, batches_of, crop_starts, steps_for_epochs, tiles
 from trainers.dataset_source import load_windows
 from trainers.window_data import WindowDataset, make_loader
 from trainers.window_table import DatasetError, WindowTable, collate

@@ -4,10 +4,9 @@ from itertools import islice
 
 import pytest
 import torch
-from window_fixtures import write_dataset
+from window_fixtures import crop_start, write_dataset
 
 from modeling_wsl.manifest import Segment, positions_from_segments
-from trainers.crops import crop_start
 from trainers.dataset_source import DatasetSource, SplitSize
 from trainers.training_batches import BatchPlan, StreamedBatches
 from trainers.window_stream import Place, WindowStream, _window_key

@@ -10,6 +10,7 @@ import torch
 from datasets_scripts.schema import model_features, window_features
 from modeling_wsl.feature_extraction_wsl import WSLFeatureExtractor
 from modeling_wsl.manifest import Segment
+from trainers.crops import crop_starts
 
 
 CARD = """---
@@ -127,3 +128,8 @@ def same_tensors(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]
 def publishable(folder: Path) -> dict[str, Path]:
     """The files of a folder as a commit on the tests' Hub takes them."""
     return {path.relative_to(folder).as_posix(): path for path in sorted(folder.rglob("*")) if path.is_file()}
+
+
+def crop_start(seed, epoch, window, num_tokens, window_size):
+    """`crop_starts` of one window."""
+    return int(crop_starts(seed, epoch, np.array([window]), np.array([num_tokens]), window_size)[0])

@@ -99,11 +99,6 @@ class TrainingOrder(Sampler[list[Crop]]):
         return self._epoch[1]
 
 
-def crop_start(seed: int, epoch: int, window: int, num_tokens: int, window_size: int) -> int:
-    """`crop_starts` of one window."""
-    return int(crop_starts(seed, epoch, np.array([window]), np.array([num_tokens]), window_size)[0])
-
-
 def crop_starts(seed: int, epoch: int, windows: np.ndarray, num_tokens: np.ndarray, window_size: int) -> np.ndarray:
     """Where the crops of windows begin in an epoch, int64; 0 where a window is not longer than the crop.
 
