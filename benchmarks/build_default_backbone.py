@@ -3,8 +3,8 @@
     python benchmarks/build_default_backbone.py RUN --models MODELS... --representation FILE --search FILE
 
 RUN is the folder of `hf-wsl pretrain` (recipe tiny_matrix); MODELS are the folders of the models that its dataset was
-made of: their model.json names source and licence, those without one were trained for this library. What the card
-says of R2 and neighbours comes from the results of benchmarks/representation.py and search_public_models.py.
+made of: their model.json names source and license, those without one were trained for this library. What the card
+says of R2 and neighbors comes from the results of benchmarks/representation.py and search_public_models.py.
 """
 
 import argparse
@@ -16,12 +16,12 @@ from typing import Any
 
 import pyarrow.parquet as pq
 
-from datasets_scripts.files import write_json, write_text
-from datasets_scripts.markdown_table import markdown_table
+from hf_wsl.files import write_json, write_text
+from hf_wsl.tables import markdown_table
 from hub_cards.card_text import fill_template
 from modeling_wsl import WSLConfig
-from modeling_wsl.default_backbone import DEFAULT_FOLDER
-from trainers.pretrain_setup import FACTS_FILE
+from modeling_wsl.loading import DEFAULT_FOLDER
+from trainers.pretraining.pretrain_setup import FACTS_FILE
 
 
 COPIED = ("config.json", "preprocessor_config.json", "model.safetensors")
@@ -50,7 +50,7 @@ def main() -> None:
 
 
 def training_sources(dataset: Path, folders: list[Path]) -> list[dict[str, Any]]:
-    """Source, licence and size of every model of the training split; a licence that does not let go ends it."""
+    """Source, license and size of every model of the training split; a license that does not let go ends it."""
     rows = [
         row
         for file in sorted(dataset.glob("models/train-*.parquet"))
@@ -62,13 +62,13 @@ def training_sources(dataset: Path, folders: list[Path]) -> list[dict[str, Any]]
         described = next((file for folder in folders if (file := folder / name / "model.json").is_file()), None)
         if described is None and not any((folder / name).is_dir() for folder in folders):
             raise SystemExit(f"{name}: no folder of --models holds it. Name the one that it was tokenized from.")
-        source, licence = OWN
+        source, license = OWN
         if described is not None:
             record = json.loads(described.read_text())
-            source, licence = record["source"], record["license"]
-        if not licence.startswith(PERMISSIVE):
-            raise SystemExit(f"{name}: its licence, {licence}, does not let what was learned from it be passed on.")
-        sources.append({"model": name, "source": source, "licence": licence, "weights": row["num_parameters"]})
+            source, license = record["source"], record["license"]
+        if not license.startswith(PERMISSIVE):
+            raise SystemExit(f"{name}: its license, {license}, does not let what was learned from it be passed on.")
+        sources.append({"model": name, "source": source, "license": license, "weights": row["num_parameters"]})
     return sources
 
 
@@ -77,7 +77,7 @@ def card(facts: dict[str, Any], sources: list[dict[str, Any]], kept: str, found:
     models: Counter = Counter()
     weights: Counter = Counter()
     for source in sources:
-        key = source["source"], source["licence"]
+        key = source["source"], source["license"]
         models[key] += 1
         weights[key] += source["weights"]
     rows = [[*key, f"{count:,}", f"{weights[key]:,}"] for key, count in sorted(models.items())]
@@ -96,7 +96,7 @@ def card(facts: dict[str, Any], sources: list[dict[str, Any]], kept: str, found:
             "device": facts["device"],
             "train_tokens": f"{facts['train_tokens']:,}",
             "num_models": len(sources),
-            "sources": markdown_table(["source", "licence", "models", "weights"], rows, text_columns=2),
+            "sources": markdown_table(["source", "license", "models", "weights"], rows, text_columns=2),
         },
     )
 
@@ -109,7 +109,7 @@ def what_it_keeps(figures: dict[str, Any], name: str, budget: str = "128") -> st
     lines = ", ".join(f"{line} {codes[line][budget]['r2']:.3f}" for line in ("PCA", "random projection"))
     return (
         f"Of {held_out['models']} models of {held_out['owners']} owners that it has not seen ({held_out['tokens']:,} "
-        f"tokens, each standardised): R2 {ours['r2']:.3f} [{low:.3f}, {high:.3f}] (95 %, owners resampled); in as "
+        f"tokens, each standardized): R2 {ours['r2']:.3f} [{low:.3f}, {high:.3f}] (95 %, owners resampled); in as "
         f"many numbers {lines}; its own factors before training {before:.3f}."
     )
 
@@ -123,7 +123,7 @@ def what_it_finds(figures: dict[str, Any]) -> str:
         "pooled-statistics": "pooled statistics of the weights",
         "pca": "PCA",
     }
-    found = {name: figures["embeddings"][name]["neighbours"]["cosine"]["repository"] for name in names}
+    found = {name: figures["embeddings"][name]["neighbors"]["cosine"]["repository"] for name in names}
     rates = ", ".join(f"by {text} {found[name]['rate']:.0%}" for name, text in names.items())
     return (
         f"The nearest of {figures['models']} public models is of the same repository: {rates}; by chance "

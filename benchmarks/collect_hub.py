@@ -63,7 +63,7 @@ class DiskWatch:
     """The largest sum of the sizes of weight files being read, on the disk and in memory, seen every 5 ms."""
 
     def __init__(self, output: Path):
-        from datasets_scripts.collect_task import memory_folder
+        from datasets_scripts.collect.task import memory_folder
 
         self.places = {"disk": output / ".tokenize" / "temporary", "memory": memory_folder(output.absolute())}
         self.peak = dict.fromkeys(self.places, 0)
@@ -101,7 +101,7 @@ def dataset_hash(folder: Path) -> str:
 
 def timed_collection(url: str, output: Path, config) -> dict:
     """Collects into a fresh folder; what it took."""
-    from datasets_scripts.collect import collect
+    from datasets_scripts.collect.collect import collect
 
     shutil.rmtree(output, ignore_errors=True)
     control(url, "log", method="DELETE")
@@ -140,7 +140,7 @@ def real_sizes(folder: Path, repeats: int) -> dict:
         from huggingface_hub import hf_hub_download
         from timm.models import save_for_hf
 
-        from datasets_scripts.collect_config import CollectConfig
+        from datasets_scripts.collect.config import CollectConfig
 
         total = 0
         for seed, architecture in enumerate(ARCHITECTURES):

@@ -30,14 +30,14 @@ from collect_hub import control, hub_process
 from safetensors.torch import save_file
 from torch.utils.data import Dataset
 
-from datasets_scripts.files import write_json
 from datasets_scripts.tokenize import tokenize
 from datasets_scripts.tokenize_config import TokenizeConfig
-from trainers.crops import Crop, TrainingOrder
-from trainers.dataset_source import DatasetSource
+from hf_wsl.files import write_json
+from trainers.data.windows.crops import Crop, TrainingOrder
+from trainers.data.windows.dataset_source import DatasetSource
+from trainers.data.windows.training_batches import BatchPlan, StoredBatches, StreamedBatches
+from trainers.data.windows.window_data import WindowDataset, make_loader
 from trainers.reproduction.speed import H200_CROPS_PER_S
-from trainers.training_batches import BatchPlan, StoredBatches, StreamedBatches
-from trainers.window_data import WindowDataset, make_loader
 
 
 WINDOW_SIZE, BATCH_SIZE = 512, 64

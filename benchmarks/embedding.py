@@ -25,7 +25,7 @@ from stream_memory import PeakMemory, anonymous_mb
 from torch import nn
 
 from datasets_scripts.embedding import METHODS, EmbedConfig, embed_models
-from datasets_scripts.files import write_json
+from hf_wsl.files import write_json
 from modeling_wsl import WSLConfig, WSLFeatureExtractor, WSLModel, open_checkpoint
 from modeling_wsl.pipelines import load_pipeline
 
@@ -82,7 +82,7 @@ def write_backbone(folder: Path) -> str:
 
 
 def write_model(name: str, folder: Path) -> None:
-    """A model of timm with its own initialisation, or one laid out like LLaMA in bfloat16, a shard a block."""
+    """A model of timm with its own initialization, or one laid out like LLaMA in bfloat16, a shard a block."""
     folder.mkdir()
     if name != "llama_1.3b":
         state = timm.create_model(name).state_dict()

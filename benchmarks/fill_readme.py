@@ -37,7 +37,7 @@ def representation_rows() -> list[str]:
     lines = ["random_projection", "pca", "r2_first", "r2_best", "r2_last"]
     return [
         f"{backbone} trained on {training} for {facts['minutes']:.0f} minutes on {facts['device']};",
-        f"R2 per standardised token on {validation} ({facts['validation_tokens']:,} tokens), all at {budget}",
+        f"R2 per standardized token on {validation} ({facts['validation_tokens']:,} tokens), all at {budget}",
         "(the two lines get each token's mean and deviation for nothing; the backbone pays two numbers for them):",
         "",
         "| random projection | PCA of the training models | backbone at step 0 | backbone, best | backbone, last |",
@@ -72,7 +72,7 @@ def code_rows() -> list[str]:
     at_budget += ["error: median", "mean", "by weights", "all", "seconds"]
     unseen = f"{held['models']} models ({held['weights'] / 1e6:.1f} M weights) of {held['owners']} owners"
     return [
-        f"Codes of {unseen} that none has seen: R2 per standardised token, by the numbers for",
+        f"Codes of {unseen} that none has seen: R2 per standardized token, by the numbers for",
         f"{report['token_size']} weights, everything that is stored counted. At {BUDGET}: its interval (owners "
         "resampled); R2 after all",
         f"numbers but indices are rounded to bfloat16, or moved by noise of {report['noise']:g} of a deviation; "
@@ -144,10 +144,10 @@ COPIES = ("exact", "noise 0.1", "noise 0.3", "noise 1", "permuted", "fine-tune")
 
 def search_rows() -> list[str]:
     report = read("search_public_models.json")
-    first = next(iter(report["embeddings"].values()))["neighbours"]["cosine"]
+    first = next(iter(report["embeddings"].values()))["neighbors"]["cosine"]
     rows = []
     for name, found in report["embeddings"].items():
-        near, copies = found["neighbours"]["cosine"], found["copies"]["cosine"]["kinds"]
+        near, copies = found["neighbors"]["cosine"], found["copies"]["cosine"]["kinds"]
         intervals = {fact: ", ".join(f"{end:.2f}" for end in near[fact]["interval"]) for fact in SEARCHED}
         cells = [f"{near[fact]['rate']:.2f} [{interval}]" for fact, interval in intervals.items()]
         wrong = found["copies"]["cosine"]["false_positive_rate"]
@@ -159,7 +159,7 @@ def search_rows() -> list[str]:
     chance = " | ".join(f"{first[fact]['chance']:.2f}" for fact in SEARCHED)
     settings = report["copies_of"]
     return [
-        f"Search among {report['models']} public models by cosine distance: how often the nearest neighbour is of the",
+        f"Search among {report['models']} public models by cosine distance: how often the nearest neighbor is of the",
         "same repository, family and task [95 %, repositories resampled]; the share of unrelated models (strangers)",
         f"within a threshold set on others of them for {settings['false_positive_rate']:.0%}; and the share of copies "
         f"within it (planted of {settings['models_copied']} models, noise",

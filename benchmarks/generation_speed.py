@@ -28,9 +28,11 @@ import transformers
 from torch import nn
 from transformers import pipeline
 
-from datasets_scripts.files import write_json
-from modeling_wsl import WSLConfig, WSLFeatureExtractor, WSLModel, generation, latent_sources, pipelines
-from modeling_wsl.sampling import HaloedWindows
+from hf_wsl.files import write_json
+from modeling_wsl import WSLConfig, WSLFeatureExtractor, WSLModel, pipelines
+from modeling_wsl.generation import generate as generation
+from modeling_wsl.generation import latent_sources
+from modeling_wsl.generation.sampling import HaloedWindows
 
 
 HALO, BATCH = 64, 8
@@ -208,7 +210,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--models", nargs="+", default=["resnet18", "resnet50"])
     parser.add_argument("--heads", nargs="+", type=int, default=[4, 8])
-    parser.add_argument("--ours", action="store_true", help="Tokens standardised, and a linear path, as in our sizes.")
+    parser.add_argument("--ours", action="store_true", help="Tokens standardized, and a linear path, as in our sizes.")
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--no-plain", action="store_true")
     parser.add_argument("--output", type=Path)

@@ -13,8 +13,8 @@ import torch
 
 from datasets_scripts.schema import MODELS, TRAIN, VALIDATION
 from modeling_wsl import WeightManifest, WSLFeatureExtractor
-from modeling_wsl.manifest import Block, LayerSpec, TensorSpec, split_name
-from modeling_wsl.token_kinds import kind_of, stem_name
+from modeling_wsl.tokens.kinds import kind_of, stem_name
+from modeling_wsl.tokens.manifest import Block, LayerSpec, TensorSpec, split_name
 
 
 LAYER_KINDS = (
@@ -24,7 +24,7 @@ LAYER_KINDS = (
     "linear",
     "recurrent",
     "embedding",
-    "normalisation",
+    "normalization",
     "other",
 )
 LAYER_SIZES = {"< 1k": 1_000, "1k - 10k": 10_000, "10k - 100k": 100_000, "> 100k": float("inf")}
@@ -96,7 +96,7 @@ def layer_kind(layer: LayerSpec, stem: str | None, outputs_last: bool) -> str:
         return "embedding"
     if kind == "matrix":
         return "linear"
-    return "normalisation" if "norm scale" in kinds else "other"
+    return "normalization" if "norm scale" in kinds else "other"
 
 
 def read_held_out(models: Path, dataset: Path, extractor: WSLFeatureExtractor) -> list[HeldOutModel]:

@@ -36,13 +36,13 @@ from training_cost import pca_cost, training_cost
 from weight_codes import STATISTICS, Encoded, backbone_code, largest_entries, matrix_svd, projection_code, window_svd
 
 from datasets_scripts.embedding.linear_projection import LinearBaseline, random_projection
-from datasets_scripts.files import replacing, write_json
+from hf_wsl.files import replacing, write_json
 from modeling_wsl import WSLConfig, WSLModel
-from modeling_wsl.losses import R2Accumulator
-from trainers.baselines import fit_pca
-from trainers.dataset_source import DatasetSource
-from trainers.pretrain_setup import FACTS_FILE
-from trainers.window_data import WindowDataset
+from modeling_wsl.backbone.losses import R2Accumulator
+from trainers.data.windows.dataset_source import DatasetSource
+from trainers.data.windows.window_data import WindowDataset
+from trainers.pretraining.baselines import fit_pca
+from trainers.pretraining.pretrain_setup import FACTS_FILE
 
 
 RESAMPLES = 10_000
@@ -211,7 +211,7 @@ def summary(models: Sequence[HeldOutModel], scores: Sequence[Score], seed: int) 
             "median": float(np.median(errors)),
             "mean": float(errors.mean()),
             "weighted": float((errors * counted).sum() / counted.sum()),
-            "all_together": float(layers[:, 2].sum() / layers[:, 3].sum()),  # what a loss without normalisation sees
+            "all_together": float(layers[:, 2].sum() / layers[:, 3].sum()),  # what a loss without normalization sees
         },
         "r2_by_kind": grouped_r2(layers, [kind for model in models for kind in model.layer_kinds()], LAYER_KINDS),
         "r2_by_size": grouped_r2(layers, list(map(size_class, sizes)), LAYER_SIZES),

@@ -9,8 +9,8 @@ from matplotlib.ticker import NullFormatter
 from trainers.evaluation.arm_figure import (
     BLACK,
     BLUE,
+    GRAY,
     GREEN,
-    GREY,
     ORANGE,
     PURPLE,
     RED,
@@ -20,17 +20,17 @@ from trainers.evaluation.arm_figure import (
 )
 
 
-# Colour is never the only difference.
+# Color is never the only difference.
 STYLES: dict[str, dict[str, Any]] = {
     "random projection": {"color": PURPLE, "linestyle": "-.", "marker": "v"},
     "PCA": {"color": GREEN, "linestyle": "-.", "marker": "^"},
-    "largest entries": {"color": GREY, "linestyle": ":", "marker": "x"},
+    "largest entries": {"color": GRAY, "linestyle": ":", "marker": "x"},
     "window SVD": {"color": SKY, "linestyle": "--", "marker": "s"},
     "matrix SVD": {"color": BLUE, "linestyle": "--", "marker": "D"},
     "matrix code": {"color": BLACK, "linestyle": "-", "marker": "P"},
 }
-BACKBONES = ((GREY, "*"), (PURPLE, "p"), (ORANGE, "h"), (RED, "o"))
-TRAINED = [{"color": colour, "linestyle": "-", "marker": marker} for colour, marker in BACKBONES]
+BACKBONES = ((GRAY, "*"), (PURPLE, "p"), (ORANGE, "h"), (RED, "o"))
+TRAINED = [{"color": color, "linestyle": "-", "marker": marker} for color, marker in BACKBONES]
 BUDGET = 128  # of the table and of the picture of costs
 
 

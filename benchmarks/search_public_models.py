@@ -1,9 +1,9 @@
-"""Whether embeddings find what belongs together: neighbours of public models, and copies planted among them.
+"""Whether embeddings find what belongs together: neighbors of public models, and copies planted among them.
 
     python benchmarks/search_public_models.py MODELS BACKBONE --output results/search.json
 
 MODELS is a folder of model folders with `model.json` (`repo`, `family`, `task`). For the backbone, the same with fresh
-weights, and every method without one, by both metrics: how often a model's nearest neighbour is of its repository,
+weights, and every method without one, by both metrics: how often a model's nearest neighbor is of its repository,
 family and task, beside chance; and how well planted copies are told from strangers. What the weights themselves say of
 the copies stands beside it. Intervals: 95 %, repositories resampled.
 """
@@ -18,7 +18,6 @@ from typing import Any
 import numpy as np
 
 from datasets_scripts.embedding import METHODS, EmbedConfig, EmbeddingTable, embed_models
-from datasets_scripts.files import write_json
 from datasets_scripts.near_copies import NearCopyItem, fingerprint, near_copy_groups
 from datasets_scripts.search.calibration import calibrate
 from datasets_scripts.search.nearest import nearest
@@ -26,6 +25,7 @@ from datasets_scripts.search.planted_copies import plant_copies
 from datasets_scripts.search.related_models import open_source, sorted_hash, stated_parents
 from datasets_scripts.search.search_config import METRICS
 from datasets_scripts.sources import ModelSource, expand_sources
+from hf_wsl.files import write_json
 
 
 FACTS = {"repository": "repo", "family": "family", "task": "task"}
@@ -85,7 +85,7 @@ def main() -> None:
             held = table.select([model.model_id for model in public])
             copies = calibrate(table, everything, fine_tunes=pairs, **options)
             report["embeddings"][name] = {
-                "neighbours": {metric: neighbour_rates(held, facts, metric, arguments.seed) for metric in METRICS},
+                "neighbors": {metric: neighbor_rates(held, facts, metric, arguments.seed) for metric in METRICS},
                 "copies": copies.metrics,
             }
             report["copies_of"] = copies.settings
@@ -113,9 +113,9 @@ def list_sources(arguments: argparse.Namespace, folder: Path) -> tuple[list[str]
     return [str(arguments.models), str(extra)], pairs
 
 
-def neighbour_rates(table: EmbeddingTable, facts: dict[str, dict], metric: str, seed: int) -> dict[str, Any]:
-    """Fact -> rate of models whose nearest neighbour shares it, its interval, and the rate of a random neighbour; over
-    models that share it with another one. `.. elsewhere`: the nearest neighbour of another repository.
+def neighbor_rates(table: EmbeddingTable, facts: dict[str, dict], metric: str, seed: int) -> dict[str, Any]:
+    """Fact -> rate of models whose nearest neighbor shares it, its interval, and the rate of a random neighbor; over
+    models that share it with another one. `.. elsewhere`: the nearest neighbor of another repository.
     """
     order, _ = nearest(table, table.embeddings, len(table), metric, exclude=np.arange(len(table)))
     values = {name: np.array([str(facts[m][key]) for m in table.model_ids]) for name, key in FACTS.items()}
@@ -131,7 +131,7 @@ def neighbour_rates(table: EmbeddingTable, facts: dict[str, dict], metric: str, 
 
 
 def rate_of(order: np.ndarray, same: np.ndarray, allowed: np.ndarray, groups: np.ndarray, seed: int) -> dict[str, Any]:
-    """The rate at which the first allowed neighbour is the same; only `models`, 0, where none can be.
+    """The rate at which the first allowed neighbor is the same; only `models`, 0, where none can be.
 
     Args:
         order: int `[n, n - 1]`, rows from near to far.

@@ -9,11 +9,11 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 
-from datasets_scripts.files import write_json
+from hf_wsl.files import write_json
 from modeling_wsl import WSLConfig
-from trainers.pretrain_config import PretrainConfig
-from trainers.pretrain_setup import FACTS_FILE, size_of
-from trainers.run_log import METRICS_FILE
+from trainers.pretraining.pretrain_config import PretrainConfig
+from trainers.pretraining.pretrain_setup import FACTS_FILE, size_of
+from trainers.pretraining.run_log import METRICS_FILE
 
 
 COPIED = ("status", "parameters", "train_tokens", "validation_tokens", "device", "steps", "versions")

@@ -16,9 +16,9 @@ import timm
 import torch
 from safetensors.torch import save_file
 
-from datasets_scripts.files import write_json
+from hf_wsl.files import write_json
 from modeling_wsl import WSLFeatureExtractor, open_checkpoint
-from modeling_wsl.tokenization import read_tokens
+from modeling_wsl.tokens.layout import read_tokens
 
 
 def share_of_copy(function, flat: torch.Tensor, repeats: int) -> tuple[float, float]:

@@ -3,7 +3,7 @@
 from typing import Any
 
 from modeling_wsl import WSLConfig
-from trainers.window_data import WindowDataset
+from trainers.data.windows.window_data import WindowDataset
 
 
 PASSES = 3  # a backward pass computes two products for each of the forward pass

@@ -1,7 +1,7 @@
 """How close a pretraining step comes to the rate of the matmuls that it consists of.
 
 The step is the trainer's own (`PretrainTrainer.train_step`: two views, bfloat16 autocast, backward, clipping,
-optimiser) on drawn tokens. In turn with it, so that all meet the same machine:
+optimizer) on drawn tokens. In turn with it, so that all meet the same machine:
 - limit: the step's floating-point operations at the rate of one large bfloat16 matmul. Counted are matmuls and
   attention, forward and backward; what a kernel recomputes, and everything else, is not.
 - own matmuls: exactly the step's matmuls, of the same shapes, in bfloat16, attention's batched, and nothing between.
@@ -26,12 +26,12 @@ from accelerate import Accelerator
 from torch import nn
 from tqdm.auto import tqdm
 
-from datasets_scripts.files import write_json
+from hf_wsl.files import write_json
 from modeling_wsl import WSLConfig, WSLFeatureExtractor, WSLForPreTraining
-from modeling_wsl.transformer_wsl import WSLAttention
-from trainers.dataset_source import SplitSize
-from trainers.pretrain_config import PretrainConfig
-from trainers.pretrain_trainer import PretrainTrainer
+from modeling_wsl.backbone.stack import WSLAttention
+from trainers.data.windows.dataset_source import SplitSize
+from trainers.pretraining.pretrain_config import PretrainConfig
+from trainers.pretraining.pretrain_trainer import PretrainTrainer
 
 
 LIMIT_SIDE = {"cpu": 2048, "cuda": 8192}  # of the large matmul
@@ -183,7 +183,7 @@ def make_trainer(
 
 
 def peak_memory_of_a_step(trainer: PretrainTrainer, batch: dict[str, torch.Tensor], device: torch.device) -> float:
-    """GB that the second step takes at most: the first one makes the optimiser's state."""
+    """GB that the second step takes at most: the first one makes the optimizer's state."""
     trainer.train_step([batch])
     torch.cuda.reset_peak_memory_stats(device)
     trainer.train_step([batch])

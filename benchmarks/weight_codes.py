@@ -11,10 +11,10 @@ from held_out_models import HeldOutModel
 
 from datasets_scripts.embedding.linear_projection import LinearBaseline, standardize
 from modeling_wsl import WSLModel
-from modeling_wsl.losses import MIN_STD, token_moments
-from modeling_wsl.low_rank import Layout, Piece, weighted_matrix
-from modeling_wsl.manifest import LayerSpec
-from modeling_wsl.matrix_code import HEADER, read_windows
+from modeling_wsl.backbone.losses import MIN_STD, token_moments
+from modeling_wsl.codes.low_rank import Layout, Piece, weighted_matrix
+from modeling_wsl.codes.matrix import HEADER, read_windows
+from modeling_wsl.tokens.manifest import LayerSpec
 
 
 STATISTICS = 2  # mean and log standard deviation of a token
@@ -31,7 +31,7 @@ class Encoded:
         scales: what one unit of noise is worth in each number, same shapes; 0 for an index, a count or a filler. One
             unit in all low-rank factors moves a weight by about its token's (or row's) standard deviation, one in the
             mean or in the log standard deviation of a token by as much; one in all coefficients of a projection is 1
-            of standardised weights, and moves a weight by sqrt(coefficients / d_t) of its deviation.
+            of standardized weights, and moves a weight by sqrt(coefficients / d_t) of its deviation.
         decode: parts to tokens float32 [tokens, d_t].
         indices: how many of the numbers are indices or counts.
         unused: fillers, which no one needs to keep.
@@ -58,7 +58,7 @@ class Encoded:
 
 
 def token_statistics(model: HeldOutModel) -> tuple[torch.Tensor, Parts, Parts]:
-    """Standardised tokens, [mean, log std], and their scales."""
+    """Standardized tokens, [mean, log std], and their scales."""
     standardized, mean, std = standardize(model.tokens, model.token_mask)
     std = std.clamp_min(MIN_STD)
     return standardized, [mean, std.log()], [std, torch.ones_like(std)]
@@ -69,7 +69,7 @@ def with_statistics(standardized: torch.Tensor, mean: torch.Tensor, log_std: tor
 
 
 def projection_code(model: HeldOutModel, projection: LinearBaseline) -> Encoded:
-    """Every token by itself: its coefficients once standardised, mean, log standard deviation."""
+    """Every token by itself: its coefficients once standardized, mean, log standard deviation."""
     standardized, statistics, scales = token_statistics(model)
     coefficients = (standardized - projection.mean) @ projection.components.T
 
@@ -80,7 +80,7 @@ def projection_code(model: HeldOutModel, projection: LinearBaseline) -> Encoded:
 
 
 def largest_entries(model: HeldOutModel, budget: int) -> Encoded:
-    """The largest standardised entries of every token, each a value and an index; mean, log standard deviation."""
+    """The largest standardized entries of every token, each a value and an index; mean, log standard deviation."""
     standardized, statistics, scales = token_statistics(model)
     index = standardized.abs().topk((budget - STATISTICS) // 2, dim=1).indices
     values = standardized.gather(1, index)
@@ -94,7 +94,7 @@ def largest_entries(model: HeldOutModel, budget: int) -> Encoded:
 
 
 def window_svd(model: HeldOutModel, budget: int, window_size: int) -> Encoded:
-    """The truncated SVD of the standardised tokens of every window: r coefficients a token and r basis vectors.
+    """The truncated SVD of the standardized tokens of every window: r coefficients a token and r basis vectors.
 
     r is the largest with r (tokens + d_t) + 2 tokens <= budget x tokens.
     """

@@ -10,11 +10,13 @@ from typing import Any
 import pyarrow as pa
 from datasets.utils import tqdm
 
-from .composition import FAMILIES
-from .composition_figure import FIGURE_FILE, composition_figure
-from .dataset_card import Collection, dataset_card
+from hf_wsl.files import replacing
+from hf_wsl.workers import run_tasks
+
+from .card.composition import FAMILIES
+from .card.composition_figure import FIGURE_FILE, composition_figure
+from .card.dataset_card import Collection, dataset_card
 from .dataset_writer import PlannedModel, ShardTask, plan_shards, write_shard
-from .files import replacing
 from .layer_moments import layer_statistics, merge_moments
 from .model_part import NOTHING_STORED, feature_extractor
 from .model_properties import properties_digest, write_properties
@@ -35,7 +37,6 @@ from .schema import (
 from .splits import SplitItem, duplicate_groups
 from .tokenize_config import DatasetConfig
 from .work_folder import WorkFolder
-from .worker_pool import run_tasks
 
 
 OTHER_FAMILY = "other"
@@ -49,7 +50,7 @@ class AssembledModel:
         index: of its part and record.
         row: its columns of the config `models` without the manifest, which stays on the disk.
         near_copy_fingerprint: None for a refused model.
-        layer_moments: None for a refused model, and where layers are not normalised.
+        layer_moments: None for a refused model, and where layers are not normalized.
         record_bytes: size of its record.
     """
 
@@ -111,7 +112,7 @@ def write_dataset(
 
     Args:
         work: of the run; its records must not change from here on.
-        models: with splits and groups in their rows; those that no layer-wise normalisation fits become refused.
+        models: with splits and groups in their rows; those that no layer-wise normalization fits become refused.
         config: of the run.
         worker_module: what the worker processes import first.
         collected: how the models were found on the Hub, for the card.

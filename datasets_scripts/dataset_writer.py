@@ -9,10 +9,10 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from modeling_wsl.layer_normalization import LayerStatistics
-from modeling_wsl.manifest import WeightManifest
+from hf_wsl.files import replacing
+from modeling_wsl.tokens.layer_normalization import LayerStatistics
+from modeling_wsl.tokens.manifest import WeightManifest
 
-from .files import replacing
 from .schema import MODELS, REFUSED, WINDOWS, model_features, shard_path
 from .tokenize_config import DatasetConfig
 from .window_rows import normalized_row, window_schema
@@ -69,7 +69,7 @@ class PlannedModel:
 class ShardTask:
     """What a worker process needs to know; `models` are those of the shard's runs.
 
-    `layer_statistics` are what layers are normalised by; None where they are not.
+    `layer_statistics` are what layers are normalized by; None where they are not.
     """
 
     shard: Shard
@@ -149,7 +149,7 @@ def windows_writer(path: Path, schema: pa.Schema) -> pq.ParquetWriter:
 
 
 def _row_groups(task: ShardTask) -> Iterator[list[pa.RecordBatch]]:
-    """The rows of a file, grouped; they are views on the mapped parts, unless their layers are normalised here."""
+    """The rows of a file, grouped; they are views on the mapped parts, unless their layers are normalized here."""
     work, limit, statistics = WorkFolder(task.output), task.config.row_group_bytes, task.layer_statistics
     group: list[pa.RecordBatch] = []
     held = 0

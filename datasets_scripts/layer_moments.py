@@ -1,7 +1,7 @@
 """Mean and deviation of each layer over a zoo, from one pass over every model: float64, window by window, mergeable.
 
 Each model has a mapping layer name -> [count, mean, sum of squared deviations]; those of the training models, merged,
-give what layer-wise normalisation works with (`modeling_wsl/layer_normalization.py`).
+give what layer-wise normalization works with (`modeling_wsl/tokens/layer_normalization.py`).
 """
 
 import math

@@ -1,4 +1,4 @@
-"""Who made a model, under which licence, of which family, for which task: as far as its own files say."""
+"""Who made a model, under which license, of which family, for which task: as far as its own files say."""
 
 import logging
 import re
@@ -9,9 +9,9 @@ from typing import Any
 import yaml
 from huggingface_hub import HfApi, ModelInfo, metadata_load
 
-from modeling_wsl.checkpoint_errors import CheckpointError, read_json
+from modeling_wsl.checkpoints.errors import CheckpointError, read_json
 
-from .composition import describe
+from .card.composition import describe
 from .sources import ModelSource
 
 
@@ -28,7 +28,7 @@ class ModelFacts:
     source: str | None
     revision: str | None
     owner: str | None
-    licence: str | None
+    license: str | None
     library: str | None
     architecture: str | None
     family: str | None
@@ -65,7 +65,7 @@ def find_facts(
     record = _record(source)
     hub = hub or (HubFacts(card=_card(source)) if source.path else ask_hub(source))
     card = hub.card
-    pretrained = config.get("pretrained_cfg")  # timm's, with its licence
+    pretrained = config.get("pretrained_cfg")  # timm's, with its license
     pretrained = pretrained if isinstance(pretrained, dict) else {}
     given = source.facts
     stated_family = _first(given.get("family"), record.get("family"))
@@ -86,12 +86,12 @@ def find_facts(
         source=_first(record.get("source"), source.label),
         revision=_first(commit, source.revision, record.get("revision"), record.get("commit")),
         owner=_first(given.get("owner"), record.get("owner"), _owner(source, record)),
-        licence=_first(
-            given.get("licence"),
-            record.get("licence"),
+        license=_first(
+            given.get("license"),
             record.get("license"),
+            record.get("licence"),
             pretrained.get("license"),
-            licence_of_card(card),
+            license_of_card(card),
         ),
         library=_first(record.get("library"), library, card.get("library_name")),
         architecture=composition.architecture,
@@ -102,13 +102,13 @@ def find_facts(
     )
 
 
-def licence_of_card(card: Mapping[str, Any]) -> str | None:
-    """The licence that a card's front matter names; its own name where the Hub has none for it."""
+def license_of_card(card: Mapping[str, Any]) -> str | None:
+    """The license that a card's front matter names; its own name where the Hub has none for it."""
     return _first(card.get("license_name"), card.get("license"))
 
 
 def _first(*values: Any) -> str | None:
-    """The first value that says anything; lists (of licences) are joined, other types are not facts."""
+    """The first value that says anything; lists (of licenses) are joined, other types are not facts."""
     for value in values:
         if isinstance(value, list) and value and all(isinstance(part, str) for part in value):
             return ", ".join(value)
@@ -162,7 +162,7 @@ def ask_hub(source: ModelSource) -> HubFacts:
     try:
         info = HfApi().model_info(source.location, revision=source.revision)
     except Exception as error:  # its client raises errors of three libraries; facts are no reason to stop
-        logger.warning("%s: the Hub does not give its licence and task (%r)", source.model_id, error)
+        logger.warning("%s: the Hub does not give its license and task (%r)", source.model_id, error)
         return HubFacts()
     return hub_facts(info)
 

@@ -9,10 +9,10 @@ from typing import Any
 
 import pyarrow as pa
 
-from modeling_wsl.checkpoint_errors import CheckpointError, NonFiniteWeightsError, NotTokenizableError, shorten
-from modeling_wsl.checkpoints import Checkpoint
+from modeling_wsl.checkpoints.checkpoint import Checkpoint
+from modeling_wsl.checkpoints.errors import CheckpointError, NonFiniteWeightsError, NotTokenizableError, shorten
 from modeling_wsl.feature_extraction_wsl import WSLFeatureExtractor
-from modeling_wsl.layer_normalization import LayerStatistics
+from modeling_wsl.tokens.layer_normalization import LayerStatistics
 
 from .layer_moments import merge_moments, window_moments
 from .model_facts import ModelFacts
@@ -42,7 +42,7 @@ class ModelPart:
     Attributes:
         columns: of the config `models`, those that follow from the weights.
         near_copy_fingerprint: see `near_copies.py`.
-        layer_moments: see `layer_moments.py`; None where no layer is to be normalised.
+        layer_moments: see `layer_moments.py`; None where no layer is to be normalized.
     """
 
     columns: Mapping[str, Any]
@@ -53,7 +53,7 @@ class ModelPart:
 def feature_extractor(
     config: DatasetConfig, layer_normalization: LayerStatistics | None = None
 ) -> WSLFeatureExtractor:
-    """The feature extractor that a configuration describes; what layers are normalised by is known at the end only."""
+    """The feature extractor that a configuration describes; what layers are normalized by is known at the end only."""
     return WSLFeatureExtractor(
         tokenization=config.tokenization,
         token_size=config.token_size,
@@ -77,7 +77,7 @@ def refusing(model_id: str, location: object) -> Iterator[None]:
 
 
 def write_part(checkpoint: Checkpoint, model_id: str, config: DatasetConfig, path: Path) -> ModelPart:
-    """Writes all windows of a model, one record batch each, as an Arrow file, layers not yet normalised.
+    """Writes all windows of a model, one record batch each, as an Arrow file, layers not yet normalized.
 
     Raises:
         CheckpointError: the weights cannot be read, are not finite, or do not fit the stored dtype.
@@ -88,7 +88,7 @@ def write_part(checkpoint: Checkpoint, model_id: str, config: DatasetConfig, pat
     with refusing(model_id, checkpoint.source):
         manifest = feature_extractor(config).layout(checkpoint.tensors, checkpoint.tied, checkpoint.tensor_order)
         if not manifest.num_tokens:
-            reason = "holds nothing that is tokenised (batch-norm statistics and integers are not)"
+            reason = "holds nothing that is tokenized (batch-norm statistics and integers are not)"
             raise NotTokenizableError(checkpoint.source, reason, "Tokenize with batch_norm_statistics tokenize")
     with pa.OSFile(str(path), "wb") as file, pa.ipc.new_file(file, schema) as writer:
         for row in _window_rows(checkpoint, model_id, config, schema, moments):
@@ -112,7 +112,7 @@ def _window_rows(
     schema: pa.Schema,
     moments: list[dict[str, list[float]]],
 ) -> Iterator[pa.RecordBatch]:
-    """The rows of a model; where layers are to be normalised, `moments` gets those of each window."""
+    """The rows of a model; where layers are to be normalized, `moments` gets those of each window."""
     # Only what happens in here is caught: an error of the writer, which takes the rows, does not pass through.
     with refusing(model_id, checkpoint.source):
         for index, window in enumerate(feature_extractor(config).stream(checkpoint, config.window_size)):

@@ -9,7 +9,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from .files import replacing
+from hf_wsl.files import replacing
+
 from .schema import PROPERTIES, TEST, TRAIN, VALIDATION, shard_path
 from .tokenize_config import TokenizeError
 from .work_folder import WorkFolder

@@ -4,12 +4,12 @@ import logging
 from dataclasses import dataclass
 from pathlib import Path
 
-from modeling_wsl.checkpoint_errors import CheckpointError
-from modeling_wsl.checkpoint_hub import hub_error
-from modeling_wsl.checkpoints import open_checkpoint
+from hf_wsl.files import replacing
+from modeling_wsl.checkpoints.checkpoint import open_checkpoint
+from modeling_wsl.checkpoints.errors import CheckpointError
+from modeling_wsl.checkpoints.hub import hub_error
 
-from .files import replacing
-from .hub_reader import final_outcome
+from .collect.hub_reader import final_outcome
 from .model_facts import find_facts
 from .model_part import accepted_record, refused_record, refusing, write_part
 from .outcomes import RefusedModel

@@ -13,9 +13,9 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from modeling_wsl.checkpoint_order import natural_key
-from modeling_wsl.checkpoints import Checkpoint
-from modeling_wsl.manifest import TensorSpec
+from modeling_wsl.checkpoints.checkpoint import Checkpoint
+from modeling_wsl.checkpoints.order import natural_key
+from modeling_wsl.tokens.manifest import TensorSpec
 
 
 SAMPLED_TENSORS = 40

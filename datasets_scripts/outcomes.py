@@ -1,6 +1,6 @@
 """What became of each model that a run met: the codes of the column `outcome`, and the refusal that carries one."""
 
-from modeling_wsl.checkpoint_errors import (
+from modeling_wsl.checkpoints.errors import (
     CheckpointError,
     NonFiniteWeightsError,
     NotTokenizableError,
@@ -17,7 +17,7 @@ OUTCOMES = {
     "gated": "its owner gives access on request",
     "disabled": "the Hub has disabled it",
     "vanished": "it was listed and is gone, or private by now",
-    "licence": "its licence is not among those asked for",
+    "license": "its license is not among those asked for",
     "remote_code": "only code of its own repository can load it",
     "no_weights": "no weight file of a format that is read",
     "quantized": "its weights are packed in few bits",
@@ -32,7 +32,7 @@ OUTCOMES = {
     "overflow": "a weight is beyond the range of the stored dtype",
     "not_tokenizable": "no floating-point tensor to make tokens of",
     "duplicate": "its weights are bit for bit those of a model before it",
-    "other_layers": "it has layers that no training model has, so nothing normalises them",
+    "other_layers": "it has layers that no training model has, so nothing normalizes them",
     "network": "its files could not be fetched, while the Hub answered for others",
 }
 

@@ -1,6 +1,6 @@
 """Which dimension of a weight counts its outputs, as far as its name tells."""
 
-from modeling_wsl.manifest import split_name
+from modeling_wsl.tokens.manifest import split_name
 
 
 OUTPUT_LAST = ("kernel", "recurrent_kernel")  # leaf names of Keras, TensorFlow and Flax

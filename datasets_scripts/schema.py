@@ -9,7 +9,7 @@
     tokenize.json                                settings, sources and counts of the run that made the dataset
 
 A token's mask is one number (`valid_entries`: the first so many entries hold weights) and positions follow from the
-`segment_*` columns (`modeling_wsl.manifest.positions_from_segments`), so neither is stored as an array.
+`segment_*` columns (`modeling_wsl.tokens.manifest.positions_from_segments`), so neither is stored as an array.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -23,7 +23,7 @@ WINDOWS, MODELS, PROPERTIES = "windows", "models", "properties"
 TRAIN, VALIDATION, TEST, REFUSED = "train", "validation", "test", "refused"  # test: of lab zoos
 SPLITS = (TRAIN, VALIDATION, TEST)  # of what is learned from and measured on
 WITHHELD = (
-    "withheld"  # split, status and outcome, in published datasets: models whose licence keeps their weights back
+    "withheld"  # split, status and outcome, in published datasets: models whose license keeps their weights back
 )
 ACCEPTED = "accepted"  # of the column `status`, beside REFUSED
 MAX_WINDOW_SIZE = 4096
@@ -45,7 +45,7 @@ def window_features(token_size: int, dtype: str = "float16") -> Features:
     Returns:
         model_id; window_index within the model; token_start, n of the first token; num_tokens; tokens
         `[num_tokens, d_t]`; valid_entries `[num_tokens]`; and four lists
-        of one entry a `modeling_wsl.manifest.Segment`.
+        of one entry a `modeling_wsl.tokens.manifest.Segment`.
     """
     return Features(
         {
@@ -76,7 +76,7 @@ def model_features() -> Features:
             "source": Value("string"),
             "revision": Value("string"),
             "owner": Value("string"),
-            "licence": Value("string"),
+            "license": Value("string"),
             "library": Value("string"),
             "architecture": Value("string"),
             "family": Value("string"),

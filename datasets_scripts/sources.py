@@ -10,9 +10,9 @@ from os import PathLike
 from pathlib import Path
 from typing import Any
 
-from modeling_wsl.checkpoint_errors import CheckpointError, read_json
-from modeling_wsl.checkpoint_formats import SAFETENSORS_SUFFIXES, SUFFIXES, TORCH_SUFFIXES
-from modeling_wsl.checkpoint_hub import is_hub_id
+from modeling_wsl.checkpoints.errors import CheckpointError, read_json
+from modeling_wsl.checkpoints.formats import SAFETENSORS_SUFFIXES, SUFFIXES, TORCH_SUFFIXES
+from modeling_wsl.checkpoints.hub import is_hub_id
 
 from .tokenize_config import TokenizeError
 
@@ -38,7 +38,7 @@ class ModelSource:
         location: what `open_checkpoint` takes: an absolute path, or a Hub id.
         label: how the user would name it again; no folder outside of what was named shows in it.
         revision: of a Hub id; None is the newest.
-        facts: columns of the config `models` that a list of models gave (`licence`, `family`, ...).
+        facts: columns of the config `models` that a list of models gave (`license`, `family`, ...).
     """
 
     model_id: str
@@ -75,7 +75,7 @@ def expand_sources(sources: Iterable[str | PathLike]) -> list[ModelSource]:
             of names, hidden files left out; a lab zoo, whose models have the ids of its table, behind the zoo's name
             (`zoo/member_0003/epoch_005`) where several zoos are named; a checkpoint file; a Hub id, `org/name`
             or `org/name@revision`; a list of these, `.txt` (one a line, # comments) or `.json`/`.jsonl` of
-            strings or of objects with `source` and any of `model_id`, `revision`, `owner`, `licence`, `family`,
+            strings or of objects with `source` and any of `model_id`, `revision`, `owner`, `license`, `family`,
             `task`; paths in a list are relative to its file.
 
     Returns:
@@ -193,7 +193,7 @@ def _read_list(path: Path) -> list[tuple[str, dict[str, Any]]]:
 
 
 def _list_entry(path: Path, number: int, entry: Any) -> tuple[str, dict[str, Any]]:
-    known = ("model_id", "revision", "owner", "licence", "family", "task")
+    known = ("model_id", "revision", "owner", "license", "family", "task")
     if isinstance(entry, str):
         return entry, {}
     if not isinstance(entry, dict) or not isinstance(entry.get("source"), str):

@@ -16,7 +16,8 @@ from typing import Any
 import pyarrow as pa
 from datasets.utils import tqdm  # tqdm.auto that heeds HF_DATASETS_DISABLE_PROGRESS_BARS and disable_progress_bars()
 
-from modeling_wsl.checkpoint_errors import shorten
+from hf_wsl.workers import one_thread, run_tasks
+from modeling_wsl.checkpoints.errors import shorten
 
 from .assembly import AssembledModel, counts, find_groups, read_models, write_dataset
 from .model_properties import check_properties, give_splits, properties_digest
@@ -26,7 +27,6 @@ from .sources import ModelSource, expand_sources
 from .splits import assign_splits
 from .tokenize_config import TokenizeConfig, TokenizeError
 from .work_folder import WorkFolder, compare_runs, finished_run, remove_refusals
-from .worker_pool import one_thread, run_tasks
 
 
 logger = logging.getLogger(__name__)
@@ -63,7 +63,7 @@ def tokenize(
     *,
     properties: pa.Table | None = None,
 ) -> TokenizeReport:
-    """Makes a dataset of the weights of models, or finishes one that was interrupted, or recognises a finished one.
+    """Makes a dataset of the weights of models, or finishes one that was interrupted, or recognizes a finished one.
 
     A model that cannot be read safely, or whose weights are not finite or larger than the payload's dtype holds, is
     refused: a row of `models` with the reason. It never stops the run.

@@ -4,7 +4,8 @@ import dataclasses
 from dataclasses import dataclass
 from typing import Any
 
-from .config_sources import option
+from hf_wsl.options import option
+
 from .schema import MAX_WINDOW_SIZE, PAYLOAD_DTYPES
 
 
@@ -80,7 +81,7 @@ class DatasetConfig:
 
     @property
     def part_dtype(self) -> str:
-        """Of the weights before their layers are normalised: rounded once, at the end."""
+        """Of the weights before their layers are normalized: rounded once, at the end."""
         return "float32" if self.layer_normalization else self.dtype
 
     @property

@@ -8,8 +8,8 @@ import pyarrow as pa
 import torch
 from transformers.feature_extraction_utils import BatchFeature
 
-from modeling_wsl.layer_normalization import LayerStatistics, normalize_layers_
-from modeling_wsl.manifest import Segment, WeightManifest
+from modeling_wsl.tokens.layer_normalization import LayerStatistics, normalize_layers_
+from modeling_wsl.tokens.manifest import Segment, WeightManifest
 
 from .outcomes import RefusedModel
 from .schema import window_features
@@ -70,10 +70,10 @@ def window_row(
 def normalized_row(
     row: pa.RecordBatch, manifest: WeightManifest, statistics: LayerStatistics, dtype: str
 ) -> pa.RecordBatch:
-    """A row of float32 weights with its layers normalised (see `normalize_layers_`), stored as `dtype`.
+    """A row of float32 weights with its layers normalized (see `normalize_layers_`), stored as `dtype`.
 
     Raises:
-        RefusedModel: a normalised weight that is infinite in `dtype`.
+        RefusedModel: a normalized weight that is infinite in `dtype`.
     """
     model_id, index, start = (row.column(name)[0].as_py() for name in ("model_id", "window_index", "token_start"))
     values = row.column("tokens").flatten().flatten().to_numpy(zero_copy_only=False, writable=True)

@@ -17,7 +17,8 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from .files import write_json, write_text
+from hf_wsl.files import write_json, write_text
+
 from .schema import CARD_FILE, EXTRACTOR_FILE, FORMAT_VERSION, MODELS, REPORT_FILE, WORK_FOLDER
 from .sources import ModelSource
 from .tokenize_config import TokenizeError
@@ -31,7 +32,7 @@ class ModelRecord:
         fingerprint: of the source at the time.
         row: its columns of the config `models`, without split and groups, which depend on the other models.
         near_copy_fingerprint: what near copies are found by (`near_copies.py`); None for a refused model.
-        layer_moments: what layers are normalised by (`layer_moments.py`); None where they are not.
+        layer_moments: what layers are normalized by (`layer_moments.py`); None where they are not.
     """
 
     fingerprint: str

@@ -1,4 +1,4 @@
-"""A backbone for the Hub: the finished model of a run of `hf-wsl pretrain`, without checkpoints and optimiser."""
+"""A backbone for the Hub: the finished model of a run of `hf-wsl pretrain`, without checkpoints and optimizer."""
 
 import json
 from pathlib import Path
@@ -7,16 +7,16 @@ import torch
 from transformers import AutoModelForPreTraining
 from transformers.dynamic_module_utils import get_relative_import_files
 
-from datasets_scripts.files import write_json
+from hf_wsl.files import write_json
 from modeling_wsl import WSLConfig
-from modeling_wsl.checkpoints import open_checkpoint
-from modeling_wsl.latent_prior import PRIOR_FILE
+from modeling_wsl.checkpoints.checkpoint import open_checkpoint
+from modeling_wsl.generation.latent_prior import PRIOR_FILE
 
 from .backbone_card import BackboneFacts, backbone_card
 from .card_text import CARD_FILE
 from .errors import PublishError
 from .local_paths import without_local_paths
-from .origins import hub_id, settle_licence, training_licences
+from .origins import hub_id, settle_license, training_licenses
 from .publication import (
     STAGING,
     Publication,
@@ -43,17 +43,17 @@ OWNED = (
 NEEDED_FACTS = ("status", "parameters", "steps", "total_steps", "val_r2", "val_r2_history", "baselines", "config")
 
 
-def prepare_backbone(folder: Path, repo_id: str, licence: str | None, on_hub: str | None) -> Publication:
+def prepare_backbone(folder: Path, repo_id: str, license: str | None, on_hub: str | None) -> Publication:
     """Checks the folder of a backbone and writes its card.
 
     Args:
         folder: output_dir of `hf-wsl pretrain`.
         repo_id: where it goes.
-        licence: to publish under; None: the strictest of the training models'.
+        license: to publish under; None: the strictest of the training models'.
         on_hub: README.md of the repository, None where it has none.
 
     Raises:
-        PublishError: the run has not ended, a file is missing or damaged, no licence follows.
+        PublishError: the run has not ended, a file is missing or damaged, no license follows.
     """
     refuse_leftovers(folder, (".partial-*", ".outdated-*"), "Finish it: --resume_from_checkpoint latest.")
     if not (folder / FACTS_FILE).is_file():
@@ -72,18 +72,18 @@ def prepare_backbone(folder: Path, repo_id: str, licence: str | None, on_hub: st
     config = check_model(folder)
     code = code_files(folder)
     run = training["config"]
-    licences = training_licences(run["dataset"], training.get("dataset_commit") or run["dataset_revision"])
-    settled, known = settle_licence(licence, list(licences), "the models it was trained on", adapted=False)
+    licenses = training_licenses(run["dataset"], training.get("dataset_commit") or run["dataset_revision"])
+    settled, known = settle_license(license, list(licenses), "the models it was trained on", adapted=False)
     dataset_id, base_model = hub_id(run["dataset"], "dataset"), hub_id(run["model_name_or_path"], "model")
     facts = BackboneFacts(
-        repo_id, training, config, extractor, settled, known, licences, dataset_id=dataset_id, base_model=base_model
+        repo_id, training, config, extractor, settled, known, licenses, dataset_id=dataset_id, base_model=base_model
     )
     readme, card, notes = stage_card(folder, backbone_card(facts), on_hub)
     staged_facts = folder / STAGING / FACTS_FILE
     write_json(staged_facts, without_local_paths(json.loads((folder / FACTS_FILE).read_text(encoding="utf-8"))))
-    if known and settled.rank < known.licence.rank:
+    if known and settled.rank < known.license.rank:
         notes.append(
-            f"{settled.stated} grants more than {known.licence.stated}, the strictest licence of the training models."
+            f"{settled.stated} grants more than {known.license.stated}, the strictest license of the training models."
         )
     notes += known.conflicts if known else ()
     prior = [PRIOR_FILE] if (folder / PRIOR_FILE).is_file() else []
@@ -95,7 +95,7 @@ def prepare_backbone(folder: Path, repo_id: str, licence: str | None, on_hub: st
         repo_type="model",
         files=files,
         owned=OWNED,
-        licence=settled.stated,
+        license=settled.stated,
         left=left_behind(folder, files),
         notes=tuple(notes),
         card=card,

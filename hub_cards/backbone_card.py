@@ -6,7 +6,7 @@ from typing import Any
 
 from huggingface_hub import EvalResult, ModelCardData
 
-from datasets_scripts.licences import OTHER, Licence, Strictest
+from datasets_scripts.licenses import OTHER, License, Strictest
 from modeling_wsl import WSLConfig
 
 from .card_text import fill_template, model_card, number, table
@@ -25,9 +25,9 @@ class BackboneFacts:
         training: content of training_facts.json.
         config: of the model.
         extractor: content of preprocessor_config.json.
-        licence: that it is published under.
-        strictest: of the licences of the training models that are known, or None.
-        training_licences: licence -> number of training models, see `origins.training_licences`.
+        license: that it is published under.
+        strictest: of the licenses of the training models that are known, or None.
+        training_licenses: license -> number of training models, see `origins.training_licenses`.
         dataset_id: the dataset's, if it is on the Hub.
         base_model: Hub id of the backbone that the run started from, if it did and that is on the Hub.
     """
@@ -36,9 +36,9 @@ class BackboneFacts:
     training: Mapping[str, Any]
     config: WSLConfig
     extractor: Mapping[str, Any]
-    licence: Licence
+    license: License
     strictest: Strictest | None
-    training_licences: Mapping[str | None, int | None]
+    training_licenses: Mapping[str | None, int | None]
     dataset_id: str | None
     base_model: str | None
 
@@ -75,8 +75,8 @@ def backbone_card(facts: BackboneFacts) -> str:
     data = ModelCardData(
         model_name=facts.repo_id.split("/")[-1] if results else None,
         eval_results=results or None,
-        license=facts.licence.identifier,
-        license_name=facts.licence.stated if facts.licence.identifier == OTHER else None,
+        license=facts.license.identifier,
+        license_name=facts.license.stated if facts.license.identifier == OTHER else None,
         library_name="transformers",
         pipeline_tag="feature-extraction",
         tags=TAGS,
@@ -172,7 +172,7 @@ def _training_rows(facts: BackboneFacts) -> list[tuple[str, str]]:
         ("tokens seen", f"{training['tokens_seen']:,}"),
         ("time", f"{duration} on {training['processes']} x {training['device']}"),
         ("learning rate", f"{run['learning_rate']:g} ({run['lr_schedule']}), weight decay {run['weight_decay']:g}"),
-        ("loss normalisation", facts.config.loss_normalization),
+        ("loss normalization", facts.config.loss_normalization),
         ("contrastive weight, noise", f"{facts.config.contrastive_weight:g}, {facts.config.noise_std:g}"),
         ("arithmetic", f"{run['mixed_precision']} forward pass, saved as {run['save_dtype']}"),
         ("seed", str(training["seed"])),
@@ -181,33 +181,33 @@ def _training_rows(facts: BackboneFacts) -> list[tuple[str, str]]:
 
 
 def _data(facts: BackboneFacts) -> str:
-    if not facts.training_licences:
-        listed = "Which licences the training models are under was not to be found when this card was written."
+    if not facts.training_licenses:
+        listed = "Which licenses the training models are under was not to be found when this card was written."
     else:
-        counts = {licence or "not stated": n for licence, n in facts.training_licences.items()}
+        counts = {license or "not stated": n for license, n in facts.training_licenses.items()}
         if None in counts.values():  # only the dataset's card was there, which counts no models
-            listed = f"The models that it was trained on are under these licences: {', '.join(counts)}."
+            listed = f"The models that it was trained on are under these licenses: {', '.join(counts)}."
         else:
-            rows = [(licence, f"{n:,}") for licence, n in counts.items()]
-            listed = "The models that it was trained on are under these licences:\n\n"
-            listed += table(("licence", "models"), rows)
+            rows = [(license, f"{n:,}") for license, n in counts.items()]
+            listed = "The models that it was trained on are under these licenses:\n\n"
+            listed += table(("license", "models"), rows)
     kept = "Each stays under its own; the dataset names every model with its source and revision."
-    given = f"The backbone is published under `{facts.licence.stated}`."
+    given = f"The backbone is published under `{facts.license.stated}`."
     if facts.strictest is None:
         return f"{listed}\n\n{kept} {given}"
-    strictest = f"The strictest known licence among the training models is `{facts.strictest.licence.stated}`."
+    strictest = f"The strictest known license among the training models is `{facts.strictest.license.stated}`."
     conflicts = "".join(f"\n- {conflict}" for conflict in facts.strictest.conflicts)
-    at_odds = f"\n\nLicences among them that no licence of the whole satisfies:\n{conflicts}" if conflicts else ""
+    at_odds = f"\n\nLicenses among them that no license of the whole satisfies:\n{conflicts}" if conflicts else ""
     return f"{listed}\n\n{kept} {given} {strictest}{at_odds}"
 
 
 def _data_tokens(config: WSLConfig, extractor: Mapping[str, Any]) -> str:
     statistics = {"carry": "left out", "tokenize": "taken in"}[extractor["batch_norm_statistics"]]
     layers = extractor.get("layer_normalization")
-    normalised = f", weights normalised by the zoo's statistics of each of its {len(layers)} layers" if layers else ""
+    normalized = f", weights normalized by the zoo's statistics of each of its {len(layers)} layers" if layers else ""
     return (
         f"{config.tokenization} tokens of {config.token_size} numbers, batch-norm statistics {statistics}, positions "
-        f"{config.position_encoding}{normalised}"
+        f"{config.position_encoding}{normalized}"
     )
 
 

@@ -63,7 +63,7 @@ def check_card(card: str, origin: str) -> dict[str, Any]:
     except (ValueError, TypeError, AttributeError, yaml.YAMLError) as error:
         raise PublishError(f"{origin}: its front matter cannot be read ({' '.join(str(error).split())}).") from error
     if not card.startswith("---") or not front:
-        raise PublishError(f"{origin} has no front matter (a block between two lines `---`); the Hub needs a licence.")
+        raise PublishError(f"{origin} has no front matter (a block between two lines `---`); the Hub needs a license.")
     if found := PLACEHOLDER.search(card):
         line = card.count("\n", 0, found.start()) + 1
         raise PublishError(f"{origin}, line {line}: [More Information Needed] is still there. Fill it in or drop it.")

@@ -1,4 +1,4 @@
-"""A tokenized dataset for the Hub, without the models whose licence does not let others share their weights."""
+"""A tokenized dataset for the Hub, without the models whose license does not let others share their weights."""
 
 import dataclasses
 from collections.abc import Mapping, Sequence
@@ -7,10 +7,9 @@ from typing import Any
 
 from huggingface_hub import DatasetCard
 
-from datasets_scripts.collect_config import CollectConfig
-from datasets_scripts.composition_figure import FIGURE_FILE, composition_figure
-from datasets_scripts.dataset_card import Collection, dataset_card
-from datasets_scripts.files import write_json, write_text
+from datasets_scripts.card.composition_figure import FIGURE_FILE, composition_figure
+from datasets_scripts.card.dataset_card import Collection, dataset_card
+from datasets_scripts.collect.config import CollectConfig
 from datasets_scripts.schema import (
     ACCEPTED,
     EXTRACTOR_FILE,
@@ -26,6 +25,7 @@ from datasets_scripts.schema import (
 )
 from datasets_scripts.tokenize_config import DatasetConfig, TokenizeConfig
 from datasets_scripts.work_folder import finished_run
+from hf_wsl.files import write_json, write_text
 from modeling_wsl.card_signature import is_ours
 
 from .card_text import CARD_FILE, check_card, is_somebodys, read_card
@@ -51,7 +51,7 @@ OWNED = (
     FIGURE_FILE,
 )
 
-FRONT_MATTER = "Its front matter gets the files and licences of what is published; check the figures in its text."
+FRONT_MATTER = "Its front matter gets the files and licenses of what is published; check the figures in its text."
 
 
 def prepare_dataset(folder: Path, repo_id: str, on_hub: str | None) -> Publication:
@@ -102,7 +102,7 @@ def prepare_dataset(folder: Path, repo_id: str, on_hub: str | None) -> Publicati
         repo_type="dataset",
         files=files,
         owned=OWNED,
-        licence=", ".join([stated] if isinstance(stated, str) else stated),
+        license=", ".join([stated] if isinstance(stated, str) else stated),
         withheld=withheld,
         left=left_behind(folder, files),
         notes=tuple(notes),
@@ -246,7 +246,7 @@ def choose_card(facts: DatasetFacts, published: Sequence[ShardName], on_hub: str
 
 
 def with_front_matter_of(own: str, written: str) -> str:
-    """Somebody's own card, with the files and licences of the one written now."""
+    """Somebody's own card, with the files and licenses of the one written now."""
     check_card(own, CARD_FILE)
     card, new = DatasetCard(own), DatasetCard(written)
     card.data.configs, card.data.license = new.data.configs, new.data.license

@@ -1,6 +1,6 @@
 """What can go wrong while publishing, for those who call it."""
 
-from datasets_scripts.errors import RunError
+from hf_wsl.errors import RunError
 
 
 class PublishError(ValueError):

@@ -2,13 +2,13 @@
 
 from pathlib import Path
 
-from datasets_scripts.files import write_json
+from hf_wsl.files import write_json
 
 from .card_text import CARD_FILE
 from .errors import PublishError
 from .generated_model_card import GeneratedFacts, generated_model_card
 from .local_paths import without_local_paths
-from .origins import find_origin, settle_licence
+from .origins import find_origin, settle_license
 from .publication import STAGING, Publication, left_behind, read_facts, stage_card, text_files, weight_files
 
 
@@ -17,17 +17,17 @@ OWNED = ("model*.safetensors", "model.safetensors.index.json", CONFIG_FILE, GENE
 NEEDED = ("target", "anchors", "backbone", "tensors", "entries", "seed", "versions")
 
 
-def prepare_generated_model(folder: Path, repo_id: str, licence: str | None, on_hub: str | None) -> Publication:
+def prepare_generated_model(folder: Path, repo_id: str, license: str | None, on_hub: str | None) -> Publication:
     """Checks the folder of a generated model and writes its card.
 
     Args:
         folder: of `GeneratedModel.save_pretrained`.
         repo_id: where it goes.
-        licence: to publish under; None: the strictest of the anchors' and the backbone's.
+        license: to publish under; None: the strictest of the anchors' and the backbone's.
         on_hub: README.md of the repository, None where it has none.
 
     Raises:
-        PublishError: a file is missing or damaged, or the licences of its parts do not allow it.
+        PublishError: a file is missing or damaged, or the licenses of its parts do not allow it.
     """
     provenance = read_facts(folder / PROVENANCE_FILE, NEEDED)
     weights = weight_files(folder)
@@ -38,8 +38,8 @@ def prepare_generated_model(folder: Path, repo_id: str, licence: str | None, on_
     config = read_facts(folder / CONFIG_FILE, ()) if CONFIG_FILE in configs else {}
     anchors = [find_origin(anchor) for anchor in provenance["anchors"]]
     backbone = find_origin(provenance["backbone"])
-    stated = [*(anchor.licence for anchor in anchors), backbone.licence]
-    settled, known = settle_licence(licence, stated, "its anchors and backbone", adapted=True)
+    stated = [*(anchor.license for anchor in anchors), backbone.license]
+    settled, known = settle_license(license, stated, "its anchors and backbone", adapted=True)
     facts = GeneratedFacts(repo_id, provenance, config, anchors, backbone, settled, known)
     readme, card, notes = stage_card(folder, generated_model_card(facts), on_hub)
     staged = folder / STAGING / PROVENANCE_FILE
@@ -52,7 +52,7 @@ def prepare_generated_model(folder: Path, repo_id: str, licence: str | None, on_
         repo_type="model",
         files=files,
         owned=OWNED,
-        licence=settled.stated,
+        license=settled.stated,
         left=left_behind(folder, files),
         notes=(*notes, *(known.conflicts if known else ())),
         card=card,

@@ -6,8 +6,8 @@ from typing import Any
 
 from huggingface_hub import ModelCardData
 
-from datasets_scripts.composition import describe
-from datasets_scripts.licences import OTHER, Licence, Strictest
+from datasets_scripts.card.composition import describe
+from datasets_scripts.licenses import OTHER, License, Strictest
 
 from .card_text import fill_template, model_card, table
 from .local_paths import shortened
@@ -19,7 +19,7 @@ MEANINGS = {
     "sampled": "drawn by the backbone",
     "inherited": "the first trained model's own",
     "re-estimated": "batch-norm statistics, measured anew on images",
-    "initialised": "the library's initialisation, untrained",
+    "initialized": "the library's initialization, untrained",
     "given": "values of the module that was given as target",
 }
 
@@ -33,8 +33,8 @@ class GeneratedFacts:
         provenance: content of provenance.json.
         config: content of config.json, `{}` where the model is tensors only.
         anchors, backbone: what it was drawn from.
-        licence: that it is published under.
-        strictest: of the known licences of these.
+        license: that it is published under.
+        strictest: of the known licenses of these.
     """
 
     repo_id: str
@@ -42,7 +42,7 @@ class GeneratedFacts:
     config: Mapping[str, Any]
     anchors: Sequence[Origin]
     backbone: Origin
-    licence: Licence
+    license: License
     strictest: Strictest | None
 
     @property
@@ -60,8 +60,8 @@ def generated_model_card(facts: GeneratedFacts) -> str:
     composition = describe(target["name"], config=facts.config, library=facts.library)
     base_models = [anchor.hub_id for anchor in facts.anchors if anchor.hub_id]
     data = ModelCardData(
-        license=facts.licence.identifier,
-        license_name=facts.licence.stated if facts.licence.identifier == OTHER else None,
+        license=facts.license.identifier,
+        license_name=facts.license.stated if facts.license.identifier == OTHER else None,
         library_name=facts.library if facts.library in ("timm", "transformers") else None,
         pipeline_tag=composition.task or _timm_task(facts),
         tags=TAGS,
@@ -84,7 +84,7 @@ def generated_model_card(facts: GeneratedFacts) -> str:
             "parts": _parts(facts),
             "settings": table(("setting", "value"), _settings(provenance)),
             "evaluation": _evaluation(provenance),
-            "licence": _licence(facts),
+            "license": _license(facts),
         },
     )
     return model_card(data, text)
@@ -95,7 +95,7 @@ def _origin(facts: GeneratedFacts) -> str:
     if not facts.anchors:
         return (
             "no trained model of the same architecture, but a prior over what the tensors of other models are like. "
-            "They are an initialisation: unless somebody shows otherwise, they solve no task."
+            "They are an initialization: unless somebody shows otherwise, they solve no task."
         )
     count = "one trained model" if len(facts.anchors) == 1 else f"{len(facts.anchors)} trained models"
     return (
@@ -150,7 +150,7 @@ def _loading(facts: GeneratedFacts) -> str:
 
 
 def _sources(provenance: Mapping[str, Any]) -> str:
-    """How many tensors and numbers are sampled, inherited, re-estimated, initialised."""
+    """How many tensors and numbers are sampled, inherited, re-estimated, initialized."""
     total = sum(provenance["entries"].values())
     tensors: dict[str, int] = {}
     for origin in provenance["tensors"].values():
@@ -165,7 +165,7 @@ def _sources(provenance: Mapping[str, Any]) -> str:
 
 def _parts(facts: GeneratedFacts) -> str:
     rows = [("trained model", *anchor.row()) for anchor in facts.anchors]
-    return table(("", "name", "version", "licence"), [*rows, ("backbone", *facts.backbone.row())])
+    return table(("", "name", "version", "license"), [*rows, ("backbone", *facts.backbone.row())])
 
 
 def _settings(provenance: Mapping[str, Any]) -> list[tuple[str, str]]:
@@ -193,10 +193,10 @@ def _evaluation(provenance: Mapping[str, Any]) -> str:
     )
 
 
-def _licence(facts: GeneratedFacts) -> str:
-    text = f"Published under `{facts.licence.stated}`"
+def _license(facts: GeneratedFacts) -> str:
+    text = f"Published under `{facts.license.stated}`"
     if facts.strictest is None:
-        return f"{text} by the word of the publisher; none of its parts states a licence that is known."
-    text += f"; the strictest known licence of its parts is `{facts.strictest.licence.stated}`."
+        return f"{text} by the word of the publisher; none of its parts states a license that is known."
+    text += f"; the strictest known license of its parts is `{facts.strictest.license.stated}`."
     conflicts = "".join(f"\n- {conflict}" for conflict in facts.strictest.conflicts)
-    return f"{text}\n\nLicences among them that no licence of the whole satisfies:\n{conflicts}" if conflicts else text
+    return f"{text}\n\nLicenses among them that no license of the whole satisfies:\n{conflicts}" if conflicts else text

@@ -93,7 +93,7 @@ def check_account(api: HfApi, repo_id: str, create_pr: bool) -> None:
     if not api.token and not get_token():
         raise PublishError("Nobody is logged in to the Hub. Run `hf auth login`, or set HF_TOKEN.")
     account = api.whoami()
-    namespaces = [account["name"], *(organisation["name"] for organisation in account.get("orgs", ()))]
+    namespaces = [account["name"], *(organization["name"] for organization in account.get("orgs", ()))]
     if repo_id.split("/")[0] not in namespaces and not create_pr:
         raise PublishError(
             f"{repo_id}: you are logged in as {account['name']}, who may write to {', '.join(namespaces)}. Name a "

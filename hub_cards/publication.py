@@ -1,4 +1,4 @@
-"""What is to be published: which file goes where, under which licence, and what stays behind."""
+"""What is to be published: which file goes where, under which license, and what stays behind."""
 
 import shutil
 from collections.abc import Iterable, Sequence
@@ -7,11 +7,11 @@ from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
-from datasets_scripts.files import write_text
+from hf_wsl.files import write_text
 from modeling_wsl.card_signature import is_ours
-from modeling_wsl.checkpoint_errors import CheckpointError, read_json
-from modeling_wsl.checkpoint_folders import INDEX_SUFFIX, parse_index
-from modeling_wsl.checkpoints import open_checkpoint
+from modeling_wsl.checkpoints.checkpoint import open_checkpoint
+from modeling_wsl.checkpoints.errors import CheckpointError, read_json
+from modeling_wsl.checkpoints.folders import INDEX_SUFFIX, parse_index
 
 from .card_text import CARD_FILE, check_card, is_somebodys, read_card
 from .errors import PublishError
@@ -19,7 +19,7 @@ from .errors import PublishError
 
 STAGING = ".publish"  # inside the folder: what is written for the Hub alone; removed when all of it is there
 # Beside the files of its kind, a folder's texts go along.
-TEXT_FILES = ("LICENSE*", "LICENCE*", "NOTICE*", "CITATION.cff")
+TEXT_FILES = ("LICENSE*", "LICENSE*", "NOTICE*", "CITATION.cff")
 OWN_HERE = "README.md is your own, or was changed since: it is kept. Delete it to have it written anew."
 OWN_THERE = (
     "README.md on the Hub is somebody's own, or was changed there: it is kept. Delete it there to have it anew."
@@ -36,7 +36,7 @@ class Publication:
         repo_type: "model" or "dataset".
         files: path in the repository -> file here; the last ones make the others usable, so they are sent last.
         owned: patterns of paths that belong to this kind: what a repository has of these beyond `files` is outdated.
-        licence: in words.
+        license: in words.
         withheld: name -> why it stays behind, for parts of the payload.
         left: other entries of the folder that stay behind.
         notes: what the publisher should know.
@@ -48,7 +48,7 @@ class Publication:
     repo_type: str
     files: dict[str, Path]
     owned: tuple[str, ...]
-    licence: str
+    license: str
     withheld: dict[str, str] = field(default_factory=dict)
     left: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
@@ -113,7 +113,7 @@ def weight_files(folder: Path) -> list[str]:
 
 
 def text_files(folder: Path) -> list[str]:
-    """Licence texts and the like beside the model."""
+    """License texts and the like beside the model."""
     return sorted(path.name for pattern in TEXT_FILES for path in folder.glob(pattern) if path.is_file())
 
 
@@ -152,7 +152,7 @@ def stage_card(folder: Path, written: str, on_hub: str | None) -> tuple[Path, st
     here = read_card(folder / CARD_FILE)
     if here is not None and not is_ours(here):
         front = check_card(here, str(folder / CARD_FILE))
-        notes = [OWN_HERE] if front.get("license") else [OWN_HERE, "README.md names no licence in its front matter."]
+        notes = [OWN_HERE] if front.get("license") else [OWN_HERE, "README.md names no license in its front matter."]
         return folder / CARD_FILE, None, notes
     check_card(written, CARD_FILE)
     kept = on_hub is not None and is_somebodys(on_hub)

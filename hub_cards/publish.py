@@ -11,7 +11,7 @@ from huggingface_hub.utils import validate_repo_id
 
 from datasets_scripts.schema import REPORT_FILE, WORK_FOLDER
 from modeling_wsl import WSLConfig
-from modeling_wsl.generated_model import PROVENANCE_FILE
+from modeling_wsl.generation.generated_model import PROVENANCE_FILE
 
 from .backbone import prepare_backbone
 from .dataset import prepare_dataset
@@ -32,7 +32,7 @@ def publish(
     private: bool = False,
     revision: str | None = None,
     create_pr: bool = False,
-    licence: str | None = None,
+    license: str | None = None,
     message: str | None = None,
     token: str | None = None,
     confirm: Callable[[PublishPlan], bool] | None = None,
@@ -48,7 +48,7 @@ def publish(
         private: make it private; an existing repository keeps its visibility.
         revision: branch to commit to, made from main where it does not exist.
         create_pr: offer a pull request instead of committing.
-        licence: to publish a model under, as the Hub spells it; needed where none follows from its parts. A dataset
+        license: to publish a model under, as the Hub spells it; needed where none follows from its parts. A dataset
             has those of its models.
         message: of the commit.
         token: of the Hub; by default the stored one.
@@ -58,11 +58,11 @@ def publish(
         the commit and what was sent; None where `confirm` said no.
 
     Raises:
-        PublishError: the folder, its licences or the options do not allow it; nothing was sent.
+        PublishError: the folder, its licenses or the options do not allow it; nothing was sent.
         UploadError: the Hub refused or failed; run it again.
     """
     plan = plan_publication(
-        folder, repo_id, private=private, revision=revision, create_pr=create_pr, licence=licence, token=token
+        folder, repo_id, private=private, revision=revision, create_pr=create_pr, license=license, token=token
     )
     if confirm is not None and not confirm(plan):
         plan.publication.remove_staging()
@@ -77,7 +77,7 @@ def plan_publication(
     private: bool = False,
     revision: str | None = None,
     create_pr: bool = False,
-    licence: str | None = None,
+    license: str | None = None,
     token: str | None = None,
 ) -> PublishPlan:
     """All of `publish` that changes nothing on the Hub and, but for a hidden folder, nothing here.
@@ -89,21 +89,21 @@ def plan_publication(
     check_repo_id(repo_id)
     if create_pr and revision is not None:
         raise PublishError("A pull request goes to the main branch: give revision or create_pr, not both.")
-    kind = recognise(path)
+    kind = recognize(path)
     repo_type = "dataset" if kind == DATASET else "model"
-    if kind == DATASET and licence is not None:
-        raise PublishError("The models of a dataset stay under their own licences: leave licence out.")
+    if kind == DATASET and license is not None:
+        raise PublishError("The models of a dataset stay under their own licenses: leave license out.")
     there = look_up(repo_id, repo_type, private=private, revision=revision, create_pr=create_pr, token=token)
     if kind == DATASET:
         publication = prepare_dataset(path, repo_id, there.card)
     elif kind == BACKBONE:
-        publication = prepare_backbone(path, repo_id, licence, there.card)
+        publication = prepare_backbone(path, repo_id, license, there.card)
     else:
-        publication = prepare_generated_model(path, repo_id, licence, there.card)
+        publication = prepare_generated_model(path, repo_id, license, there.card)
     return PublishPlan(publication, there, create_pr, tuple(compare(publication, there.files)))
 
 
-def recognise(folder: Path) -> str:
+def recognize(folder: Path) -> str:
     """What a folder holds: `DATASET`, `BACKBONE` or `GENERATED_MODEL`.
 
     Raises:
@@ -118,7 +118,7 @@ def recognise(folder: Path) -> str:
     if model_type(folder) == WSLConfig.model_type:
         if re.fullmatch(r"checkpoint-\d+", folder.name):
             raise PublishError(
-                f"{folder} is a checkpoint, with the optimiser's state. Publish the folder of its run, once that has "
+                f"{folder} is a checkpoint, with the optimizer's state. Publish the folder of its run, once that has "
                 f"ended: {folder.parent}."
             )
         return BACKBONE

@@ -62,7 +62,7 @@ class PublishPlan:
         lines = [
             f"{publication.kind} {publication.folder}",
             f"to {there.url} ({publication.repo_type}, {visibility}, {known}{branch}{proposed})",
-            f"licence: {publication.licence}",
+            f"license: {publication.license}",
             *(f"  {c.state:<9} {c.path:<{width}}  {readable_size(c.size):>9}" for c in self.changes),
             f"{len(self.to_send)} files to send, {readable_size(sum(change.size for change in self.to_send))}; "
             f"{len(self.of_state(UNCHANGED))} unchanged; {len(self.of_state(OUTDATED))} outdated ones to delete",

@@ -13,9 +13,9 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from datasets_scripts.dataset_writer import windows_writer
-from datasets_scripts.files import replacing, write_json
-from datasets_scripts.licences import licence_of, redistributable
+from datasets_scripts.licenses import license_of, redistributable
 from datasets_scripts.schema import ACCEPTED, MODELS, WITHHELD, model_features, shard_path
+from hf_wsl.files import replacing, write_json
 
 from .errors import PublishError
 
@@ -107,23 +107,23 @@ def open_parquet(path: Path) -> pq.ParquetFile:
 
 
 def find_withheld(rows: Sequence[Mapping[str, Any]]) -> dict[str, str]:
-    """Models whose licence does not allow to share adapted copies of the weights: model_id -> reason.
+    """Models whose license does not allow to share adapted copies of the weights: model_id -> reason.
 
-    A licence that says so counts for bit-identical copies too, whatever licence those state. One that is merely
+    A license that says so counts for bit-identical copies too, whatever license those state. One that is merely
     unknown does not.
     """
     accepted = [row for row in rows if row["status"] == ACCEPTED]
     forbidding: dict[str, Mapping[str, Any]] = {}
     for row in accepted:
-        if licence_of(row["licence"]).terms & {"nd", "own"}:
+        if license_of(row["license"]).terms & {"nd", "own"}:
             forbidding.setdefault(row["weights_sha256"], row)
     withheld = {}
     for row in accepted:
-        verdict, original = redistributable(row["licence"]), forbidding.get(row["weights_sha256"])
+        verdict, original = redistributable(row["license"]), forbidding.get(row["weights_sha256"])
         if not verdict:
             withheld[row["model_id"]] = verdict.reason
         elif original is not None:
-            reason = redistributable(original["licence"]).reason
+            reason = redistributable(original["license"]).reason
             withheld[row["model_id"]] = f"has the weights of {original['model_id']}, bit for bit, whose {reason}"
     return withheld
 

@@ -3,13 +3,13 @@
 from transformers import AutoConfig, AutoFeatureExtractor, AutoModel, AutoModelForPreTraining
 from transformers.pipelines import PIPELINE_REGISTRY
 
-from .checkpoints import Checkpoint, CheckpointError, NonFiniteWeightsError, open_checkpoint
+from .backbone.losses import R2Accumulator, nt_xent, reconstruction_loss, reconstruction_r2
+from .backbone.stack import WSLPreTrainedModel
+from .checkpoints.checkpoint import Checkpoint, CheckpointError, NonFiniteWeightsError, open_checkpoint
 from .configuration_wsl import WSLConfig
-from .default_backbone import DEFAULT_FOLDER
 from .feature_extraction_wsl import WSLFeatureExtractor
-from .generated_model import GeneratedModel
-from .losses import R2Accumulator, nt_xent, reconstruction_loss, reconstruction_r2
-from .manifest import LayerSpec, TensorSpec, WeightManifest
+from .generation.generated_model import GeneratedModel
+from .loading import DEFAULT_FOLDER
 from .modeling_wsl import (
     WSLForPreTraining,
     WSLForPreTrainingOutput,
@@ -18,7 +18,7 @@ from .modeling_wsl import (
 )
 from .pipelines import WeightEmbeddingPipeline, WeightGenerationPipeline
 from .remote_code import CUSTOM_PIPELINES
-from .transformer_wsl import WSLPreTrainedModel
+from .tokens.manifest import LayerSpec, TensorSpec, WeightManifest
 
 
 AutoConfig.register(WSLConfig.model_type, WSLConfig, exist_ok=True)

@@ -11,7 +11,7 @@ from .remote_code import AUTO_MAP, CUSTOM_PIPELINES, copy_code_files, is_remote_
 
 
 # A head that flattens the window is part of the published parameter counts of the three paper sizes. `nano` and `tiny`
-# are ours: each token standardised, and a linear path that starts at PCA.
+# are ours: each token standardized, and a linear path that starts at PCA.
 SIZES: dict[str, dict[str, Any]] = {
     "nano": {
         "hidden_size": 128,

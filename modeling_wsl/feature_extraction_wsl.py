@@ -10,11 +10,17 @@ import torch
 from torch import nn
 from transformers.feature_extraction_utils import BatchFeature, FeatureExtractionMixin
 
-from .checkpoints import Checkpoint, open_checkpoint
-from .layer_normalization import LayerStatistics, check_layers, check_statistics, normalize_layers_, restore_layers
-from .manifest import TensorSpec, WeightManifest
+from .checkpoints.checkpoint import Checkpoint, open_checkpoint
 from .remote_code import copy_code_files, without_code_files
-from .tokenization import read_tokens, write_tokens
+from .tokens.layer_normalization import (
+    LayerStatistics,
+    check_layers,
+    check_statistics,
+    normalize_layers_,
+    restore_layers,
+)
+from .tokens.layout import read_tokens, write_tokens
+from .tokens.manifest import TensorSpec, WeightManifest
 
 
 Source = Mapping[str, torch.Tensor] | nn.Module | Checkpoint | str | PathLike
@@ -23,7 +29,7 @@ Source = Mapping[str, torch.Tensor] | nn.Module | Checkpoint | str | PathLike
 class WSLFeatureExtractor(FeatureExtractionMixin):
     """Turns models into token sequences and token sequences into models.
 
-    Every floating-point tensor is tokenised, whatever its name. Integers and batch-norm running statistics are carried
+    Every floating-point tensor is tokenized, whatever its name. Integers and batch-norm running statistics are carried
     beside the tokens (in `manifest.carried_values`), tied tensors are stored once, and `decode` gives back the same
     names, shapes, dtypes and bits (of a NaN, admitted by `allow_nonfinite`, only that it is one).
 
@@ -36,7 +42,7 @@ class WSLFeatureExtractor(FeatureExtractionMixin):
         batch_norm_statistics: "carry" leaves running means and variances out of the tokens (paper, appendix B.2.2);
             "tokenize" takes them in.
         layer_normalization: layer name -> [mean, standard deviation] over a zoo: tokens then hold each layer's weights
-            in these units (SANE's layer-wise normalisation; `hf-wsl tokenize --layer-normalization` fits it), models
+            in these units (SANE's layer-wise normalization; `hf-wsl tokenize --layer-normalization` fits it), models
             with other layers are refused, and `decode` gives back the weights up to float32 rounding, not their bits.
     """
 
@@ -82,7 +88,7 @@ class WSLFeatureExtractor(FeatureExtractionMixin):
             return self.layout(checkpoint.tensors, checkpoint.tied, checkpoint.tensor_order)
 
     def __call__(self, source: Source, **options: Any) -> BatchFeature:
-        """Tokenises a whole model.
+        """Tokenizes a whole model.
 
         Args:
             source: state dict, module, checkpoint file or folder, Hub id (see `open_checkpoint`).
@@ -102,7 +108,7 @@ class WSLFeatureExtractor(FeatureExtractionMixin):
             return self._window(checkpoint, manifest, 0, manifest.num_tokens)
 
     def stream(self, source: Source, window_size: int = 4096, **options: Any) -> Iterator[BatchFeature]:
-        """Tokenises a model window by window, in the memory of one window.
+        """Tokenizes a model window by window, in the memory of one window.
 
         Args:
             source, options: as in `__call__`.
@@ -134,7 +140,7 @@ class WSLFeatureExtractor(FeatureExtractionMixin):
         Args:
             tokens: `[T, d_t]`, any floating-point dtype; what lies in the padding is ignored.
             manifest: what the tokens are made of.
-            carried: the tensors that were not tokenised; by default those that the manifest still holds in memory.
+            carried: the tensors that were not tokenized; by default those that the manifest still holds in memory.
                 Pass `{}` to leave them out.
 
         Returns:

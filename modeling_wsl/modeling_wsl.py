@@ -9,14 +9,14 @@ from transformers.processing_utils import Unpack
 from transformers.utils import ModelOutput, TransformersKwargs
 from transformers.utils.generic import can_return_tuple
 
-from .augmentations import two_views
+from .backbone.losses import MIN_STD, nt_xent, reconstruction_loss, reconstruction_r2, token_moments
+from .backbone.positions import LearnedPositions, SinusoidalPositions, default_positions
+from .backbone.stack import WSLPreTrainedModel, WSLStack, WSLStackOutput
+from .backbone.views import two_views
+from .backbone.window_inputs import attendable_tokens, check_inputs, check_token_level, valid_mask
+from .codes.matrix import decode_windows, encode_window
+from .codes.matrix import noise_scale as matrix_noise_scale
 from .configuration_wsl import WSLConfig
-from .losses import MIN_STD, nt_xent, reconstruction_loss, reconstruction_r2, token_moments
-from .matrix_code import decode_windows, encode_window
-from .matrix_code import noise_scale as matrix_noise_scale
-from .positions import LearnedPositions, SinusoidalPositions, default_positions
-from .transformer_wsl import WSLPreTrainedModel, WSLStack, WSLStackOutput
-from .window_inputs import attendable_tokens, check_inputs, check_token_level, valid_mask
 
 
 @dataclass
@@ -260,7 +260,7 @@ class WSLModel(WSLPreTrainedModel):
 
         Args:
             components: [latent_size, token_size] ([latent_size - 2, token_size] with `token_standardization`), with
-                orthonormal rows, fitted on what the encoder sees: standardised tokens with `token_standardization`.
+                orthonormal rows, fitted on what the encoder sees: standardized tokens with `token_standardization`.
             mean: [token_size], subtracted before projecting.
 
         Raises:

@@ -10,21 +10,21 @@ from typing import Any
 import torch
 from transformers import Pipeline, PreTrainedModel, pipeline
 
-from .anchors import AnchorSource
-from .checkpoint_errors import CheckpointError, shorten
-from .checkpoint_folders import read_config
-from .checkpoint_hub import download_config, hub_source
+from .checkpoints.errors import CheckpointError, shorten
+from .checkpoints.folders import read_config
+from .checkpoints.hub import download_config, hub_source
 from .configuration_wsl import WSLConfig
-from .default_backbone import DEFAULT_BACKBONE, DEFAULT_FOLDER
+from .embedding.pooling import LatentPool
 from .feature_extraction_wsl import Source
-from .generated_model import GeneratedModel
-from .generation import generate
-from .generation_plan import list_anchors, plan_generation
-from .generation_settings import GenerationSettings
-from .latent_pooling import LatentPool
-from .latent_prior import LatentPrior, check_has_prior
-from .latent_sources import STREAM_WINDOW
-from .sampling import encode_stream
+from .generation.anchors import AnchorSource
+from .generation.generate import generate
+from .generation.generated_model import GeneratedModel
+from .generation.latent_prior import LatentPrior, check_has_prior
+from .generation.latent_sources import STREAM_WINDOW
+from .generation.plan import list_anchors, plan_generation
+from .generation.sampling import encode_stream
+from .generation.settings import GenerationSettings
+from .loading import DEFAULT_BACKBONE, DEFAULT_FOLDER
 
 
 class WeightPipeline(Pipeline):
@@ -125,7 +125,7 @@ def find_backbone(
 def no_weights(name: str | PathLike) -> CheckpointError:
     """The error of a model without tokens."""
     advice = "Its floating-point tensors are all carried; batch_norm_statistics='tokenize' takes them in"
-    return CheckpointError(name, "holds no weights to tokenise", advice)
+    return CheckpointError(name, "holds no weights to tokenize", advice)
 
 
 class WeightEmbeddingPipeline(WeightPipeline):
@@ -227,8 +227,8 @@ class WeightGenerationPipeline(WeightPipeline):
         anchors: one or more trained models of the target's architecture; none: drawn from the backbone's prior.
         num_classes, in_channels, target_kwargs: see `resolve_target`.
         target_revision: branch, tag or commit, where the target is a Hub id.
-        initialise: modules or tensors of the target to initialise anew instead of sampling them.
-        stem: "adapt" or "initialise", where an anchor takes images of other channels; see `match_anchors`.
+        initialize: modules or tensors of the target to initialize anew instead of sampling them.
+        stem: "adapt" or "initialize", where an anchor takes images of other channels; see `match_anchors`.
         settings: `GenerationSettings`, such as `GenerationSettings.few_shot(rank=...)`; the next outrank it.
         method, num_samples, num_candidates, seed, bandwidth, noise, interpolation_ends, bootstrap_rounds, window_size,
             halo, batch_size, autocast_dtype, batch_norm_images, rank, progress: see `GenerationSettings`.

@@ -1,24 +1,25 @@
-"""What makes a saved folder work in a process where this library is not installed (`trust_remote_code=True`)."""
+"""The code that a saved folder carries, so that it works where this library is not installed (`trust_remote_code`)."""
 
 import os
-import shutil
+import re
 from pathlib import Path
 
 from transformers.dynamic_module_utils import TRANSFORMERS_DYNAMIC_MODULE_NAME
 
 
 AUTO_MAP = {
-    "AutoConfig": "configuration_wsl.WSLConfig",
-    "AutoModel": "modeling_wsl.WSLModel",
-    "AutoModelForPreTraining": "modeling_wsl.WSLForPreTraining",
-    "AutoFeatureExtractor": "feature_extraction_wsl.WSLFeatureExtractor",
+    "AutoConfig": "wsl.WSLConfig",
+    "AutoModel": "wsl.WSLModel",
+    "AutoModelForPreTraining": "wsl.WSLForPreTraining",
+    "AutoFeatureExtractor": "wsl.WSLFeatureExtractor",
 }
 CUSTOM_PIPELINES = {
-    "weight-embedding": {"impl": "pipelines.WeightEmbeddingPipeline", "pt": ["AutoModel"], "type": "multimodal"},
-    "weight-generation": {"impl": "pipelines.WeightGenerationPipeline", "pt": ["AutoModel"], "type": "multimodal"},
+    "weight-embedding": {"impl": "wsl.WeightEmbeddingPipeline", "pt": ["AutoModel"], "type": "multimodal"},
+    "weight-generation": {"impl": "wsl.WeightGenerationPipeline", "pt": ["AutoModel"], "type": "multimodal"},
 }
-# The command line is for the installed library, and transformers makes the package file of its module cache itself.
-NOT_SHIPPED = ("__init__.py", "cli.py")
+# transformers makes the package file of its module cache itself.
+NOT_SHIPPED = ("__init__.py",)
+_RELATIVE_IMPORT = re.compile(r"^(\s*from )(\.+)([\w.]+)(?= import)", re.MULTILINE)
 
 
 def is_remote_code() -> bool:
@@ -26,25 +27,44 @@ def is_remote_code() -> bool:
     return __name__.partition(".")[0] == TRANSFORMERS_DYNAMIC_MODULE_NAME
 
 
-def code_files() -> list[Path]:
-    """The source files that a saved folder carries: every module beside this one but the command line, by name."""
-    return sorted(path for path in Path(__file__).parent.glob("*.py") if path.name not in NOT_SHIPPED)
+def code_files() -> dict[str, str]:
+    """The source files that a saved folder carries: file name -> text, every module of the library in one flat folder.
+
+    transformers follows `from .x import` within one folder only, so `tokens/manifest.py` becomes `tokens_manifest.py`
+    and the relative imports are rewritten to match. Of code that is flat already (loaded from a saved folder) nothing
+    changes.
+    """
+    root = Path(__file__).parent
+    files = {}
+    for path in sorted(root.rglob("*.py")):
+        folders = path.relative_to(root).parent.parts
+        if path.name not in NOT_SHIPPED:
+            files["_".join([*folders, path.name])] = _flatten_imports(path.read_text(encoding="utf-8"), folders)
+    return files
+
+
+def _flatten_imports(text: str, folders: tuple[str, ...]) -> str:
+    def flat(match: re.Match) -> str:
+        above = folders[: len(folders) + 1 - len(match[2])]
+        return f"{match[1]}.{'_'.join([*above, *match[3].split('.')])}"
+
+    return _RELATIVE_IMPORT.sub(flat, text)
 
 
 def copy_code_files(folder: str | os.PathLike) -> list[Path]:
-    """Copies `code_files()` into `folder`, each under a temporary name first, and returns the paths written.
+    """Writes `code_files()` into `folder`, each under a temporary name first, and returns the paths written.
 
-    A file that already is the source (a model saved onto the folder that it was loaded from) is left alone.
+    A file that holds the same text already (a model saved onto the folder that it was loaded from) is left alone.
     """
     target_folder = Path(folder)
     target_folder.mkdir(parents=True, exist_ok=True)
     written = []
-    for source in code_files():
-        target = target_folder / source.name
-        if target.exists() and target.samefile(source):
+    for name, text in code_files().items():
+        target = target_folder / name
+        if target.is_file() and target.read_bytes() == text.encode():
             continue
-        temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
-        shutil.copyfile(source, temporary)
+        temporary = target.with_name(f".{name}.{os.getpid()}.tmp")
+        temporary.write_bytes(text.encode())
         os.replace(temporary, target)
         written.append(target)
     return written
@@ -55,27 +75,5 @@ def without_code_files(timestamps: dict[str, float]) -> dict[str, float]:
 
     transformers uploads what is newer than its note of the folder, which it takes when the code is there already.
     """
-    shipped = {path.name for path in code_files()}
+    shipped = set(code_files())
     return {name: time for name, time in timestamps.items() if name not in shipped}
-
-
-def entry_points() -> dict[str, type]:
-    """The classes that `AUTO_MAP` and `CUSTOM_PIPELINES` name, by Auto class and by task.
-
-    The imports stand here, and not at the top, for two reasons: the configuration imports this module, and
-    transformers copies into its cache only what it reaches by relative imports. Through this function it reaches every
-    file, the pipelines too, so that a model loaded as remote code can be saved again without losing any.
-    """
-    from .configuration_wsl import WSLConfig
-    from .feature_extraction_wsl import WSLFeatureExtractor
-    from .modeling_wsl import WSLForPreTraining, WSLModel
-    from .pipelines import WeightEmbeddingPipeline, WeightGenerationPipeline
-
-    return {
-        "AutoConfig": WSLConfig,
-        "AutoModel": WSLModel,
-        "AutoModelForPreTraining": WSLForPreTraining,
-        "AutoFeatureExtractor": WSLFeatureExtractor,
-        "weight-embedding": WeightEmbeddingPipeline,
-        "weight-generation": WeightGenerationPipeline,
-    }

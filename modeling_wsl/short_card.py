@@ -25,7 +25,7 @@ embedding = embedder("timm/resnet18.a1_in1k")["embedding"]
 ```
 
 What it was trained on and how well it does is not recorded here: it was pushed from Python. `hf-wsl publish` writes a
-card with training facts, evaluation and licences.
+card with training facts, evaluation and licenses.
 """)
 
 

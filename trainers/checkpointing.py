@@ -19,13 +19,13 @@ from safetensors.torch import save_file
 from transformers import FeatureExtractionMixin, PreTrainedModel
 from transformers.utils import logging as hf_logging
 
-from datasets_scripts.files import write_json
+from hf_wsl.files import write_json
 
 from .distribution import as_part_of, whole
 
 
 OPTIMIZER_FILE, STATE_FILE = "optimizer.safetensors", "trainer_state.json"
-# What an optimiser keeps of a parameter.
+# What an optimizer keeps of a parameter.
 _ADAMW_STATE, _MUON_STATE = ("step", "exp_avg", "exp_avg_sq"), ("momentum_buffer",)
 _PARTIAL, _OUTDATED = ".partial-", ".outdated-"
 _FOLDER = re.compile(r"checkpoint-(\d+)")
@@ -157,10 +157,10 @@ def read_state(checkpoint: Path) -> dict[str, Any]:
 
 
 def load_optimizer(checkpoint: Path, model: PreTrainedModel, optimizer: torch.optim.Optimizer) -> None:
-    """Restores the optimiser's state by parameter name.
+    """Restores the optimizer's state by parameter name.
 
     Raises:
-        CheckpointStateError: a parameter's state is missing, misshapen, or another optimiser's.
+        CheckpointStateError: a parameter's state is missing, misshapen, or another optimizer's.
     """
     path = checkpoint / OPTIMIZER_FILE
     names = _parameter_states(model, optimizer)
@@ -187,7 +187,7 @@ def load_optimizer(checkpoint: Path, model: PreTrainedModel, optimizer: torch.op
 def optimizer_tensors(
     model: PreTrainedModel, optimizer: torch.optim.Optimizer, keep: bool = True
 ) -> dict[str, torch.Tensor]:
-    """The optimiser's state by parameter name, whole and on the CPU.
+    """The optimizer's state by parameter name, whole and on the CPU.
 
     Args:
         keep: false for the processes that only help to put moments together which lie in parts; they get {}.
@@ -204,7 +204,7 @@ def optimizer_tensors(
 def _parameter_states(
     model: PreTrainedModel, optimizer: torch.optim.Optimizer
 ) -> list[tuple[str, torch.nn.Parameter, tuple[str, ...]]]:
-    """The optimiser's parameters, in its order: name in the model, parameter, names of what is kept of it."""
+    """The optimizer's parameters, in its order: name in the model, parameter, names of what is kept of it."""
     names = {id(parameter): name for name, parameter in model.named_parameters()}
     return [
         (names[id(p)], p, _ADAMW_STATE if "betas" in group else _MUON_STATE)

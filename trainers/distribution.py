@@ -12,7 +12,7 @@ from torch.distributed.fsdp import MixedPrecisionPolicy
 from torch.distributed.tensor import DTensor, distribute_tensor
 from transformers import PreTrainedModel
 
-from datasets_scripts.config_sources import ConfigError
+from hf_wsl.options import ConfigError
 
 
 _SETUP = "trainers/accelerate/fsdp2_8_gpus.yaml"
@@ -28,7 +28,7 @@ def refuse_deepspeed() -> None:
     """Raises ConfigError where `accelerate launch` was told to use DeepSpeed, before accelerate looks for it."""
     if os.environ.get("ACCELERATE_USE_DEEPSPEED", "false").lower() == "true":
         raise ConfigError(
-            "accelerate is set to DeepSpeed, which steps optimisers, scales losses and writes checkpoints itself; "
+            "accelerate is set to DeepSpeed, which steps optimizers, scales losses and writes checkpoints itself; "
             f"pretraining does not run on it. FSDP2 shards as its ZeRO-3 does: {_SETUP}"
         )
 
@@ -51,7 +51,7 @@ def check_distribution(accelerator: Accelerator) -> None:
 
 
 def refuse_muon_in_parts(accelerator: Accelerator) -> None:
-    """Raises ConfigError under FSDP2: Muon orthogonalises whole matrices, of which a process holds rows only."""
+    """Raises ConfigError under FSDP2: Muon orthogonalizes whole matrices, of which a process holds rows only."""
     if is_sharded(accelerator):
         raise ConfigError(
             "option 'optimizer' is muon, which needs whole matrices, and FSDP2 leaves each process with a part of "
@@ -62,10 +62,10 @@ def refuse_muon_in_parts(accelerator: Accelerator) -> None:
 def spread(
     accelerator: Accelerator, model: PreTrainedModel, optimizer: torch.optim.Optimizer
 ) -> tuple[torch.nn.Module, torch.optim.Optimizer]:
-    """Lays the model, with the first process's weights, and its optimiser on all processes.
+    """Lays the model, with the first process's weights, and its optimizer on all processes.
 
     Returns:
-        What to call for a forward pass, and the optimiser. Under FSDP2 the model itself becomes the sharded one.
+        What to call for a forward pass, and the optimizer. Under FSDP2 the model itself becomes the sharded one.
     """
     if not is_sharded(accelerator):
         return accelerator.prepare_model(model), optimizer

@@ -1,268 +1,248 @@
-"""Fine-tuning on Accelerate: the one training loop of the zoo, the command and every arm that is compared."""
+"""The fine-tuning command: `hf-wsl finetune --model FOLDER --data.images DIR --output_dir OUT`, or with `accelerate
+launch -m trainers.finetune` on several processes."""
 
 from __future__ import annotations
 
-import contextlib
+import dataclasses
 import logging
-import math
-from collections.abc import Iterator
+import shutil
+import sys
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from accelerate import Accelerator
-from accelerate.utils import broadcast, gather_object, send_to_device
+from accelerate import PartialState
 from torch import nn
-from torch.nn.functional import cross_entropy
-from torch.utils.data import Dataset
-from tqdm.auto import tqdm
+from transformers import CONFIG_MAPPING, MODEL_FOR_CAUSAL_LM_MAPPING, PreTrainedTokenizerBase
 
-from datasets_scripts.errors import RunError
+from hf_wsl.errors import one_line
+from hf_wsl.files import write_json
+from hf_wsl.options import ConfigError, build, build_from_command_line, option
+from hf_wsl.shell import run_for_shell
+from modeling_wsl.checkpoints.checkpoint import open_checkpoint
+from modeling_wsl.generation.generated_model import package_versions
+from modeling_wsl.generation.targets import Target, resolve_target
 
-from .checkpointing import last_checkpoint, remove_leftovers
-from .example_order import EpochDataset, ExampleOrder
-from .finetune_checkpoints import load_finetuning, restore, save_finetuning, weights_digest
-from .finetune_config import FinetuneConfig
-from .measure import (
-    check_classes,
-    count_examples,
-    evaluation_loader,
-    first_batch,
-    make_accelerator,
-    make_loader,
-    measure,
-    predict_and_score,
-)
-from .optimization import SCHEDULES, parameter_groups, set_step
-from .tasks import IMAGE_CLASSIFICATION, Task
+from .checkpointing import publish_files
+from .data.images.image_data import ImageDataConfig, ImageSplits, load_images
+from .data.text_data import TextDataConfig, TextSplits, load_text
+from .finetuning.finetune_config import FinetuneConfig
+from .finetuning.tasks import CAUSAL_LANGUAGE_MODELING, IMAGE_CLASSIFICATION, Task
+from .finetuning.training_loop import finetune, measure
+from .pretraining.pretrain_config import find_recipe
 
 
-__all__ = ["DivergedError", "FinetuneConfig", "Measurement", "finetune", "measure"]
+RESULT_FILE = "finetuning.json"
+TASKS = {task.name: task for task in (IMAGE_CLASSIFICATION, CAUSAL_LANGUAGE_MODELING)}
 logger = logging.getLogger(__name__)
-# Options that change how a run is carried out, and not what comes out of it.
-_WITHOUT_EFFECT = ("num_workers", "use_cpu")
 
 
-class DivergedError(RunError, FloatingPointError):
-    """The training loss became NaN or infinite."""
+def _names(config: type) -> str:
+    return ", ".join(field.name for field in dataclasses.fields(config))
 
 
 @dataclass(frozen=True)
-class Measurement:
-    """The model after `step` optimiser steps; step 0 is the model as it was given.
+class FinetuneCommandConfig(FinetuneConfig):
+    """What is trained on what, and where the result goes."""
 
-    Attributes:
-        epoch: passes over the training examples so far.
-        examples: training examples seen so far, over all processes.
-        train_loss: mean over the examples since the last measurement, as they were trained on.
-        metrics: of the validation examples, by name (see the task).
-    """
+    task: str = option(IMAGE_CLASSIFICATION.name, "what is learned", choices=tuple(TASKS))
+    model: str = option(
+        "", "folder of a generated or trained model, or Hub id; with `from_scratch` also a timm or transformers name"
+    )
+    model_revision: str | None = option(None, "branch, tag or commit of a model on the Hub")
+    target_kwargs: dict = option({}, "of the architecture: --target_kwargs.img_size 32, --target_kwargs.n_layer 4")
+    from_scratch: bool = option(False, "start from the library's own initialization, drawn from the seed")
+    new_head: bool = option(False, "give the model a new classifier with as many classes as the data has")
+    data: dict = option(
+        {},
+        f"of images: {_names(ImageDataConfig)}; of text: {_names(TextDataConfig)} (described in "
+        "trainers/data/images/image_data_config.py and trainers/data/text_data.py)",
+    )
+    output_dir: str = option("", f"folder of the run: checkpoints, the trained model, {RESULT_FILE}")
+    save_steps: int | None = option(None, "optimizer steps between checkpoints; none: at every measurement")
 
-    step: int
-    epoch: float
-    examples: int
-    train_loss: float | None
-    metrics: dict[str, float]
+    def __post_init__(self):
+        super().__post_init__()
+        for name in ("model", "output_dir"):
+            if not getattr(self, name):
+                raise ConfigError(f"option '{name}' is needed")
+        if self.save_steps is not None and self.save_steps < 1:
+            raise ConfigError(f"option 'save_steps' is {self.save_steps}; it must be at least 1")
+        if self.from_scratch and self.new_head:
+            raise ConfigError("option 'new_head': a model from scratch has a new head in any case; leave it out")
+
+    @classmethod
+    def from_command_line(cls, argv: Sequence[str]) -> FinetuneCommandConfig:
+        """Reads `--config FILE --option value ...`; the command line outranks the file."""
+        return build_from_command_line(
+            cls,
+            argv,
+            program="hf-wsl finetune",
+            description="Fine-tune a generated, trained or new model on images or text.",
+            example="hf-wsl finetune --model generated/000 --data.images cifar10 --output_dir out",
+            find_file=find_recipe,
+        )
+
+    @property
+    def training(self) -> FinetuneConfig:
+        return FinetuneConfig(
+            **{field.name: getattr(self, field.name) for field in dataclasses.fields(FinetuneConfig)}
+        )
 
 
-def finetune(
-    model: nn.Module,
-    train: Dataset,
-    validation: Dataset,
-    config: FinetuneConfig | None = None,
-    progress: bool = True,
-    *,
-    task: Task = IMAGE_CLASSIFICATION,
-    output_dir: str | Path | None = None,
-    save_steps: int | None = None,
-) -> list[Measurement]:
-    """Trains a model in place, and measures it before, after every epoch (or `eval_steps`) and at the end.
+def finetune_model(config: FinetuneCommandConfig) -> dict[str, Any]:
+    """Trains a model and measures it on the test split once, at the end; `output_dir` then loads with its own library.
 
-    Two runs with the same seed see the same examples in the same order, augmented in the same way, whatever model they
-    train and however many processes load the examples: the arms of a comparison differ in their initial weights and
-    in nothing else. Dropout is seeded by the step. A step on two processes is that of one with twice the batch.
-
-    Args:
-        model: see `task`; moved to Accelerate's device.
-        train: map-style dataset of examples as the task takes them. An `EpochDataset` is told every epoch.
-        validation: map-style dataset.
-        config: see `FinetuneConfig`.
-        progress: show a bar over the steps.
-        task: see `tasks`.
-        output_dir: keeps a checkpoint here, and goes on from one that is there: a run that was killed and started
-            again ends with the same bytes as one that was not. None: no checkpoints.
-        save_steps: steps between checkpoints; None: at every measurement.
+    Started again after an interruption, it goes on from the last checkpoint.
 
     Returns:
-        The measurements, the first one before training.
+        The content of finetuning.json: config, versions, facts of the data, history, test.
 
     Raises:
-        ValueError: an empty dataset, a label that the model has no logit for, images that it cannot take.
-        CheckpointStateError: `output_dir` holds a checkpoint of another run.
-        DivergedError: the training loss is not finite.
+        ValueError: data, model and classes do not fit; said before any training.
+        CheckpointStateError: `output_dir` holds another run.
+        DivergedError: the loss is not finite.
     """
-    config = config or FinetuneConfig()
-    for name, dataset in (("training", train), ("validation", validation)):
-        if len(dataset) == 0:
-            raise ValueError(f"The {name} dataset is empty; it must hold at least one {task.unit}.")
-    accelerator = make_accelerator(config.mixed_precision, config.use_cpu)
-    run = _Run(accelerator, model, train, validation, config, task, output_dir and Path(output_dir), save_steps)
+    task, output_dir = TASKS[config.task], Path(config.output_dir)
+    state = PartialState(cpu=config.use_cpu)
+    with state.local_main_process_first():  # it decodes, the others find that in the cache
+        data = load_data(config)
+    target, model = load_model(config, data)
+    check_fit(task, model, data)
+    history = finetune(
+        model,
+        data.train,
+        data.validation,
+        config.training,
+        progress=logger.isEnabledFor(logging.INFO),
+        task=task,
+        output_dir=output_dir,
+        save_steps=config.save_steps,
+    )
+    test = measure(
+        model,
+        data.test,
+        task,
+        batch_size=config.eval_batch_size,
+        use_cpu=config.use_cpu,
+        mixed_precision=config.mixed_precision,
+    )
+    result = {
+        "task": task.name,
+        "model": config.model,
+        "library": target.library,
+        "config": asdict(config),
+        "processes": state.num_processes,
+        "versions": package_versions(),
+        "data": data.facts(),
+        "history": [asdict(measurement) for measurement in history],
+        "test": test,
+    }
+    if state.is_main_process:
+        save_finetuned(target, model, output_dir, data.tokenizer if isinstance(data, TextSplits) else None)
+        write_json(output_dir / RESULT_FILE, result)
+    state.wait_for_everyone()
+    return result
+
+
+def load_data(config: FinetuneCommandConfig) -> ImageSplits | TextSplits:
+    """The data that the options `data.*` describe. Raises ConfigError on an unknown one."""
+    if config.task == IMAGE_CLASSIFICATION.name:
+        return load_images(build(ImageDataConfig, ("option 'data'", config.data)))
+    return load_text(build(TextDataConfig, ("option 'data'", config.data)))
+
+
+def load_model(config: FinetuneCommandConfig, data: ImageSplits | TextSplits) -> tuple[Target, nn.Module]:
+    """The model to train and how its library saves it.
+
+    Raises:
+        ValueError: no such model, or weights that are not those of its architecture.
+    """
+    source, options, sizes = config.model, dict(config.target_kwargs), {}
+    revision = {} if config.model_revision is None else {"revision": config.model_revision}
+    if isinstance(data, ImageSplits) and (config.from_scratch or config.new_head):
+        sizes["num_classes"] = data.num_classes
+    if isinstance(data, ImageSplits) and config.from_scratch:
+        sizes["in_channels"] = data.config.channels
+    if isinstance(data, TextSplits) and config.from_scratch and source in CONFIG_MAPPING:
+        source = _language_model(source, options, data.tokenizer)
+        options = {}
+    target = resolve_target(source, target_kwargs=options, **sizes, **revision)
+    model = target.build(config.seed)
+    if config.from_scratch:
+        return target, model
+    with open_checkpoint(config.model, **revision) as checkpoint:
+        weights = checkpoint.state_dict()
+    kept = {name: value for name, value in weights.items() if not (config.new_head and name in target.head)}
     try:
-        with tqdm(
-            total=run.total_steps,
-            initial=run.step,
-            desc="fine-tune",
-            unit="step",
-            disable=not (progress and accelerator.is_local_main_process),
-        ) as bar:
-            run.train(bar)
-    finally:
-        accelerator.unwrap_model(run.prepared, keep_fp32_wrapper=False)  # takes the autocast off `model.forward`
-        model.to(memory_format=torch.contiguous_format)
-    return run.history
-
-
-class _Run:
-    """State of a run between its steps."""
-
-    def __init__(
-        self,
-        accelerator: Accelerator,
-        model: nn.Module,
-        train: Dataset,
-        validation: Dataset,
-        config: FinetuneConfig,
-        task: Task,
-        output_dir: Path | None,
-        save_steps: int | None,
-    ) -> None:
-        self.accelerator, self.config, self.task = accelerator, config, task
-        self.dataset, self.output_dir, self.save_steps = train, output_dir, save_steps
-        world = accelerator.num_processes
-        self.order = ExampleOrder(
-            len(train), config.batch_size, config.gradient_accumulation, accelerator.process_index, world, config.seed
+        missing, unexpected = model.load_state_dict(kept, strict=False)
+    except RuntimeError as error:
+        raise ValueError(f"The weights of '{config.model}' do not fit: {one_line(error)}") from error
+    missing = set(missing) - (target.head if config.new_head else set())
+    if missing or unexpected:
+        raise ValueError(
+            f"'{config.model}' does not hold the weights of its architecture: it lacks {sorted(missing)[:3]} and has "
+            f"{sorted(unexpected)[:3]} too many. Give the folder of a whole model, or --from_scratch."
         )
-        self.total_steps = config.max_steps or config.epochs * self.order.steps_per_epoch
-        self.validation = evaluation_loader(accelerator, validation, config.eval_batch_size, config.eval_batches)
-        self.model = model.to(accelerator.device, memory_format=task.memory_format)
-        self.classes = task.num_classes(model, first_batch(validation))
-        self.about = {
-            "config": {name: value for name, value in asdict(config).items() if name not in _WITHOUT_EFFECT},
-            "task": task.name,
-            "examples": [len(train), len(validation)],
-            "processes": world,
-        }
-        if output_dir is not None:
-            self.about["initial_weights"] = weights_digest(model)
-        self.step, self.history = 0, []
-        self.sums = torch.zeros(2, device=accelerator.device)  # loss x examples, examples; since the last measurement
-        checkpoint = last_checkpoint(output_dir) if output_dir else None
-        state = load_finetuning(checkpoint, self.about) if checkpoint else None
-        self.prepared = accelerator.prepare_model(model)
-        self.optimizer = _adamw(model, config)
-        if state is not None:
-            restore(checkpoint, model, self.optimizer)
-            self.step, self.history = state["step"], [Measurement(**line) for line in state["history"]]
-            self.sums.copy_(torch.tensor(state["sums"][accelerator.process_index]))
-            logger.info("going on from %s", checkpoint)
-        elif output_dir is not None and accelerator.is_main_process:
-            output_dir.mkdir(parents=True, exist_ok=True)
-        if output_dir is not None and accelerator.is_main_process:
-            remove_leftovers(output_dir)
-        self.saved_step = self.step
+    return target, model
 
-    def train(self, bar: tqdm) -> None:
-        if not self.history:
-            self._measure(bar)
-        while self.step < self.total_steps:
-            self._train_epoch(bar)
-        self._save()
 
-    def _train_epoch(self, bar: tqdm) -> None:
-        """From the current step to the end of its epoch, or of the run."""
-        config, order = self.config, self.order
-        epoch, first = divmod(self.step, order.steps_per_epoch)
-        if isinstance(self.dataset, EpochDataset):
-            self.dataset.begin_epoch(config.seed, epoch)
-        batches = iter(make_loader(self.dataset, order.batches(epoch, first), config.num_workers))
-        self.model.train()
-        for step in range(first, order.steps_per_epoch):
-            self._step(batches, order.examples_of(step))
-            bar.update()
-            ends_epoch = step + 1 == order.steps_per_epoch
-            due = ends_epoch if config.eval_steps is None else self.step % config.eval_steps == 0
-            ends = self.step == self.total_steps
-            if due or ends:
-                self._measure(bar)
-            if self.step % self.save_steps == 0 if self.save_steps else due:
-                self._save()
-            if ends:
-                return
+def _language_model(name: str, options: dict[str, Any], tokenizer: PreTrainedTokenizerBase):
+    """The config of a causal language model by its transformers name ("gpt2")."""
+    kind = CONFIG_MAPPING[name]
+    if kind not in MODEL_FOR_CAUSAL_LM_MAPPING:
+        raise ValueError(f"'{name}' has no causal language model in transformers; take gpt2, llama, ...")
+    ends = {"bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id}
+    return kind(architectures=[MODEL_FOR_CAUSAL_LM_MAPPING[kind].__name__], **{**ends, **options})
 
-    def _step(self, batches: Iterator[Any], examples: int) -> None:
-        """One optimiser step on the mean loss of its examples, those of the other processes included."""
-        config, accelerator = self.config, self.accelerator
-        rate = SCHEDULES[config.schedule](
-            self.step,
-            self.total_steps,
-            learning_rate=config.learning_rate,
-            beta1=0.95 if config.schedule == "onecycle" else 0.9,  # of torch's OneCycleLR, and of Adam
-            warmup_fraction=config.warmup_fraction if config.schedule == "onecycle" else 0.0,
+
+def check_fit(task: Task, model: nn.Module, data: ImageSplits | TextSplits) -> None:
+    """Raises ValueError where the model's classes are not those of the data, or it cannot take an example."""
+    batch = torch.utils.data.default_collate([data.validation[0]])
+    classes = task.num_classes(model, batch)
+    if isinstance(data, ImageSplits) and classes != data.num_classes:
+        raise ValueError(
+            f"The model has {classes} classes, '{data.config.images}' has {data.num_classes}. Give it a new "
+            "classifier with --new_head."
         )
-        set_step(self.optimizer, *rate)
-        for micro in range(config.gradient_accumulation):
-            batch = next(batches)
-            check_classes(self.task, batch, self.classes)
-            torch.manual_seed(_dropout_seed(config.seed, self.step, micro, accelerator.process_index))
-            last = micro == config.gradient_accumulation - 1
-            with contextlib.nullcontext() if last else accelerator.no_sync(self.prepared):
-                logits, labels = self.task.forward(self.prepared, send_to_device(batch, accelerator.device))
-                loss = cross_entropy(logits.float(), labels)
-                here = count_examples(batch)
-                # Gradients become their mean over processes; shares add up to one over all.
-                accelerator.backward(loss * (here * accelerator.num_processes / examples))
-            self.sums += torch.stack([loss.detach() * here, torch.full_like(loss, here)])
-        self.optimizer.step()
-        self.optimizer.zero_grad()
-        self.step += 1
-
-    def _measure(self, bar: tqdm) -> None:
-        totals = self.accelerator.reduce(self.sums.clone())
-        train_loss = (totals[0] / totals[1]).item() if self.step else None
-        epochs, rest = divmod(self.step, self.order.steps_per_epoch)
-        epoch = epochs + rest * self.order.step_size / self.order.examples_per_epoch
-        if train_loss is not None and not math.isfinite(train_loss):
-            raise DivergedError(
-                f"The training loss is {train_loss} at step {self.step} (epoch {epoch:.4g}): the run has diverged. "
-                f"Lower the learning rate (now {self.config.learning_rate}) or train in float32."
-            )
-        for buffer in self.model.buffers():  # batch norms have seen other images on every process; keep the first's
-            broadcast(buffer)
-        metrics = predict_and_score(self.accelerator, self.model, self.validation, self.task, self.classes)
-        examples = epochs * self.order.examples_per_epoch + rest * self.order.step_size
-        self.history.append(Measurement(self.step, epoch, examples, train_loss, metrics))
-        self.sums.zero_()
-        bar.set_postfix({name: f"{value:.4g}" for name, value in metrics.items()}, refresh=False)
-        logger.debug("%s", self.history[-1])
-
-    def _save(self) -> None:
-        if self.output_dir is None or self.saved_step == self.step:
-            return
-        sums = gather_object([self.sums.tolist()])
-        if self.accelerator.is_main_process:
-            history = [asdict(line) for line in self.history]
-            state = {"step": self.step, "run": self.about, "sums": sums, "history": history}
-            save_finetuning(self.output_dir, self.step, self.model, self.optimizer, state)
-        self.accelerator.wait_for_everyone()
-        self.saved_step = self.step
+    if isinstance(data, TextSplits) and classes < data.vocab_size:
+        raise ValueError(
+            f"The tokenizer has {data.vocab_size} tokens, the model's vocabulary {classes}. Use the tokenizer that "
+            "belongs to the model (--data.tokenizer), or a model with a larger vocab_size."
+        )
 
 
-def _dropout_seed(seed: int, step: int, micro: int, process: int) -> int:
-    return int(np.random.SeedSequence((seed, step, micro, process)).generate_state(1, np.uint64)[0] >> np.uint64(1))
+def save_finetuned(
+    target: Target, model: nn.Module, folder: Path, tokenizer: PreTrainedTokenizerBase | None = None
+) -> None:
+    """Writes what the target's own library loads into an existing folder, config.json last."""
+    partial = folder / ".partial-model"
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    target.save(model.cpu().state_dict(), partial)
+    if tokenizer is not None:
+        tokenizer.save_pretrained(partial)
+    for path in partial.iterdir():
+        path.chmod(0o644)  # safetensors leaves weight files readable by their owner only
+    publish_files(partial, folder)
 
 
-def _adamw(model: nn.Module, config: FinetuneConfig) -> torch.optim.AdamW:
-    fused = next(model.parameters()).device.type in ("cpu", "cuda", "xpu")
-    return torch.optim.AdamW(parameter_groups(model, config.weight_decay), lr=config.learning_rate, fused=fused)
+def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
+    """Runs the command with these arguments (`sys.argv` by default); see `finetune_model`."""
+    config = FinetuneCommandConfig.from_command_line(sys.argv[1:] if argv is None else argv)
+    logging.basicConfig(format="%(levelname)s %(message)s", level=logging.INFO)
+    result = finetune_model(config)
+    figures = ", ".join(f"{name} {value:.4g}" for name, value in result["test"].items())
+    logger.info("%s: test %s", config.output_dir, figures)
+    return result
+
+
+def run(argv: Sequence[str] | None = None) -> int:
+    """`main` for a shell, see `run_for_shell`."""
+    return run_for_shell(main, argv)
+
+
+if __name__ == "__main__":
+    sys.exit(run())

@@ -1,4 +1,4 @@
-"""Muon for the matrices of the transformer's blocks and AdamW for everything else, as one optimiser."""
+"""Muon for the matrices of the transformer's blocks and AdamW for everything else, as one optimizer."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import torch
 class MuonWithAdamW(torch.optim.Optimizer):
     """Steps `torch.optim.Muon` and `torch.optim.AdamW` together; parameter groups and state are one.
 
-    Muon orthogonalises the momentum of a matrix by a few matmuls in bfloat16. Its steps are scaled to the size of
+    Muon orthogonalizes the momentum of a matrix by a few matmuls in bfloat16. Its steps are scaled to the size of
     AdamW's ("match_rms_adamw", arXiv 2502.16982), so one learning rate and one weight decay serve both.
 
     Args:
@@ -25,7 +25,7 @@ class MuonWithAdamW(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
-        """One step of both; `closure` recomputes the loss, as in every optimiser of torch."""
+        """One step of both; `closure` recomputes the loss, as in every optimizer of torch."""
         loss = None
         if closure is not None:
             with torch.enable_grad():

@@ -1,4 +1,4 @@
-"""The optimiser, and its learning rate as a pure function of the step, so that a resumed run cannot drift."""
+"""The optimizer, and its learning rate as a pure function of the step, so that a resumed run cannot drift."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from modeling_wsl.transformer_wsl import WSLLayer
+from modeling_wsl.backbone.stack import WSLLayer
 
 from .muon import MuonWithAdamW
-from .pretrain_config import PretrainConfig
+from .pretraining.pretrain_config import PretrainConfig
 
 
 _START_DIVISOR, _FINAL_DIVISOR = 25.0, 1e4  # of torch's OneCycleLR, the paper's scheduler
@@ -38,7 +38,7 @@ def parameter_groups(
 
 
 def make_optimizer(model: PreTrainedModel, config: PretrainConfig) -> torch.optim.Optimizer:
-    """The optimiser over the trainable parameters, by `config.optimizer`.
+    """The optimizer over the trainable parameters, by `config.optimizer`.
 
     AdamW with weight decay on matrices only, fused where torch has the kernel; with "muon" the matrices of the blocks
     are Muon's.
@@ -77,7 +77,7 @@ def one_cycle(
     The rate rises from a 25th to its peak, then falls to a 10 000th of its start; beta1 moves the other way by 0.1.
 
     Args:
-        step: 0-based index of the optimiser step.
+        step: 0-based index of the optimizer step.
         total_steps: steps of the whole run; past it the last values hold.
     """
     start = learning_rate / _START_DIVISOR

@@ -18,18 +18,21 @@ from accelerate import Accelerator
 from accelerate.tracking import get_available_trackers
 from accelerate.utils import GradientAccumulationPlugin
 
-from datasets_scripts.config_sources import ConfigError
-from datasets_scripts.errors import one_line
-from datasets_scripts.files import write_json
+from hf_wsl.errors import one_line
+from hf_wsl.files import write_json
+from hf_wsl.options import ConfigError
+from hf_wsl.shell import run_for_shell
 from modeling_wsl import WSLConfig, WSLForPreTraining
 from modeling_wsl.feature_extraction_wsl import WSLFeatureExtractor
-from modeling_wsl.latent_prior import PRIOR_FILE
+from modeling_wsl.generation.latent_prior import PRIOR_FILE
 
 from .checkpointing import publish_files, read_state, save_model
+from .data.windows.training_batches import StoredBatches
+from .data.windows.window_data import WindowDataset
 from .distribution import check_distribution, refuse_deepspeed, whole_weights
-from .fit_prior import fit_and_save_prior
-from .pretrain_config import PretrainConfig
-from .pretrain_setup import (
+from .pretraining.fit_prior import fit_and_save_prior
+from .pretraining.pretrain_config import PretrainConfig
+from .pretraining.pretrain_setup import (
     FACTS_FILE,
     check_tokens,
     find_checkpoint,
@@ -41,11 +44,8 @@ from .pretrain_setup import (
     prepare_folder,
     size_of,
 )
-from .pretrain_trainer import PretrainTrainer
-from .shell import run_for_shell
-from .training_batches import StoredBatches
-from .validation import Validation
-from .window_data import WindowDataset
+from .pretraining.pretrain_trainer import PretrainTrainer
+from .pretraining.validation import Validation
 
 
 logger = logging.getLogger(__name__)

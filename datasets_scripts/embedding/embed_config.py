@@ -3,10 +3,9 @@
 import dataclasses
 from dataclasses import dataclass
 
+from hf_wsl.options import ConfigError, option
 from modeling_wsl import WSLFeatureExtractor
-from modeling_wsl.latent_pooling import POOLINGS
-
-from ..config_sources import ConfigError, option
+from modeling_wsl.embedding.pooling import POOLINGS
 
 
 # What is not a backbone. Anything else that `embed` is given is one: a folder, or a Hub id.

@@ -14,12 +14,12 @@ import numpy as np
 from tqdm.auto import tqdm
 from transformers.utils.logging import is_progress_bar_enabled
 
+from hf_wsl.options import ConfigError
+from hf_wsl.workers import one_thread
 from modeling_wsl import CheckpointError, open_checkpoint
 from modeling_wsl.pipelines import no_weights
 
-from ..config_sources import ConfigError
 from ..sources import expand_sources
-from ..worker_pool import one_thread
 from .backbone_state import backbone_state
 from .embed_config import METHODS, TOKEN_METHODS, EmbedConfig
 from .embedding_table import EmbeddingTable

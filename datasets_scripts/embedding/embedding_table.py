@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from ..files import replacing
+from hf_wsl.files import replacing
 
 
 LAYERS_TYPE = pa.list_(pa.struct([("name", pa.string()), ("embedding", pa.list_(pa.float32()))]))
@@ -135,19 +135,19 @@ def principal_map(embeddings: np.ndarray) -> np.ndarray:
 
     The sign of each component is that of its largest loading, so that the same table gives the same map.
     """
-    centred = embeddings.astype(np.float64) - embeddings.mean(0, dtype=np.float64)
+    centered = embeddings.astype(np.float64) - embeddings.mean(0, dtype=np.float64)
     # Two directions need no whole decomposition: the eigenvectors of the smaller Gram matrix give them.
-    is_wide = centred.shape[0] < centred.shape[1]
-    values, vectors = np.linalg.eigh(centred @ centred.T if is_wide else centred.T @ centred)
-    spreads = values[::-1][:2] > np.finfo(np.float64).eps * max(centred.shape) * values[-1]
+    is_wide = centered.shape[0] < centered.shape[1]
+    values, vectors = np.linalg.eigh(centered @ centered.T if is_wide else centered.T @ centered)
+    spreads = values[::-1][:2] > np.finfo(np.float64).eps * max(centered.shape) * values[-1]
     directions = vectors.T[::-1][:2][spreads]
     if is_wide:
-        directions = directions @ centred
+        directions = directions @ centered
         directions /= np.linalg.norm(directions, axis=1, keepdims=True)
     largest = np.abs(directions).argmax(1)
     directions = directions * np.sign(directions[np.arange(len(directions)), largest])[:, None]
     points = np.zeros((len(embeddings), 2), dtype=np.float32)
-    points[:, : len(directions)] = centred @ directions.T
+    points[:, : len(directions)] = centered @ directions.T
     return points
 
 

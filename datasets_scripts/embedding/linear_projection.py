@@ -1,15 +1,15 @@
-"""Linear maps of standardised tokens to a latent of a given size: PCA, fitted in a stream, and a random projection."""
+"""Linear maps of standardized tokens to a latent of a given size: PCA, fitted in a stream, and a random projection."""
 
 from dataclasses import dataclass
 
 import torch
 
-from modeling_wsl.losses import MIN_STD, token_moments
+from modeling_wsl.backbone.losses import MIN_STD, token_moments
 
 
 @dataclass(frozen=True)
 class LinearBaseline:
-    """The reconstruction `(x - mean) C^T C + mean` of standardised tokens x.
+    """The reconstruction `(x - mean) C^T C + mean` of standardized tokens x.
 
     Attributes:
         components: C, float32 `[r, d_t]` with orthonormal rows.
@@ -25,14 +25,14 @@ class LinearBaseline:
 
 
 def standardize(tokens: torch.Tensor, mask: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Standardises each token over its valid entries.
+    """Standardizes each token over its valid entries.
 
     Args:
         tokens: float32 `[tokens, d_t]`.
         mask: bool `[tokens, d_t]`.
 
     Returns:
-        The standardised tokens (zero where masked), mean `[tokens, 1]` and population std `[tokens, 1]`.
+        The standardized tokens (zero where masked), mean `[tokens, 1]` and population std `[tokens, 1]`.
     """
     mean, variance, _ = token_moments(tokens, mask)
     std = variance.sqrt()

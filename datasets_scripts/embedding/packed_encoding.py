@@ -9,16 +9,16 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
+from hf_wsl.workers import torch_threads
 from modeling_wsl import CheckpointError, WSLModel
-from modeling_wsl.checkpoints import Checkpoint
-from modeling_wsl.inference import inference_backbone
-from modeling_wsl.latent_pooling import LatentPool
-from modeling_wsl.latent_sources import STREAM_WINDOW
-from modeling_wsl.manifest import WeightManifest
+from modeling_wsl.backbone.inference import inference_backbone
+from modeling_wsl.checkpoints.checkpoint import Checkpoint
+from modeling_wsl.embedding.pooling import LatentPool
+from modeling_wsl.generation.latent_sources import STREAM_WINDOW
+from modeling_wsl.generation.sampling import HaloedWindows, haloed_rows, run_batch
 from modeling_wsl.pipelines import WeightEmbeddingPipeline, load_pipeline
-from modeling_wsl.sampling import HaloedWindows, haloed_rows, run_batch
+from modeling_wsl.tokens.manifest import WeightManifest
 
-from ..worker_pool import torch_threads
 from .embed_config import EmbedConfig
 from .same_tensors import SameTensors
 

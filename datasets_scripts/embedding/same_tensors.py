@@ -1,10 +1,10 @@
 """Some methods put the numbers of tensors side by side: only models of one architecture have comparable vectors."""
 
-from modeling_wsl.manifest import WeightManifest
+from modeling_wsl.tokens.manifest import WeightManifest
 
 
 def tensor_shapes(manifest: WeightManifest) -> dict[str, tuple[int, ...]]:
-    """Name -> shape of every tokenised tensor, in order."""
+    """Name -> shape of every tokenized tensor, in order."""
     return {spec.name: spec.shape for layer in manifest.layers for spec in layer.tensors}
 
 

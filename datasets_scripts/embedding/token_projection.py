@@ -6,14 +6,14 @@ from collections.abc import Callable, Iterable
 import numpy as np
 import torch
 
+from hf_wsl.workers import one_thread
 from modeling_wsl import CheckpointError, open_checkpoint
-from modeling_wsl.checkpoints import Checkpoint
-from modeling_wsl.latent_pooling import LatentPool
-from modeling_wsl.losses import MIN_STD
-from modeling_wsl.manifest import WeightManifest
+from modeling_wsl.backbone.losses import MIN_STD
+from modeling_wsl.checkpoints.checkpoint import Checkpoint
+from modeling_wsl.embedding.pooling import LatentPool
+from modeling_wsl.tokens.manifest import WeightManifest
 
 from ..sources import ModelSource
-from ..worker_pool import one_thread
 from .embed_config import EmbedConfig
 from .linear_projection import Covariance, LinearBaseline, random_projection, standardize
 from .same_tensors import SameTensors
@@ -25,13 +25,13 @@ TOKEN_STATISTICS = 2
 
 
 class TokenProjection:
-    """Latents of a token: its projection once standardised, its mean, and the logarithm of its standard deviation.
+    """Latents of a token: its projection once standardized, its mean, and the logarithm of its standard deviation.
 
     Together `latent_size` numbers, of the same meaning as those of a backbone with `token_standardization`, which has
     this map as its linear path: what is left to a backbone is what it learned of the context.
 
     Args:
-        projection: of standardised tokens to `latent_size - 2` numbers (fewer where tokens are shorter).
+        projection: of standardized tokens to `latent_size - 2` numbers (fewer where tokens are shorter).
         config: of the run.
     """
 
@@ -68,7 +68,7 @@ class TokenProjection:
 
 
 def make_projection(method: str, config: EmbedConfig, models: Iterable[ModelSource]) -> LinearBaseline:
-    """The map of "random-projection", or of "pca", fitted on all tokens of `models`, each standardised.
+    """The map of "random-projection", or of "pca", fitted on all tokens of `models`, each standardized.
 
     Raises:
         ValueError: none of the models could be read, or all their tokens are constant.

@@ -5,12 +5,12 @@ from collections.abc import Callable
 import numpy as np
 import torch
 
+from hf_wsl.workers import torch_threads
 from modeling_wsl import CheckpointError
-from modeling_wsl.checkpoints import Checkpoint
-from modeling_wsl.manifest import TensorSpec, WeightManifest
+from modeling_wsl.checkpoints.checkpoint import Checkpoint
+from modeling_wsl.tokens.manifest import TensorSpec, WeightManifest
 
 from ..output_dimension import is_output_last
-from ..worker_pool import torch_threads
 from .embed_config import EmbedConfig
 from .same_tensors import SameTensors, tensor_shapes
 

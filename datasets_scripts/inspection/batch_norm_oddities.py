@@ -4,8 +4,8 @@ from collections.abc import Iterator
 
 from torch import Tensor
 
-from modeling_wsl.checkpoints import Checkpoint
-from modeling_wsl.manifest import BATCH_NORM_STATISTICS, split_name
+from modeling_wsl.checkpoints.checkpoint import Checkpoint
+from modeling_wsl.tokens.manifest import BATCH_NORM_STATISTICS, split_name
 
 from .findings import MAX_FLOAT16
 
@@ -60,4 +60,4 @@ def _statistics_oddities(prefix: str, mean: Tensor, variance: Tensor) -> Iterato
     if largest > MAX_FLOAT16:
         yield "notable", "running variances that do not fit float16", f"{prefix} ({largest:.3g})"
     if not mean.any() and bool((variance == 1).all()):
-        yield "notable", "running statistics as initialised: it never saw data in training mode", prefix
+        yield "notable", "running statistics as initialized: it never saw data in training mode", prefix

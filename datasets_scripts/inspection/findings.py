@@ -51,7 +51,7 @@ def gather(found: Iterable[tuple[str, str, str]]) -> list[Finding]:
 
 
 def tensor_oddities(tensors: Iterable[TensorReport]) -> Iterator[tuple[str, str, str]]:
-    """(severity, what, where) about tokenised tensors, for `gather`."""
+    """(severity, what, where) about tokenized tensors, for `gather`."""
     tensors = list(tensors)
     for tensor in tensors:
         yield from _oddities(tensor)
@@ -99,7 +99,7 @@ def _unusual(tensors: Iterable[TensorReport]) -> Iterator[tuple[str, str, str]]:
 
 
 def _scaled_std(tensor: TensorReport) -> float | None:
-    """Standard deviation times the square root of the fan-in: about the same at every width, if initialised alike."""
+    """Standard deviation times the square root of the fan-in: about the same at every width, if initialized alike."""
     std, outputs = tensor.statistics.std, tensor.statistics.outputs
     return None if std is None or outputs is None else std * math.sqrt(tensor.entries / outputs)
 

@@ -6,7 +6,8 @@ from os import PathLike
 from pathlib import Path
 from string import Template
 
-from ..files import write_text
+from hf_wsl.files import write_text
+
 from .findings import MAX_Z, MIN_FACTOR, MIN_TENSORS_OF_KIND
 from .model_inspection import LayerReport, ModelInspection
 from .report_rows import (
@@ -16,8 +17,8 @@ from .report_rows import (
     findings_table,
     identity,
     layers_table,
-    neighbours_about,
-    neighbours_table,
+    neighbors_about,
+    neighbors_table,
     number,
     pca_about,
     printable,
@@ -31,12 +32,12 @@ TEMPLATE = Path(__file__).parent / "page.html"
 MIN_DRAWN_ENTRIES = 64  # of fewer a histogram shows nothing
 HEAVY_TAILS = 6.0  # kurtosis from which counts are drawn on a logarithmic scale
 BLUE, ORANGE, GREEN = "#0072B2", "#D55E00", "#009E73"
-# Colour is never the only difference.
+# Color is never the only difference.
 METHOD_MARKS = {"backbone": (ORANGE, ""), "pca": (GREEN, "5 3"), "random projection": (BLUE, "1.5 3")}
 
 
 def write_page(inspection: ModelInspection, path: str | PathLike) -> None:
-    """Writes the page; see `datasets_scripts.files.replacing`."""
+    """Writes the page; see `hf_wsl.files.replacing`."""
     write_text(Path(path), html_page(inspection))
 
 
@@ -57,11 +58,11 @@ def html_page(inspection: ModelInspection) -> str:
         heavy=f"{HEAVY_TAILS:g}",
         min_drawn=MIN_DRAWN_ENTRIES,
         histograms="".join(_histogram_figure(layer) for layer in inspection.layers),
-        layers=_table(layers_table(inspection)) or "<p>No tensor is tokenised.</p>",
+        layers=_table(layers_table(inspection)) or "<p>No tensor is tokenized.</p>",
         max_spectrum=f"{MAX_SPECTRUM_ENTRIES:,}",
-        carried=_table(carried_table(inspection)) or "<p>Nothing: every tensor is tokenised.</p>",
+        carried=_table(carried_table(inspection)) or "<p>Nothing: every tensor is tokenized.</p>",
         reconstruction=_reconstruction(inspection),
-        neighbours=_neighbours(inspection),
+        neighbors=_neighbors(inspection),
     )
 
 
@@ -146,7 +147,7 @@ def _r2_curves(inspection: ModelInspection) -> str:
             f'<path d="M{left} {y:.1f}H{width}" stroke="#e3e3e3"/><text x="0" y="{y + 3:.1f}">{tick:g}</text>'
         )
     for number_of, method in enumerate(method for method in METHODS if method in found.overall):
-        colour, dashes = METHOD_MARKS[method]
+        color, dashes = METHOD_MARKS[method]
         points = [
             (left + (width - left) * index / (len(layers) - 1), 10 + height * (1 - max(0.0, layer[method].r2)))
             for index, layer in enumerate(layers)
@@ -154,11 +155,11 @@ def _r2_curves(inspection: ModelInspection) -> str:
         ]
         line = " ".join(f"{x:.1f},{y:.1f}" for x, y in points)
         parts.append(
-            f'<polyline points="{line}" fill="none" stroke="{colour}" stroke-width="1.6" stroke-dasharray="{dashes}"/>'
+            f'<polyline points="{line}" fill="none" stroke="{color}" stroke-width="1.6" stroke-dasharray="{dashes}"/>'
         )
         x = left + 170 * number_of
         parts.append(
-            f'<path d="M{x} {height + 27}h24" stroke="{colour}" stroke-width="2" stroke-dasharray="{dashes}"/>'
+            f'<path d="M{x} {height + 27}h24" stroke="{color}" stroke-width="2" stroke-dasharray="{dashes}"/>'
             f'<text x="{x + 30}" y="{height + 30}">R², {method}</text>'
         )
     return (
@@ -168,10 +169,10 @@ def _r2_curves(inspection: ModelInspection) -> str:
     )
 
 
-def _neighbours(inspection: ModelInspection) -> str:
-    found = inspection.neighbours
+def _neighbors(inspection: ModelInspection) -> str:
+    found = inspection.neighbors
     if found is None and inspection.unusable:
         return f"<p>Not searched: {_text(inspection.unusable)}.</p>"
     if found is None:
         return "<p>Pass <code>--table FILE</code>, made by <code>hf-wsl embed</code>, to see them.</p>"
-    return f"<p>{_text(neighbours_about(inspection))}</p>{_table(neighbours_table(inspection))}"
+    return f"<p>{_text(neighbors_about(inspection))}</p>{_table(neighbors_table(inspection))}"

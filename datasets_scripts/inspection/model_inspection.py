@@ -10,13 +10,13 @@ from tqdm.auto import tqdm
 from transformers.utils.logging import is_progress_bar_enabled
 
 from modeling_wsl import WSLFeatureExtractor
-from modeling_wsl.checkpoint_errors import read_json
-from modeling_wsl.checkpoint_folders import parse_index
-from modeling_wsl.checkpoint_formats import identify
-from modeling_wsl.checkpoints import Checkpoint, open_checkpoint
-from modeling_wsl.manifest import TensorSpec, WeightManifest, batch_norm_names
+from modeling_wsl.checkpoints.checkpoint import Checkpoint, open_checkpoint
+from modeling_wsl.checkpoints.errors import read_json
+from modeling_wsl.checkpoints.folders import parse_index
+from modeling_wsl.checkpoints.formats import identify
 from modeling_wsl.pipelines import load_pipeline
-from modeling_wsl.token_kinds import kind_of, stem_name
+from modeling_wsl.tokens.kinds import kind_of, stem_name
+from modeling_wsl.tokens.manifest import TensorSpec, WeightManifest, batch_norm_names
 
 from ..model_facts import find_facts
 from ..output_dimension import is_output_last
@@ -24,14 +24,14 @@ from ..sources import LIST_SUFFIXES, ModelSource, expand_sources
 from ..tokenize_config import TokenizeError
 from .batch_norm_oddities import batch_norm_oddities
 from .findings import Finding, gather, tensor_oddities
-from .neighbours import Neighbours, NeighbourSearch
+from .neighbors import Neighbors, NeighborSearch
 from .reconstruction import Reconstruction, reconstruct_layers
 from .tensor_statistics import TensorStatistics, tensor_statistics
 
 
 @dataclass(frozen=True)
 class TensorReport:
-    """One tokenised tensor; `kind` is one of `token_kinds.KINDS`."""
+    """One tokenized tensor; `kind` is one of `token_kinds.KINDS`."""
 
     name: str
     kind: str
@@ -57,7 +57,7 @@ class LayerReport:
 
 @dataclass(frozen=True)
 class CarriedTensor:
-    """A tensor that is not tokenised, and why."""
+    """A tensor that is not tokenized, and why."""
 
     name: str
     shape: tuple[int, ...]
@@ -72,15 +72,15 @@ class ModelInspection:
     Attributes:
         source: as it was named. model_id: its name in tables. revision: commit of a model on the Hub.
         file_format: of the weights. file_bytes: their size on disk.
-        facts: licence, family, task ... as far as the model's files say (`ModelFacts`); what is unknown is left out.
+        facts: license, family, task ... as far as the model's files say (`ModelFacts`); what is unknown is left out.
         num_parameters: floating-point entries, tied ones once, batch-norm statistics among them.
         num_tensors: as stored. dtypes: dtype -> how many of these.
         tokenization, token_size, num_tokens, padding: how the model is cut into tokens.
-        layers: in state-dict order. carried: what is not tokenised. tied: alias -> stored name.
+        layers: in state-dict order. carried: what is not tokenized. tied: alias -> stored name.
         findings: what is odd.
         unusable: why the model can be sent through no backbone, None where it can.
         reconstruction: None without a backbone, or for an unusable model.
-        neighbours: None without a table of embeddings, or for an unusable model.
+        neighbors: None without a table of embeddings, or for an unusable model.
     """
 
     source: str
@@ -102,7 +102,7 @@ class ModelInspection:
     findings: list[Finding]
     unusable: str | None
     reconstruction: Reconstruction | None
-    neighbours: Neighbours | None
+    neighbors: Neighbors | None
 
 
 def inspect_model(
@@ -128,17 +128,17 @@ def inspect_model(
     options = {} if model.path else {"revision": model.revision}
     with open_checkpoint(model.location, allow_nonfinite=True, **options) as checkpoint:
         # First, so that a table that will not do costs no inspection.
-        search = NeighbourSearch.begin(table, model, checkpoint.revision) if table is not None else None
+        search = NeighborSearch.begin(table, model, checkpoint.revision) if table is not None else None
         # Kinds of layers and their statistics do not depend on how a backbone cuts tokens, except for their number.
         manifest = extractor.layout(checkpoint.tensors, checkpoint.tied, checkpoint.tensor_order)
         layers = describe_layers(checkpoint, manifest)
         tensors = [tensor for layer in layers for tensor in layer.tensors]
         unusable = _why_unusable(tensors)
-        reconstruction = neighbours = None
+        reconstruction = neighbors = None
         if embedder is not None and unusable is None:
             reconstruction = reconstruct_layers(str(backbone), embedder.model, extractor, checkpoint)
         if search is not None and unusable is None:
-            neighbours = search.run()
+            neighbors = search.run()
         facts = asdict(find_facts(model, checkpoint.config, checkpoint.library, checkpoint.revision))
         file_format, file_bytes = describe_files(checkpoint)
         return ModelInspection(
@@ -161,7 +161,7 @@ def inspect_model(
             findings=gather(chain(tensor_oddities(tensors), batch_norm_oddities(checkpoint))),
             unusable=unusable,
             reconstruction=reconstruction,
-            neighbours=neighbours,
+            neighbors=neighbors,
         )
 
 
@@ -181,7 +181,7 @@ def find_model(source: str | PathLike) -> ModelSource:
 
 
 def describe_layers(checkpoint: Checkpoint, manifest: WeightManifest) -> list[LayerReport]:
-    """Statistics of every tokenised tensor, read one after the other."""
+    """Statistics of every tokenized tensor, read one after the other."""
     stem, reports = stem_name(manifest), []
     hidden = not is_progress_bar_enabled()
     for layer in tqdm(manifest.layers, desc="Inspecting", unit="layer", leave=False, disable=hidden):
@@ -201,7 +201,7 @@ def describe_layers(checkpoint: Checkpoint, manifest: WeightManifest) -> list[La
 
 
 def describe_carried(checkpoint: Checkpoint, manifest: WeightManifest) -> list[CarriedTensor]:
-    """What is not tokenised, with the reason."""
+    """What is not tokenized, with the reason."""
     statistics = batch_norm_names(checkpoint.tensors)
     return [CarriedTensor(s.name, s.shape, s.dtype, _why_carried(s, statistics)) for s in manifest.carried]
 

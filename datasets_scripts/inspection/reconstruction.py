@@ -11,10 +11,10 @@ from transformers import PreTrainedModel
 from transformers.utils.logging import is_progress_bar_enabled
 
 from modeling_wsl import WSLFeatureExtractor
-from modeling_wsl.checkpoints import Checkpoint
-from modeling_wsl.latent_sources import STREAM_WINDOW
-from modeling_wsl.losses import MIN_STD, token_moments
-from modeling_wsl.sampling import HaloedWindows, haloed_rows, run_batch
+from modeling_wsl.backbone.losses import MIN_STD, token_moments
+from modeling_wsl.checkpoints.checkpoint import Checkpoint
+from modeling_wsl.generation.latent_sources import STREAM_WINDOW
+from modeling_wsl.generation.sampling import HaloedWindows, haloed_rows, run_batch
 
 from ..embedding.linear_projection import Covariance, LinearBaseline, random_projection, standardize
 
@@ -27,7 +27,7 @@ TOKEN_STATISTICS = 2
 
 @dataclass(frozen=True)
 class Fidelity:
-    """What is left of weights after their reconstruction; in units of its zoo for a backbone that normalises layers.
+    """What is left of weights after their reconstruction; in units of its zoo for a backbone that normalizes layers.
 
     Attributes:
         relative_error: |reconstruction - weights| / |weights|, Euclidean; None where all weights are 0.
@@ -62,7 +62,7 @@ class LayerErrors:
     """Sums of squares by layer, float64 `[layers]` each."""
 
     def __init__(self, num_layers: int):
-        self.sums = torch.zeros(4, num_layers, dtype=torch.float64)  # error, weights, standardised error, variance
+        self.sums = torch.zeros(4, num_layers, dtype=torch.float64)  # error, weights, standardized error, variance
 
     def add(self, reconstruction: Tensor, tokens: Tensor, mask: Tensor, layers: Tensor) -> None:
         """Adds tokens `[n, d_t]` and their reconstruction; `layers` int64 `[n]`."""
@@ -89,7 +89,7 @@ def reconstruct_layers(
 ) -> Reconstruction:
     """Sends a model through a backbone in haloed windows, in the memory of a few of them.
 
-    Beside it stand a random orthogonal projection of each standardised token, and PCA: fitted on one half of this
+    Beside it stand a random orthogonal projection of each standardized token, and PCA: fitted on one half of this
     model's tokens and used on the other, and left out where a half has fewer tokens than directions are kept. Both
     are given the token's mean and standard deviation and fill up the latent's size with the rest.
 

@@ -2,7 +2,7 @@
 
 from typing import NamedTuple
 
-from modeling_wsl.manifest import split_name
+from modeling_wsl.tokens.manifest import split_name
 
 from .model_inspection import ModelInspection, TensorReport
 
@@ -44,10 +44,10 @@ def identity(inspection: ModelInspection) -> list[tuple[str, str]]:
     if facts.get("source") not in (None, inspection.source, inspection.model_id):
         rows.append(("origin", facts["source"]))
     rows += [("revision", revision) for revision in [inspection.revision or facts.get("revision")] if revision]
-    labels = ("owner", "licence", "library", "architecture", "family", "task", "training_data", "base_model")
+    labels = ("owner", "license", "library", "architecture", "family", "task", "training_data", "base_model")
     rows += [(label.replace("_", " "), facts.get(label, "not stated")) for label in labels if label in facts]
-    if "licence" not in facts:
-        rows.append(("licence", "not stated"))
+    if "license" not in facts:
+        rows.append(("license", "not stated"))
     dtypes = ", ".join(f"{count} {dtype}" for dtype, count in inspection.dtypes.items())
     tied = f", {len(inspection.tied)} more names tied to them" if inspection.tied else ""
     layers = f"{len(inspection.layers)} layers"
@@ -62,7 +62,7 @@ def identity(inspection: ModelInspection) -> list[tuple[str, str]]:
 
 
 def layers_table(inspection: ModelInspection) -> Table:
-    """A row for each tokenised tensor; a layer's tokens stand in its first row."""
+    """A row for each tokenized tensor; a layer's tokens stand in its first row."""
     header = ["layer", "tensor", "kind", "shape"]
     header += ["tokens", "mean", "std", "kurtosis", "zeros", "norm", "spectral norm", "stable rank"]
     rows = []
@@ -88,7 +88,7 @@ def _statistics(tensor: TensorReport) -> list[str]:
 
 
 def carried_table(inspection: ModelInspection) -> Table:
-    """What is not tokenised and why: a row for each reason and leaf name."""
+    """What is not tokenized and why: a row for each reason and leaf name."""
     groups: dict[tuple[str, str], list[str]] = {}
     for tensor in inspection.carried:
         groups.setdefault((split_name(tensor.name)[1], tensor.reason), []).append(tensor.name)
@@ -119,9 +119,9 @@ def reconstruction_table(inspection: ModelInspection) -> Table:
     return Table(header, rows, text_columns=1)
 
 
-def neighbours_table(inspection: ModelInspection) -> Table:
+def neighbors_table(inspection: ModelInspection) -> Table:
     """The nearest models of the table."""
-    found = inspection.neighbours
+    found = inspection.neighbors
     rows = [[name, f"{distance:.4f}"] for name, distance in found.models]
     return Table(["model", f"{found.metric} distance"], rows, text_columns=1)
 
@@ -133,9 +133,9 @@ def pca_about(inspection: ModelInspection) -> str:
     return "PCA too, fitted on one half of this model's tokens and used on the other."
 
 
-def neighbours_about(inspection: ModelInspection) -> str:
-    """Where the neighbours were looked for."""
-    found = inspection.neighbours
+def neighbors_about(inspection: ModelInspection) -> str:
+    """Where the neighbors were looked for."""
+    found = inspection.neighbors
     query = "its own row there" if found.own_row else "embedded now, in the same way"
     about = f"Among {found.num_models:,} models of {found.table}, embedded by {found.method}; this model: {query}."
     if found.models and found.models[0][1] < MAX_OWN_DISTANCE:

@@ -9,7 +9,7 @@ import torch
 from scipy.sparse.linalg import svds
 from torch import Tensor
 
-from modeling_wsl.checkpoints import pieces
+from modeling_wsl.checkpoints.checkpoint import pieces
 
 
 CHUNK_ENTRIES = 1 << 21  # widened to float64 at once: 16 MB

@@ -7,8 +7,8 @@ from .report_rows import (
     findings_table,
     identity,
     layers_table,
-    neighbours_about,
-    neighbours_table,
+    neighbors_about,
+    neighbors_table,
     pca_about,
     printable,
     reconstruction_table,
@@ -19,16 +19,16 @@ MAX_CELL = 72  # characters of a cell of text in the terminal
 
 
 def text_report(inspection: ModelInspection) -> str:
-    """Identity, layers, what is carried, reconstruction and neighbours where asked for, and what is odd at the end."""
+    """Identity, layers, what is carried, reconstruction and neighbors where asked for, and what is odd at the end."""
     width = max(len(label) for label, _ in identity(inspection))
     lines = [f"{label:<{width}}  {printable(value)}" for label, value in identity(inspection)]
-    sections = [("Layers", layers_table(inspection), "No tensor is tokenised.")]
+    sections = [("Layers", layers_table(inspection), "No tensor is tokenized.")]
     if inspection.carried:
-        sections.append(("Carried, not tokenised", carried_table(inspection), ""))
+        sections.append(("Carried, not tokenized", carried_table(inspection), ""))
     for title, table, without in sections:
         lines += ["", title, *(_aligned(table) if table.rows else [without])]
     lines += ["", "Reconstruction", *_reconstruction(inspection)]
-    lines += ["", "Nearest models", *_neighbours(inspection)]
+    lines += ["", "Nearest models", *_neighbors(inspection)]
     lines += ["", "Findings"]
     for severity, what, names in findings_table(inspection).rows:
         lines.append(f"{severity}: {printable(what)}: {printable(names)}")
@@ -46,13 +46,13 @@ def _reconstruction(inspection: ModelInspection) -> list[str]:
     return [about + pca_about(inspection), *_aligned(reconstruction_table(inspection))]
 
 
-def _neighbours(inspection: ModelInspection) -> list[str]:
-    found = inspection.neighbours
+def _neighbors(inspection: ModelInspection) -> list[str]:
+    found = inspection.neighbors
     if found is None and inspection.unusable:
         return [f"Not searched: {printable(inspection.unusable)}."]
     if found is None:
         return ["Pass --table FILE, made by `hf-wsl embed`, to see them."]
-    return [printable(neighbours_about(inspection)), *_aligned(neighbours_table(inspection))]
+    return [printable(neighbors_about(inspection)), *_aligned(neighbors_table(inspection))]
 
 
 def _aligned(table: Table) -> list[str]:

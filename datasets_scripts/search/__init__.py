@@ -1,1 +1,1 @@
-"""Finding models by their weights: neighbours in a table of embeddings, copies, and who was fine-tuned from whom."""
+"""Finding models by their weights: neighbors in a table of embeddings, copies, and who was fine-tuned from whom."""

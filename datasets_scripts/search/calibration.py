@@ -13,10 +13,11 @@ from typing import Any
 import numpy as np
 from sklearn.metrics import roc_auc_score
 
-from ..config_sources import ConfigError
-from ..config_sources import nearest as nearest_name
+from hf_wsl.files import write_json
+from hf_wsl.options import ConfigError
+from hf_wsl.options import nearest as nearest_name
+
 from ..embedding import EmbeddingTable
-from ..files import write_json
 from ..sources import ModelSource
 from .embed_like import embed_like
 from .nearest import FeatureSpace, check_finite, nearest, nearest_of_other_groups
@@ -27,7 +28,7 @@ from .search_config import METRICS
 
 logger = logging.getLogger(__name__)
 FINE_TUNE = "fine-tune"
-# What rounding alone makes of the distance of two embeddings of the same weights, in standardised features.
+# What rounding alone makes of the distance of two embeddings of the same weights, in standardized features.
 SAME_EMBEDDING = {"cosine": 1e-10, "euclidean": 1e-4}
 SLIGHT_NOISE = 0.01  # copies with at most this much noise are near duplicates
 

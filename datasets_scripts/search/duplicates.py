@@ -14,7 +14,7 @@ from .nearest import FeatureSpace, check_finite, nearest, pairs_within
 from .weight_verdicts import EXACT, FINE_TUNE, NEAR, REORDERED, WeightVerdicts
 
 
-NEIGHBOURS = 5  # of each model, that are compared by weights
+NEIGHBORS = 5  # of each model, that are compared by weights
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ def find_copies(
     """Groups the models of a table that are copies of each other, directly or by way of others.
 
     Candidates are pairs within the calibrated threshold; without a calibration those with the same embedding. With
-    weights at hand, each model's NEIGHBOURS nearest ones are candidates too, and the weights decide: a pair of which
+    weights at hand, each model's NEIGHBORS nearest ones are candidates too, and the weights decide: a pair of which
     both models are at hand is dropped where they are no copies.
 
     Args:
@@ -80,7 +80,7 @@ def find_copies(
         for a, b in zip(i, j, strict=True)
     }
     links: dict[tuple[int, int], str | None] = {}  # pair -> what the weights say, None where they are not at hand
-    for a, b in sorted(close | _neighbours(table, metric, standardize, verdicts)):
+    for a, b in sorted(close | _neighbors(table, metric, standardize, verdicts)):
         if not (names[a] in verdicts and names[b] in verdicts):
             links[a, b] = None
         elif verdicts.are_copies(names[a], names[b]):
@@ -105,7 +105,7 @@ def find_copies(
     return groups
 
 
-def _neighbours(
+def _neighbors(
     table: EmbeddingTable, metric: str, standardize: bool, verdicts: WeightVerdicts
 ) -> set[tuple[int, int]]:
     """Pairs of near models whose weights are both at hand."""
@@ -113,9 +113,7 @@ def _neighbours(
     if len(at) < 2:
         return set()
     held = table.select([table.model_ids[i] for i in at])
-    found, _ = nearest(
-        held, held.embeddings, NEIGHBOURS, metric, standardize=standardize, exclude=np.arange(len(held))
-    )
+    found, _ = nearest(held, held.embeddings, NEIGHBORS, metric, standardize=standardize, exclude=np.arange(len(held)))
     return {(int(min(at[i], at[j])), int(max(at[i], at[j]))) for i, row in enumerate(found) for j in row}
 
 

@@ -6,10 +6,11 @@ from collections.abc import Sequence
 from os import PathLike
 from pathlib import Path
 
-from ..config_sources import build
+from hf_wsl.files import write_json
+from hf_wsl.options import build
+
 from ..embedding import EmbedConfig, EmbeddingTable, embed_models
 from ..embedding.backbone_state import backbone_state
-from ..files import write_json
 from ..sources import ModelSource
 
 

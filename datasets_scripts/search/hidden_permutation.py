@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping
 
 import torch
 
-from modeling_wsl.manifest import batch_norm_names
+from modeling_wsl.tokens.manifest import batch_norm_names
 
 
 NUMBERED = re.compile(r"(?:(?P<prefix>.*)\.)?(?P<number>\d+)\.(?P<leaf>[A-Za-z_]\w*)")

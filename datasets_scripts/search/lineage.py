@@ -142,13 +142,13 @@ def lineage_tree(models: Sequence[ModelSource]) -> LineageTree:
 
 def _rooted(links: np.ndarray, root: int) -> list[tuple[int, int]]:
     """The undirected edges `[g - 1, 2]` of a tree as (parent, child), breadth first from a root."""
-    neighbours: dict[int, list[int]] = {}
+    neighbors: dict[int, list[int]] = {}
     for a, b in links.tolist():
-        neighbours.setdefault(a, []).append(b)
-        neighbours.setdefault(b, []).append(a)
+        neighbors.setdefault(a, []).append(b)
+        neighbors.setdefault(b, []).append(a)
     edges, seen, frontier = [], {root}, [root]
     for parent in frontier:
-        for child in sorted(neighbours.get(parent, [])):
+        for child in sorted(neighbors.get(parent, [])):
             if child not in seen:
                 seen.add(child)
                 edges.append((parent, child))

@@ -1,4 +1,4 @@
-"""Nearest neighbours among the embeddings of a table: exact and blockwise, or by faiss."""
+"""Nearest neighbors among the embeddings of a table: exact and blockwise, or by faiss."""
 
 from __future__ import annotations
 
@@ -7,13 +7,14 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ..config_sources import ConfigError
+from hf_wsl.options import ConfigError
+
 from ..embedding import EmbeddingTable
 from .search_config import METRICS
 
 
 BLOCK_ENTRIES = 1 << 23  # of a matrix of distances in memory: 64 MB of float64
-SPARE_CANDIDATES = 32  # of faiss, whose float32 distances may swap close neighbours
+SPARE_CANDIDATES = 32  # of faiss, whose float32 distances may swap close neighbors
 # Squared distances come from products of rows; what they are off by, relative to the squared norms.
 ROUNDING = 1e-12
 
@@ -84,13 +85,13 @@ def nearest(
     Args:
         table: of n embeddings.
         queries: float32 `[q, d]`, made as the table was.
-        k: neighbours; as many as there are, if there are fewer.
+        k: neighbors; as many as there are, if there are fewer.
         metric: one of METRICS.
         standardize: see `FeatureSpace.of`.
         index: "exact"; "faiss" (exact too, faster); or "faiss:FACTORY", one of faiss' approximate indexes by its
-            `index_factory` string ("faiss:HNSW32"), whose distances are exact but which may miss neighbours.
-        exclude: int `[q]`, a row of the table that is no neighbour of the query, -1 for none: a query of the table
-            is not its own neighbour.
+            `index_factory` string ("faiss:HNSW32"), whose distances are exact but which may miss neighbors.
+        exclude: int `[q]`, a row of the table that is no neighbor of the query, -1 for none: a query of the table
+            is not its own neighbor.
 
     Returns:
         indices int64 `[q, k]` of rows and distances float32 `[q, k]`, ascending. An approximate index that finds fewer
@@ -103,7 +104,7 @@ def nearest(
     check_finite(table)
     queries = np.atleast_2d(queries)
     if k < 1:
-        raise ConfigError(f"{k} neighbours were asked for; ask for at least 1")
+        raise ConfigError(f"{k} neighbors were asked for; ask for at least 1")
     if queries.shape[1] != table.embeddings.shape[1]:
         raise ConfigError(
             f"the query has {queries.shape[1]} features and the table {table.embeddings.shape[1]}. Embed both by the "

@@ -8,9 +8,9 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 
-from modeling_wsl.manifest import batch_norm_names
+from hf_wsl.files import write_json
+from modeling_wsl.tokens.manifest import batch_norm_names
 
-from ..files import write_json
 from ..sources import ModelSource
 from .hidden_permutation import permute_hidden
 from .related_models import open_source

@@ -9,11 +9,11 @@ import numpy as np
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
+from hf_wsl.run_folder import SETTINGS_FILE
 from modeling_wsl import open_checkpoint
-from modeling_wsl.checkpoint_errors import read_json
-from modeling_wsl.checkpoints import Checkpoint
+from modeling_wsl.checkpoints.checkpoint import Checkpoint
+from modeling_wsl.checkpoints.errors import read_json
 
-from ..claimed_folder import SETTINGS_FILE
 from ..model_facts import HubFacts, find_facts
 from ..near_copies import NearCopyItem, fingerprint, near_copy_groups
 from ..sources import PROPERTIES_FILE, ZOO_MODELS, ModelSource

@@ -9,10 +9,11 @@ from typing import Any
 
 import numpy as np
 
-from ..config_sources import ConfigError
-from ..config_sources import nearest as nearest_name
+from hf_wsl.files import write_json
+from hf_wsl.options import ConfigError
+from hf_wsl.options import nearest as nearest_name
+
 from ..embedding import EmbeddingTable
-from ..files import write_json
 from ..sources import ModelSource, expand_sources
 from .calibration import Calibration, calibrate
 from .duplicates import Copy, find_copies
@@ -68,7 +69,7 @@ def search(table: str | PathLike, query: str | None, config: SearchConfig) -> li
         content = [tree.to_json() for tree in trees]
         lines = [line for tree in trees for line in [*tree.lines(), ""]] or ["No two models have one origin."]
     else:
-        content = find_neighbours(embeddings, query, config)
+        content = find_neighbors(embeddings, query, config)
         lines = [f"{row['rank']:>4}  {row['distance']:<10.4g}  {row['model_id']}" for row in content]
     if config.output:
         write_json(Path(config.output), content)
@@ -96,7 +97,7 @@ def models_at_hand(table: EmbeddingTable, sources: list[str]) -> list[ModelSourc
     return held
 
 
-def find_neighbours(table: EmbeddingTable, query: str, config: SearchConfig) -> list[dict[str, Any]]:
+def find_neighbors(table: EmbeddingTable, query: str, config: SearchConfig) -> list[dict[str, Any]]:
     """The rows nearest to a model: `rank` from 1, `model_id`, `revision`, `distance`."""
     if query in table.model_ids:
         row = table.model_ids.index(query)

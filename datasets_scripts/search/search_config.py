@@ -3,7 +3,7 @@
 import math
 from dataclasses import dataclass
 
-from ..config_sources import ConfigError, option
+from hf_wsl.options import ConfigError, option
 
 
 METRICS = ("cosine", "euclidean")
@@ -14,7 +14,7 @@ MODES = ("duplicates", "calibrate", "lineage")
 class SearchConfig:
     """The options of `hf-wsl search`. Raises ConfigError on options that contradict each other."""
 
-    top: int = option(10, "Neighbours to show.")
+    top: int = option(10, "Neighbors to show.")
     metric: str = option("cosine", "Distance of embeddings.", METRICS)
     standardize: bool = option(True, "Give every feature mean 0 and deviation 1 over the table first.")
     index: str = option("exact", "exact, faiss (exact too), or an approximate one of faiss: faiss:HNSW32.")

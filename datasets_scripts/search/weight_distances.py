@@ -6,8 +6,8 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from modeling_wsl.checkpoints import Checkpoint
-from modeling_wsl.manifest import batch_norm_names
+from modeling_wsl.checkpoints.checkpoint import Checkpoint
+from modeling_wsl.tokens.manifest import batch_norm_names
 
 
 PIECE_ENTRIES = 1 << 22  # of all models together

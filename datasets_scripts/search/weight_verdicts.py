@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import torch
 
-from modeling_wsl.checkpoints import Checkpoint
+from modeling_wsl.checkpoints.checkpoint import Checkpoint
 
 from ..near_copies import NearCopyItem, fingerprint, near_copy_groups
 from ..sources import ModelSource

@@ -58,7 +58,7 @@ class EmbeddedModel:
         embedding: float32 `[latent_size]`.
         per_layer: layer name -> float32 `[latent_size]`.
         num_parameters, num_tokens: of what was embedded.
-        said: what its page on the Hub says, e.g. `{"licence": "mit"}`.
+        said: what its page on the Hub says, e.g. `{"license": "mit"}`.
         tensor_order: names of its tensors in the order of its tokens.
         files: its weights here.
     """
@@ -234,10 +234,10 @@ def check_size(name: str, size: int, max_bytes: int) -> None:
 
 
 def stated_facts(info: ModelInfo) -> dict[str, str]:
-    """Licence, library, base model and task, as far as the model's page says."""
+    """License, library, base model and task, as far as the model's page says."""
     card = info.card_data.to_dict() if info.card_data else {}
     facts = {
-        "licence": card.get("license_name") or card.get("license"),
+        "license": card.get("license_name") or card.get("license"),
         "library": info.library_name or card.get("library_name"),
         "task": info.pipeline_tag or card.get("pipeline_tag"),
         "base model": card.get("base_model"),

@@ -1,4 +1,4 @@
-"""Pictures of a comparison, drawn from its record alone, in colours that colour-blind eyes tell apart."""
+"""Pictures of a comparison, drawn from its record alone, in colors that color-blind eyes tell apart."""
 
 from statistics import mean
 from typing import Any
@@ -9,7 +9,7 @@ from matplotlib.ticker import MaxNLocator
 
 
 # The palette of Okabe and Ito.
-BLACK, GREY, OLIVE = "#000000", "#8A8A8A", "#5B5B00"
+BLACK, GRAY, OLIVE = "#000000", "#8A8A8A", "#5B5B00"
 BLUE, SKY, GREEN, YELLOW, ORANGE, RED, PURPLE = (
     "#0072B2",
     "#56B4E9",
@@ -19,7 +19,7 @@ BLUE, SKY, GREEN, YELLOW, ORANGE, RED, PURPLE = (
     "#D55E00",
     "#CC79A7",
 )
-# Colour is never the only difference: arms differ in their lines and markers too.
+# Color is never the only difference: arms differ in their lines and markers too.
 ARM_STYLES: dict[str, dict[str, Any]] = {
     "anchor": {"color": BLACK, "linestyle": "--", "marker": "s"},
     "generated": {"color": RED, "linestyle": "-", "marker": "o", "linewidth": 2.6},
@@ -29,7 +29,7 @@ ARM_STYLES: dict[str, dict[str, Any]] = {
     "PCA": {"color": GREEN, "linestyle": "-.", "marker": "^"},
     "random projection": {"color": PURPLE, "linestyle": "-.", "marker": "v"},
     "anchor + noise": {"color": SKY, "linestyle": ":", "marker": "P"},
-    "anchor permuted": {"color": GREY, "linestyle": ":", "marker": "X"},
+    "anchor permuted": {"color": GRAY, "linestyle": ":", "marker": "X"},
     "inherited only": {"color": OLIVE, "linestyle": ":", "marker": "*"},
     "prior": {"color": OLIVE, "linestyle": "-", "marker": "d"},
     "scratch": {"color": BLUE, "linestyle": "--", "marker": "o"},
@@ -68,7 +68,7 @@ def arm_curves(comparison: dict[str, Any]) -> Figure:
     if factor == 100.0:
         axes.set_ylim(0, min(102.0, 1.08 * axes.dataLim.y1 + 1))
         if comparison.get("guess") is not None:
-            axes.axhline(100 * comparison["guess"], color=GREY, linewidth=0.8, label="guessing", zorder=1)
+            axes.axhline(100 * comparison["guess"], color=GRAY, linewidth=0.8, label="guessing", zorder=1)
     figure.legend(loc="outside right upper", frameon=False)
     return figure
 
@@ -84,18 +84,18 @@ def arm_dots(comparison: dict[str, Any]) -> Figure:
     arms = comparison["arms"]
     figure, axes = new_figure(8.6, 0.5 * len(arms) + 1.4)
     for row, (arm, found) in enumerate(arms.items()):
-        colour = ARM_STYLES[arm]["color"]
+        color = ARM_STYLES[arm]["color"]
         values = [factor * run["test"][metric] for run in found["runs"]]
-        axes.plot(values, [row] * len(values), linestyle="", marker="o", markersize=6, color=colour, alpha=0.45)
-        axes.plot([mean(values)], [row], linestyle="", marker="|", markersize=20, markeredgewidth=2.2, color=colour)
+        axes.plot(values, [row] * len(values), linestyle="", marker="o", markersize=6, color=color, alpha=0.45)
+        axes.plot([mean(values)], [row], linestyle="", marker="|", markersize=20, markeredgewidth=2.2, color=color)
         for ensemble in found.get("ensembles", ()):
             x = factor * ensemble["test"][metric]
-            axes.plot([x], [row], linestyle="", marker="*", markersize=13, color=colour, markeredgecolor="white")
+            axes.plot([x], [row], linestyle="", marker="*", markersize=13, color=color, markeredgecolor="white")
     axes.set(xlabel=f"test {label}, without fine-tuning", yticks=range(len(arms)), yticklabels=list(arms))
     axes.set_ylim(len(arms) - 0.5, -0.5)
     if comparison.get("guess") is not None and factor == 100.0:
-        axes.axvline(100 * comparison["guess"], color=GREY, linewidth=0.8)
-    axes.set_title("dot: a model, bar: their mean, star: their ensemble, grey line: guessing", fontsize=9, loc="left")
+        axes.axvline(100 * comparison["guess"], color=GRAY, linewidth=0.8)
+    axes.set_title("dot: a model, bar: their mean, star: their ensemble, gray line: guessing", fontsize=9, loc="left")
     return figure
 
 

@@ -15,15 +15,15 @@ from safetensors.torch import save_file
 from tqdm.auto import tqdm
 from transformers.utils.logging import is_progress_bar_enabled
 
-from datasets_scripts.errors import one_line
-from datasets_scripts.files import replacing, write_json
-from datasets_scripts.worker_pool import one_thread, run_tasks
-from modeling_wsl.checkpoints import open_checkpoint
-from modeling_wsl.ensemble import Ensemble
-from modeling_wsl.generated_model import GeneratedModel
+from hf_wsl.errors import one_line
+from hf_wsl.files import replacing, write_json
+from hf_wsl.workers import one_thread, run_tasks
+from modeling_wsl.checkpoints.checkpoint import open_checkpoint
+from modeling_wsl.generation.ensemble import Ensemble
+from modeling_wsl.generation.generated_model import GeneratedModel
 
-from ..finetune import DivergedError, Measurement, finetune
-from ..tasks import IMAGE_CLASSIFICATION
+from ..finetuning.tasks import IMAGE_CLASSIFICATION
+from ..finetuning.training_loop import DivergedError, Measurement, finetune
 from .comparison import AGREEMENT_EXAMPLES, Comparison
 from .initial_weights import ARMS, FROM_GENERATED, InitialWeights, Reference, initial_weights, reference_of
 from .weight_comparison import compare_weights, function_agreement

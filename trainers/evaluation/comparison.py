@@ -10,17 +10,17 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset, Subset
 
 from datasets_scripts.embedding.linear_projection import LinearBaseline
-from modeling_wsl.batch_norm import reestimate_batch_norm
-from modeling_wsl.checkpoint_errors import CheckpointError
-from modeling_wsl.generated_model import GeneratedModel
-from modeling_wsl.generation_plan import GenerationPlan
-from modeling_wsl.latent_prior import LatentPrior
+from modeling_wsl.checkpoints.errors import CheckpointError
+from modeling_wsl.generation.batch_norm import reestimate_batch_norm
+from modeling_wsl.generation.generated_model import GeneratedModel
+from modeling_wsl.generation.latent_prior import LatentPrior
+from modeling_wsl.generation.plan import GenerationPlan
+from modeling_wsl.generation.target_kinds import Target
 from modeling_wsl.pipelines import WeightGenerationPipeline, load_pipeline
-from modeling_wsl.target_kinds import Target
 
-from ..finetune_config import FinetuneConfig
-from ..measure import measure
-from ..tasks import IMAGE_CLASSIFICATION, Task
+from ..finetuning.finetune_config import FinetuneConfig
+from ..finetuning.measure import measure
+from ..finetuning.tasks import IMAGE_CLASSIFICATION, Task
 
 
 State = dict[str, Tensor]
@@ -95,8 +95,8 @@ class Comparison:
 
     @property
     def has_new_head(self) -> bool:
-        """The classifier is initialised at random, so that nothing ranks models before they are trained."""
-        return bool(self.plan.initialised & self.target.head)
+        """The classifier is initialized at random, so that nothing ranks models before they are trained."""
+        return bool(self.plan.initialized & self.target.head)
 
     @cached_property
     def batch_norm_images(self) -> Tensor | None:
@@ -106,14 +106,14 @@ class Comparison:
         return self.splits.batch_norm_images(self.protocol.batch_norm_images)
 
     def scratch(self, seed: int) -> State:
-        """The library's own initialisation."""
+        """The library's own initialization."""
         return self.stored(self.target.build(seed).state_dict())
 
     def anchor(self, index: int, seed: int) -> State:
         """An anchor in the target's names and shapes; what it lacks (a head of other classes) is as in scratch."""
         anchor, fresh = self.plan.anchors[index], self.scratch(seed)
         return {
-            name: fresh[name] if name in self.plan.initialised else anchor.read(name).to(spec.torch_dtype, copy=True)
+            name: fresh[name] if name in self.plan.initialized else anchor.read(name).to(spec.torch_dtype, copy=True)
             for name, spec in self.target.tensors.items()
         }
 

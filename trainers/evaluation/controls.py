@@ -46,7 +46,7 @@ def inherited_only(
     Args:
         generated: state dict of the generated model.
         origins: `provenance["tensors"]` of it.
-        scratch: state dict of the random initialisation.
+        scratch: state dict of the random initialization.
     """
     taken = {name for name, origin in origins.items() if origin.startswith("inherited")}
     if not taken:
@@ -60,7 +60,7 @@ def projected(
     anchor: Mapping[str, Tensor],
     names: Sequence[str],
 ) -> dict[str, Tensor]:
-    """The anchor with the named tensors taken through a linear map of their standardised tokens and back.
+    """The anchor with the named tensors taken through a linear map of their standardized tokens and back.
 
     Args:
         anchor: state dict.

@@ -10,25 +10,25 @@ from typing import Any
 
 from torch.utils.data import default_collate
 
-from datasets_scripts.claimed_folder import claim_folder
-from datasets_scripts.config_sources import ConfigError, build
 from datasets_scripts.embedding.linear_projection import LinearBaseline
-from datasets_scripts.files import write_json
-from modeling_wsl.checkpoint_errors import CheckpointError
-from modeling_wsl.checkpoints import open_checkpoint
+from hf_wsl.files import write_json
+from hf_wsl.options import ConfigError, build
+from hf_wsl.run_folder import claim_folder
+from modeling_wsl.checkpoints.checkpoint import open_checkpoint
+from modeling_wsl.checkpoints.errors import CheckpointError
 from modeling_wsl.configuration_wsl import WSLConfig
 from modeling_wsl.feature_extraction_wsl import WSLFeatureExtractor
-from modeling_wsl.generated_model import package_versions
-from modeling_wsl.generation import EXTRACTOR_SETTINGS
-from modeling_wsl.generation_plan import plan_generation
-from modeling_wsl.generation_settings import GenerationSettings
+from modeling_wsl.generation.generate import EXTRACTOR_SETTINGS
+from modeling_wsl.generation.generated_model import package_versions
+from modeling_wsl.generation.plan import plan_generation
+from modeling_wsl.generation.settings import GenerationSettings
 from modeling_wsl.pipelines import find_backbone
 
-from ..dataset_source import DatasetSource
-from ..image_data import load_images
+from ..data.images.image_data import load_images
+from ..data.text_data import load_text
+from ..data.windows.dataset_source import DatasetSource
+from ..finetuning.tasks import CAUSAL_LANGUAGE_MODELING, IMAGE_CLASSIFICATION
 from ..pretrain import versions
-from ..tasks import CAUSAL_LANGUAGE_MODELING, IMAGE_CLASSIFICATION
-from ..text_data import load_text
 from .arm_runs import MODELS, run_arms
 from .comparison import Comparison, EvaluationProtocol, backbone_generator, prior_problem
 from .evaluate_config import FEW_SHOT, INIT, EvaluateConfig
@@ -238,7 +238,7 @@ def _warnings(config: EvaluateConfig, ranked_by: str | None, has_new_head: bool)
         found.append(f"{count} seed(s) only: nothing tells a difference between arms from chance; take 3 or more.")
     if ranked_by is None and has_new_head:
         found.append(
-            "The classifier is initialised at random, for the anchor's is of other classes: candidates cannot be "
+            "The classifier is initialized at random, for the anchor's is of other classes: candidates cannot be "
             "ranked before they are trained, and each seed takes the first draw."
         )
     return found

@@ -6,12 +6,12 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from datasets_scripts.config_sources import ConfigError, build, build_from_command_line, nearest, option
+from hf_wsl.options import ConfigError, build, build_from_command_line, nearest, option
 
-from ..finetune_config import FinetuneConfig
-from ..image_data_config import ImageDataConfig
-from ..tasks import CAUSAL_LANGUAGE_MODELING, IMAGE_CLASSIFICATION
-from ..text_data import TextDataConfig
+from ..data.images.image_data_config import ImageDataConfig
+from ..data.text_data import TextDataConfig
+from ..finetuning.finetune_config import FinetuneConfig
+from ..finetuning.tasks import CAUSAL_LANGUAGE_MODELING, IMAGE_CLASSIFICATION
 from .initial_weights import ARMS, ON_REQUEST
 
 
@@ -34,7 +34,7 @@ class EvaluateConfig:
     target_kwargs: dict = option({}, "of the target, as its library takes them: --target_kwargs.img_size 32")
     anchors: list = option([], "trained models of that architecture, separated by commas: folders or Hub ids")
     stem: str = option(
-        "adapt", "of an anchor for images of another number of channels", choices=("adapt", "initialise")
+        "adapt", "of an anchor for images of another number of channels", choices=("adapt", "initialize")
     )
     task: str = option(IMAGE_CLASSIFICATION.name, "what the models are for", choices=tuple(DATA))
     protocol: str = option(INIT, "fine-tune the best draw, or measure the best ones as they are", (INIT, FEW_SHOT))
@@ -121,7 +121,7 @@ class EvaluateConfig:
         return build(FinetuneConfig, ("option 'finetune'", self.finetune))
 
     def settings(self) -> dict[str, Any]:
-        """What every result in a folder must have in common; JSON-serialisable."""
+        """What every result in a folder must have in common; JSON-serializable."""
         resolved = {"data": asdict(self.data_config), "finetune": asdict(self.finetune_config)}
         own = {"num_candidates": self.candidates, "num_kept": self.kept}
         return {name: value for name, value in {**asdict(self), **own, **resolved}.items() if name not in FREE}

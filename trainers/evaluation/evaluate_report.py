@@ -6,8 +6,8 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from datasets_scripts.files import replacing, write_text
-from datasets_scripts.markdown_table import markdown_table
+from hf_wsl.files import replacing, write_text
+from hf_wsl.tables import markdown_table
 
 from .arm_figure import arm_curves, arm_dots, scale_of
 

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from datasets_scripts.embedding.linear_projection import LinearBaseline, random_projection
-from modeling_wsl.generated_model import GeneratedModel
-from modeling_wsl.sampling import draw_seeds
+from modeling_wsl.generation.generated_model import GeneratedModel
+from modeling_wsl.generation.sampling import draw_seeds
 
 from .comparison import Comparison, State
 from .controls import inherited_only, permuted, projected, with_noise
@@ -28,7 +28,7 @@ ARMS = {
     "anchor permuted": "the anchor with the entries of each sampled tensor shuffled: its statistics, nothing else",
     "inherited only": "what generation took from the anchor untouched, all else as in scratch",
     "prior": "drawn from the backbone's prior over latents, without an anchor; as many draws, selected alike",
-    "scratch": "the architecture's own random initialisation: the lower bound",
+    "scratch": "the architecture's own random initialization: the lower bound",
 }
 # Arms that need the generated models of their seed; they are made one after the other.
 FROM_GENERATED = ("generated", "anchor + noise", "inherited only")

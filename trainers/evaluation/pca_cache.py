@@ -8,18 +8,18 @@ from pathlib import Path
 from safetensors.torch import load_file, save_file
 
 from datasets_scripts.embedding.linear_projection import LinearBaseline
-from datasets_scripts.files import replacing
+from hf_wsl.files import replacing
 
-from ..baselines import fit_pca
-from ..dataset_source import DatasetSource
-from ..window_data import WindowDataset
+from ..data.windows.dataset_source import DatasetSource
+from ..data.windows.window_data import WindowDataset
+from ..pretraining.baselines import fit_pca
 
 
 logger = logging.getLogger(__name__)
 
 
 def cached_pca(source: DatasetSource, rank: int, max_tokens: int, cache_dir: Path) -> LinearBaseline:
-    """The leading directions of a dataset's standardised training tokens.
+    """The leading directions of a dataset's standardized training tokens.
 
     Args:
         source: the tokenized dataset.

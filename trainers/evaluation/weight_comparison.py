@@ -11,7 +11,7 @@ from torch.nn.functional import kl_div
 from torch.utils.data import DataLoader, Dataset, Subset
 from transformers.pytorch_utils import Conv1D
 
-from ..tasks import Task
+from ..finetuning.tasks import Task
 
 
 KINDS = ("conv", "linear", "norm", "bias and other")

@@ -13,12 +13,12 @@ from tqdm.auto import tqdm
 from transformers.utils.logging import is_progress_bar_enabled
 
 from datasets_scripts.embedding import EmbeddingTable
-from datasets_scripts.files import write_json, write_text
 from datasets_scripts.schema import SPLITS
-from datasets_scripts.worker_pool import run_tasks
+from hf_wsl.files import write_json, write_text
+from hf_wsl.workers import run_tasks
 
 from ..pretrain import versions
-from .labelled_models import LabelledModels, label_models
+from .labeled_models import LabeledModels, label_models
 from .probe_config import LEAVE_GROUP_OUT, MAJORITY, MEAN, ProbeConfig
 from .probe_embeddings import CLASSIFICATION, ProbeFit, constant_prediction
 from .probe_report import probe_page
@@ -47,17 +47,17 @@ def probe(config: ProbeConfig) -> dict[str, Any]:
         ValueError: models, properties, backbones or tables that cannot be read or do not fit each other.
     """
     folder = Path(config.output_dir)
-    labelled = label_models(config)
+    labeled = label_models(config)
     for target in config.target:
-        labelled.task(target, config.folds)  # what cannot be predicted is refused before hours of embedding
-    tables, skipped, refused = embedding_tables(config, labelled, folder / "embeddings")
-    rows, missing = _common_rows(labelled, tables)
-    chosen = {name: table.select(labelled.properties.index[rows]).embeddings for name, table in tables.items()}
+        labeled.task(target, config.folds)  # what cannot be predicted is refused before hours of embedding
+    tables, skipped, refused = embedding_tables(config, labeled, folder / "embeddings")
+    rows, missing = _common_rows(labeled, tables)
+    chosen = {name: table.select(labeled.properties.index[rows]).embeddings for name, table in tables.items()}
     options = {"bootstrap": config.bootstrap, "confidence": config.confidence, "seed": config.seed}
     targets: dict[str, dict[str, Any]] = {}
     fits = []
     for target in config.target:
-        task, kept = labelled.task(target, config.folds, rows)
+        task, kept = labeled.task(target, config.folds, rows)
         constant = MAJORITY if task.kind == CLASSIFICATION else MEAN
         left_out = {"no value": len(rows) - len(kept), "class not in training": len(task.unseen)}
         targets[target] = {
@@ -79,16 +79,16 @@ def probe(config: ProbeConfig) -> dict[str, Any]:
         "versions": {**versions(), "scikit-learn": sklearn.__version__},
         "models": {
             "count": len(rows),
-            "groups": len(np.unique(labelled.groups[rows])),
-            "splits": _split_counts(labelled, rows),
-            "left_out": {**labelled.left_out, **missing},
+            "groups": len(np.unique(labeled.groups[rows])),
+            "splits": _split_counts(labeled, rows),
+            "left_out": {**labeled.left_out, **missing},
         },
         "targets": targets,
         "backbones": config.named_backbones,
         "skipped": skipped,
         "refused": {name: why for name, why in refused.items() if why},
         "sizes": {name: part.shape[1] for name, part in chosen.items()},
-        "warnings": _warnings(chosen, labelled.groups[rows]),
+        "warnings": _warnings(chosen, labeled.groups[rows]),
     }
     for warning in results["warnings"]:
         logger.warning("%s", warning)
@@ -97,11 +97,11 @@ def probe(config: ProbeConfig) -> dict[str, Any]:
     return results
 
 
-def _common_rows(labelled: LabelledModels, tables: dict[str, EmbeddingTable]) -> tuple[np.ndarray, dict[str, int]]:
+def _common_rows(labeled: LabeledModels, tables: dict[str, EmbeddingTable]) -> tuple[np.ndarray, dict[str, int]]:
     """Rows that every table has, and how many it lacks of them."""
     if not tables:
         raise ValueError("None of the baselines works on these models, and no backbone was given.")
-    present = {name: labelled.properties.index.isin(table.model_ids) for name, table in tables.items()}
+    present = {name: labeled.properties.index.isin(table.model_ids) for name, table in tables.items()}
     missing = {f"not in the embeddings {name}": int((~has).sum()) for name, has in present.items() if not has.all()}
     rows = np.flatnonzero(np.logical_and.reduce(list(present.values())))
     if not len(rows):
@@ -109,10 +109,10 @@ def _common_rows(labelled: LabelledModels, tables: dict[str, EmbeddingTable]) ->
     return rows, missing
 
 
-def _split_counts(labelled: LabelledModels, rows: np.ndarray) -> dict[str, int]:
-    if labelled.splits is None:
+def _split_counts(labeled: LabeledModels, rows: np.ndarray) -> dict[str, int]:
+    if labeled.splits is None:
         return {LEAVE_GROUP_OUT: len(rows)}
-    return {name: int((labelled.splits[rows] == name).sum()) for name in SPLITS}
+    return {name: int((labeled.splits[rows] == name).sum()) for name in SPLITS}
 
 
 def _warnings(embeddings: dict[str, np.ndarray], groups: np.ndarray) -> list[str]:

@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from datasets_scripts.config_sources import ConfigError, build, build_from_command_line, nearest, option
 from datasets_scripts.embedding import METHODS, EmbedConfig
 from datasets_scripts.schema import SPLITS
+from hf_wsl.options import ConfigError, build, build_from_command_line, nearest, option
 
 from .probes import PROBES
 

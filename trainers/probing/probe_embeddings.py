@@ -9,9 +9,9 @@ from typing import Any
 
 import numpy as np
 
-from datasets_scripts.worker_pool import one_thread
+from hf_wsl.workers import one_thread
 
-from ..metrics import accuracy_and_macro_f1, regression_scores
+from ..finetuning.metrics import accuracy_and_macro_f1, regression_scores
 from .group_folds import Fold, folds_of_splits, leave_group_out_folds
 from .probes import PROBES
 

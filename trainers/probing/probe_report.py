@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from datasets_scripts.markdown_table import markdown_table
+from hf_wsl.tables import markdown_table
 
 from .probe_config import LEAVE_GROUP_OUT, UNTRAINED
 from .probe_embeddings import REGRESSION
@@ -55,7 +55,7 @@ def _protocol(results: dict[str, Any]) -> str:
     count = results["models"]["groups"]
     alone = (
         " Every model is a group of its own: checkpoints of one run, if there are any, are predicted from their "
-        "neighbours, which tells how well a probe interpolates within the run and nothing about other runs."
+        "neighbors, which tells how well a probe interpolates within the run and nothing about other runs."
         if count == results["models"]["count"]
         else ""
     )

@@ -8,13 +8,13 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from datasets_scripts.config_sources import ConfigError
 from datasets_scripts.embedding import EmbeddingTable, embed
 from datasets_scripts.embedding.backbone_state import backbone_state
-from datasets_scripts.files import write_json, write_text
 from datasets_scripts.schema import TRAIN
+from hf_wsl.files import write_json, write_text
+from hf_wsl.options import ConfigError
 
-from .labelled_models import LabelledModels
+from .labeled_models import LabeledModels
 from .probe_config import UNTRAINED, ProbeConfig
 
 
@@ -23,12 +23,12 @@ FREE = ("batch_size",)  # options of embed that change no figure
 
 
 def embedding_tables(
-    config: ProbeConfig, labelled: LabelledModels, folder: Path
+    config: ProbeConfig, labeled: LabeledModels, folder: Path
 ) -> tuple[dict[str, EmbeddingTable], dict[str, str], dict[str, dict[str, str]]]:
     """Embeds the models by all backbones and baselines.
 
     Args:
-        config, labelled: the probe.
+        config, labeled: the probe.
         folder: gets `<name>.parquet`, and `<name>.json` which tells what the table was made of.
 
     Returns:
@@ -44,11 +44,11 @@ def embedding_tables(
     wanted: list[tuple[str, str, dict[str, Any]]] = [(name, path, {}) for name, path in config.named_backbones.items()]
     if config.untrained and wanted:
         wanted.append((UNTRAINED, wanted[0][1], {"untrained": True}))
-    fitted_on = {} if labelled.splits is None else {"fit_on": [str(_list_training_models(labelled, folder))]}
+    fitted_on = {} if labeled.splits is None else {"fit_on": [str(_list_training_models(labeled, folder))]}
     wanted += [(name, name, fitted_on if name == "pca" else {}) for name in config.wanted_baselines]
     for name, method, options in wanted:
         try:
-            tables[name], refused[name] = _cached(config, labelled, folder, name, method, options)
+            tables[name], refused[name] = _cached(config, labeled, folder, name, method, options)
         except ConfigError:
             raise
         except ValueError as error:
@@ -60,12 +60,12 @@ def embedding_tables(
 
 
 def _cached(
-    config: ProbeConfig, labelled: LabelledModels, folder: Path, name: str, method: str, options: dict[str, Any]
+    config: ProbeConfig, labeled: LabeledModels, folder: Path, name: str, method: str, options: dict[str, Any]
 ) -> tuple[EmbeddingTable, dict[str, str]]:
     path, record = folder / f"{name}.parquet", folder / f"{name}.json"
     settings = config.embed_config(**options)
     made_of = {
-        "models": {model.model_id: model.fingerprint() for model in labelled.models},
+        "models": {model.model_id: model.fingerprint() for model in labeled.models},
         "method": method,
         "backbone": backbone_state(method, settings.revision) if method not in config.wanted_baselines else None,
         "options": {key: value for key, value in asdict(settings).items() if key not in FREE},
@@ -77,18 +77,18 @@ def _cached(
             return EmbeddingTable.read(path), found["refused"]
         logger.info("%s is made again: models, backbone or options have changed", path)
     record.unlink(missing_ok=True)  # a new table beside an old record would pass for the old one's
-    report = embed(method, labelled.sources, path, settings)
+    report = embed(method, labeled.sources, path, settings)
     write_json(record, {"made_of": made_of, "refused": report.refused})
     return EmbeddingTable.read(path), report.refused
 
 
-def _list_training_models(labelled: LabelledModels, folder: Path) -> Path:
+def _list_training_models(labeled: LabeledModels, folder: Path) -> Path:
     """A list of models that PCA may see: those that it is not measured on."""
-    training = set(labelled.properties.index[labelled.splits == TRAIN])
+    training = set(labeled.properties.index[labeled.splits == TRAIN])
     entries = [
         {"source": model.location, "model_id": model.model_id}
         | ({"revision": model.revision} if model.revision else {})
-        for model in labelled.models
+        for model in labeled.models
         if model.model_id in training
     ]
     path = folder / "training_models.json"

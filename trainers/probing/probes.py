@@ -1,6 +1,6 @@
 """The probes: ridge regression and a small network, for numbers and for classes.
 
-Both standardise features over the rows they are fitted on, and choose their settings on other groups than those they
+Both standardize features over the rows they are fitted on, and choose their settings on other groups than those they
 are measured on.
 """
 
@@ -66,15 +66,15 @@ def mlp(features: np.ndarray, targets: np.ndarray, fold: Fold, seed: int = 0) ->
     scaler = StandardScaler().fit(features[fit])
     inputs = torch.from_numpy(scaler.transform(features)).float()
     is_class = targets.shape[1] > 1
-    centre, scale = (0.0, 1.0) if is_class else (targets[fit].mean(), targets[fit].std() or 1.0)
-    wanted = torch.from_numpy((targets - centre) / scale).float()
+    center, scale = (0.0, 1.0) if is_class else (targets[fit].mean(), targets[fit].std() or 1.0)
+    wanted = torch.from_numpy((targets - center) / scale).float()
     loss = nn.functional.cross_entropy if is_class else nn.functional.mse_loss
     runs = [_train(inputs, wanted, fit, held, loss, decay, seed) for decay in WEIGHT_DECAYS]
     best = min(range(len(runs)), key=lambda index: runs[index][0])
     _, epochs, network = runs[best]
     with torch.inference_mode():
         found = network(inputs[fold.test]).double().numpy()
-    return found * scale + centre, {"weight_decay": WEIGHT_DECAYS[best], "epochs": epochs}
+    return found * scale + center, {"weight_decay": WEIGHT_DECAYS[best], "epochs": epochs}
 
 
 def _train(

@@ -9,9 +9,9 @@ from typing import Any
 
 import pandas as pd
 
-from datasets_scripts.claimed_folder import SETTINGS_FILE
 from datasets_scripts.sources import PROPERTIES_FILE, ZOO_TABLE, ModelSource, zoo_folders
-from modeling_wsl.checkpoint_errors import read_json
+from hf_wsl.run_folder import SETTINGS_FILE
+from modeling_wsl.checkpoints.errors import read_json
 
 
 OWN_FILES = ("model.json", PROPERTIES_FILE)  # beside a model's weights; what the later one says counts
@@ -30,7 +30,7 @@ def read_properties(table: str, sources: Sequence[str], models: Sequence[ModelSo
 
     Returns:
         One row a model that anything is known of, in their order, indexed by `model_id`. Of records the numbers, text
-        and booleans are columns; so is each name of a list `properties` of `{name, value}`; `licence` and `owner`
+        and booleans are columns; so is each name of a list `properties` of `{name, value}`; `license` and `owner`
         follow from `license` and `repo`. Where several zoos are named, `member` and `parent` begin with the name of
         the zoo that they are of.
 
@@ -139,7 +139,7 @@ def _columns(record: Mapping[str, Any]) -> dict[str, Any]:
     everything = {**record, **{item.get("name"): item.get("value") for item in pairs}}
     columns = {key: value for key, value in everything.items() if key and isinstance(value, str | int | float | bool)}
     if isinstance(columns.get("license"), str):
-        columns.setdefault("licence", columns.pop("license"))
+        columns.setdefault("license", columns.pop("license"))
     if "/" in str(columns.get("repo", "")):
         columns.setdefault("owner", columns["repo"].split("/")[0])
     return columns

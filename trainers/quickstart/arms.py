@@ -8,20 +8,20 @@ from typing import Any
 from torch import Tensor
 from torch.utils.data import TensorDataset
 
-from datasets_scripts.digits import NUM_CLASSES, digits_splits
-from datasets_scripts.digits_zoo import ARCHITECTURES, read_properties
 from modeling_wsl.configuration_wsl import WSLConfig
 from modeling_wsl.feature_extraction_wsl import WSLFeatureExtractor
-from modeling_wsl.generation_plan import plan_generation
-from modeling_wsl.generation_settings import GenerationSettings
+from modeling_wsl.generation.plan import plan_generation
+from modeling_wsl.generation.settings import GenerationSettings
 
-from ..dataset_source import DatasetSource
+from ..data.images.digits import NUM_CLASSES, digits_splits
+from ..data.windows.dataset_source import DatasetSource
 from ..evaluation.arm_runs import run_arms
 from ..evaluation.comparison import Comparison, EvaluationProtocol, backbone_generator, prior_problem
 from ..evaluation.initial_weights import ARMS, ON_REQUEST, why_skipped
 from ..evaluation.pca_cache import cached_pca
-from ..finetune_config import FinetuneConfig
-from ..tasks import IMAGE_CLASSIFICATION
+from ..finetuning.finetune_config import FinetuneConfig
+from ..finetuning.tasks import IMAGE_CLASSIFICATION
+from ..zoo.digits_zoo import ARCHITECTURES, read_properties
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""The pictures of the quickstart, each drawn from its results alone, in colours that colour-blind eyes tell apart."""
+"""The pictures of the quickstart, each drawn from its results alone, in colors that color-blind eyes tell apart."""
 
 from typing import Any
 
@@ -6,12 +6,12 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from ..evaluation.arm_figure import BLACK, BLUE, GREEN, GREY, ORANGE, PURPLE, RED, SKY, arm_curves, new_figure, tidy
+from ..evaluation.arm_figure import BLACK, BLUE, GRAY, GREEN, ORANGE, PURPLE, RED, SKY, arm_curves, new_figure, tidy
 
 
-# Colour is never the only difference: families differ in their markers too.
+# Color is never the only difference: families differ in their markers too.
 FAMILY_MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
-FAMILY_COLOURS = (BLUE, ORANGE, GREEN, RED, PURPLE, SKY, BLACK, GREY)
+FAMILY_COLORS = (BLUE, ORANGE, GREEN, RED, PURPLE, SKY, BLACK, GRAY)
 
 
 def r2_curve(results: dict[str, Any]) -> Figure:
@@ -25,9 +25,9 @@ def r2_curve(results: dict[str, Any]) -> Figure:
     )
     lines = {"PCA": (GREEN, "-."), "random projection": (PURPLE, ":")}
     for name, value in pretrain["baselines"].items():
-        colour, style = lines[name]
-        axes.axhline(value, color=colour, linestyle=style, linewidth=1.8, label=f"{name} ({value:.3f})")
-    axes.set(xlabel="optimiser steps", ylabel="R² per standardised token", xlim=(0, max(steps)))
+        color, style = lines[name]
+        axes.axhline(value, color=color, linestyle=style, linewidth=1.8, label=f"{name} ({value:.3f})")
+    axes.set(xlabel="optimizer steps", ylabel="R² per standardized token", xlim=(0, max(steps)))
     everything = [*values, *pretrain["baselines"].values()]
     # At least a tenth of the scale: a difference in the third decimal must not fill the picture.
     middle, span = (max(everything) + min(everything)) / 2, max(0.1, 1.3 * (max(everything) - min(everything)))
@@ -48,13 +48,13 @@ def embedding_map(results: dict[str, Any]) -> Figure:
             points = [m["xy"] for m in members if (m["name"] in validation or m["name"] == held_out) == hollow]
             if not points:
                 continue
-            colour = FAMILY_COLOURS[index % len(FAMILY_COLOURS)]
+            color = FAMILY_COLORS[index % len(FAMILY_COLORS)]
             axes.scatter(
                 *zip(*points, strict=True),
                 marker=FAMILY_MARKERS[index % len(FAMILY_MARKERS)],
                 s=64,
-                facecolors="none" if hollow else colour,
-                edgecolors=colour,
+                facecolors="none" if hollow else color,
+                edgecolors=color,
                 linewidths=1.6,
                 label=None if hollow and len(points) < len(members) else family,
                 zorder=3,

@@ -12,13 +12,13 @@ from typing import Any
 
 import huggingface_hub.constants
 
-from datasets_scripts.claimed_folder import claim_folder
-from datasets_scripts.digits_zoo import ZooConfig
-from datasets_scripts.files import write_json
-from datasets_scripts.worker_pool import one_thread
+from hf_wsl.files import write_json
+from hf_wsl.run_folder import claim_folder
+from hf_wsl.workers import one_thread
 
-from ..finetune_config import FinetuneConfig
+from ..finetuning.finetune_config import FinetuneConfig
 from ..pretrain import versions
+from ..zoo.digits_zoo import ZooConfig
 from . import stages
 from .report import write_report
 

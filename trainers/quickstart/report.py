@@ -8,7 +8,7 @@ from pathlib import Path
 from string import Template
 from typing import Any
 
-from datasets_scripts.files import replacing
+from hf_wsl.files import replacing
 
 from .figures import FIGURES
 
@@ -161,7 +161,7 @@ def _start(training: dict[str, Any]) -> str:
     if not training["model_config"].get("linear_path") or first["step"] != 0:
         return ""
     return (
-        f"It starts at {first['val_r2']:.3f}, which is PCA as well, by design: its linear path is initialised "
+        f"It starts at {first['val_r2']:.3f}, which is PCA as well, by design: its linear path is initialized "
         "with it, in 128 numbers, mean and standard deviation included. The change from there is what training adds."
     )
 

@@ -11,17 +11,17 @@ from datasets import load_dataset
 from torch.utils.data import DataLoader, TensorDataset
 from transformers import Pipeline, pipeline
 
-from datasets_scripts.digits import digits_splits
-from datasets_scripts.digits_zoo import ARCHITECTURES, build_zoo, read_properties, zoo_members
 from datasets_scripts.embedding import embed_models
 from datasets_scripts.tokenize import tokenize as tokenize_models
 from datasets_scripts.tokenize_config import TokenizeConfig
-from modeling_wsl.checkpoints import open_checkpoint
-from modeling_wsl.generated_model import GeneratedModel
+from modeling_wsl.checkpoints.checkpoint import open_checkpoint
+from modeling_wsl.generation.generated_model import GeneratedModel
 
+from ..data.images.digits import digits_splits
 from ..evaluation.weight_comparison import compare_kinds, relative_error
 from ..pretrain import pretrain as pretrain_backbone
-from ..pretrain_config import PretrainConfig
+from ..pretraining.pretrain_config import PretrainConfig
+from ..zoo.digits_zoo import ARCHITECTURES, build_zoo, read_properties, zoo_members
 from .arms import QuickstartOpener, finetune_arms
 
 
@@ -103,16 +103,16 @@ def embed(place: Place) -> dict[str, Any]:
     """Embeds every member, the held-out one too, and lays the embeddings out in the plane by PCA."""
     table, _ = embed_models(place.backbone, place.members)
     properties = [read_properties(folder) for folder in place.members]
-    centred = table.embeddings - table.embeddings.mean(0, dtype=np.float64)  # [models, latent_size]
+    centered = table.embeddings - table.embeddings.mean(0, dtype=np.float64)  # [models, latent_size]
     families = np.array([member["family"] for member in properties])
-    distances = np.linalg.norm(centred[:, None] - centred[None], axis=-1)  # [models, models]
+    distances = np.linalg.norm(centered[:, None] - centered[None], axis=-1)  # [models, models]
     np.fill_diagonal(distances, np.inf)
     return {
         "models": [
             {"name": member["name"], "family": member["family"], "xy": xy.tolist(), "embedding": vector.tolist()}
             for member, xy, vector in zip(properties, table.points, table.embeddings, strict=True)
         ],
-        "variance_shown": float(np.square(table.points, dtype=np.float64).sum() / np.square(centred).sum()),
+        "variance_shown": float(np.square(table.points, dtype=np.float64).sum() / np.square(centered).sum()),
         "nearest_of_same_family": float((families[distances.argmin(1)] == families).mean()),
     }
 

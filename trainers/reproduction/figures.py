@@ -7,12 +7,12 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from ..evaluation.arm_figure import ARM_STYLES, GREEN, GREY, ORANGE, PURPLE, RED, SKY
+from ..evaluation.arm_figure import ARM_STYLES, GRAY, GREEN, ORANGE, PURPLE, RED, SKY
 from .paper_tables import DISTRIBUTIONS, FEW_SHOT, LANGUAGE
 from .result_reading import Result, arm_names, arms_of, best_backbone, over_architectures, rows_of
 
 
-_BARS = (RED, ORANGE, PURPLE, SKY, GREEN, GREY)
+_BARS = (RED, ORANGE, PURPLE, SKY, GREEN, GRAY)
 _CONTROLS = ("scratch", "random projection", "PCA", "anchor + noise", "anchor")
 
 
@@ -37,8 +37,8 @@ def _bars(result: Result) -> Figure:
         places = np.arange(len(datasets)) - 0.4 + (number + 0.5) * width
         deviations = [100 * (test["std"] or 0) for test in tests]
         heights = [100 * test["mean"] for test in tests]
-        colour = _BARS[number % len(_BARS)]
-        axes.bar(places, heights, 0.9 * width, yerr=deviations, color=colour, label=f"generated, {label}")
+        color = _BARS[number % len(_BARS)]
+        axes.bar(places, heights, 0.9 * width, yerr=deviations, color=color, label=f"generated, {label}")
     first = [next(e for e in result["entries"] if e["dataset"] == dataset) for dataset in datasets]
     for arm in _CONTROLS:
         style = {key: ARM_STYLES[arm][key] for key in ("color", "marker")}
@@ -62,8 +62,8 @@ def _curves(result: Result) -> Figure:
         by_row = {row: [e for e in entries if e["row"] == row] for row in rows_of(result)}
         for number, (label, own) in enumerate(by_row.items()):
             means = [value for value, _ in over_architectures(result, own, "generated")]
-            colour = _BARS[number % len(_BARS)]
-            axes.plot(means, marker="o", markersize=4, color=colour, label=f"generated, {label}")
+            color = _BARS[number % len(_BARS)]
+            axes.plot(means, marker="o", markersize=4, color=color, label=f"generated, {label}")
         own = next(iter(by_row.values()))
         for arm in _CONTROLS:
             if arm in arm_names(result, own):
@@ -105,7 +105,7 @@ def _distributions(result: Result) -> Figure:
     for number, entry in enumerate(result["entries"]):
         for axes, kind in zip(panels[number * len(kinds) :], kinds, strict=False):
             found = entry["kinds"][kind]
-            axes.stairs(found["original"], found["edges"], color=GREY, fill=True, alpha=0.5, label="original")
+            axes.stairs(found["original"], found["edges"], color=GRAY, fill=True, alpha=0.5, label="original")
             axes.stairs(found["reconstructed"], found["edges"], color=RED, linewidth=1.5, label="reconstructed")
             axes.set_title(f"{entry['row']}\n{entry['architecture']}: {kind}", fontsize=8, loc="left")
             axes.set_yscale("log")

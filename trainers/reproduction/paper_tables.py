@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from datasets_scripts.config_sources import ConfigError, nearest, read_yaml
+from hf_wsl.options import ConfigError, nearest, read_yaml
 
 
 TABLES = Path(__file__).parent / "tables"

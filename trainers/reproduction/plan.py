@@ -16,13 +16,13 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from datasets_scripts.config_sources import ConfigError, nearest, read_yaml
 from datasets_scripts.embedding.embed_config import METHODS, TOKEN_METHODS
 from datasets_scripts.sources import expand_sources
+from hf_wsl.options import ConfigError, nearest, read_yaml
 from modeling_wsl import WSLConfig
 
 from ..evaluation.initial_weights import ON_REQUEST
-from ..pretrain_config import PretrainConfig, find_recipe
+from ..pretraining.pretrain_config import PretrainConfig, find_recipe
 from .paper_tables import DISTRIBUTIONS, FEW_SHOT, PROBING, PaperTable
 from .scale import Scale
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from datasets_scripts.markdown_table import markdown_table
+from hf_wsl.tables import markdown_table
 
 from ..probing.probe_config import LEAVE_GROUP_OUT
 from .result_reading import Result, rows_of

@@ -11,8 +11,8 @@ from typing import Any
 from tqdm.auto import tqdm
 from transformers.utils.logging import is_progress_bar_enabled
 
-from datasets_scripts.config_sources import ConfigError
-from datasets_scripts.worker_pool import run_tasks
+from hf_wsl.options import ConfigError
+from hf_wsl.workers import run_tasks
 
 from .paper_tables import load_tables
 from .plan import BACKBONE, EVALUATION, FOLDERS, MODEL, Entry, Given, Planner, Step, ordered_steps

@@ -8,7 +8,7 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
-from datasets_scripts.files import replacing, write_json
+from hf_wsl.files import replacing, write_json
 
 from ..pretrain import versions
 from .figures import draw_figure

@@ -9,8 +9,8 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
-from datasets_scripts.files import write_text
-from datasets_scripts.markdown_table import markdown_table
+from hf_wsl.files import write_text
+from hf_wsl.tables import markdown_table
 
 from .paper_tables import DISTRIBUTIONS, FEW_SHOT, LANGUAGE, NAMES, PROBING
 from .probe_section import probe_section
@@ -38,7 +38,7 @@ generated models beat the controls too.
 
 | arm | its weights |
 | --- | --- |
-| scratch | the architecture's own random initialisation |
+| scratch | the architecture's own random initialization |
 | generated | drawn by the backbone around the latents of trained anchors |
 | prior | drawn by the backbone from its prior over latents, without an anchor |
 | reconstructed | the anchor through the backbone and back, without noise |

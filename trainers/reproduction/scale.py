@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from datasets_scripts.config_sources import ConfigError, build, nearest, option, read_yaml
 from datasets_scripts.embedding.embed_config import POOLINGS
+from hf_wsl.options import ConfigError, build, nearest, option, read_yaml
 
-from ..pretrain_config import find_recipe
+from ..pretraining.pretrain_config import find_recipe
 from .paper_tables import DISTRIBUTIONS, NAMES, PROBING, TABLES, PaperTable, load_table
 
 

@@ -12,8 +12,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from datasets_scripts.config_sources import ConfigError
-from datasets_scripts.markdown_table import markdown_table
+from hf_wsl.options import ConfigError
+from hf_wsl.tables import markdown_table
 
 
 SPEED = "speed"  # what `hf-wsl reproduce` calls it

@@ -14,33 +14,33 @@ from typing import Any
 import pyarrow.parquet as pq
 from transformers import AutoConfig
 
-from datasets_scripts.collect import collect
-from datasets_scripts.collect_config import CollectConfig
-from datasets_scripts.config_sources import build
-from datasets_scripts.files import write_json
-from datasets_scripts.lab_zoo.build_zoo import build_zoo
-from datasets_scripts.lab_zoo.zoo_config import ZooConfig
+from datasets_scripts.collect.collect import collect
+from datasets_scripts.collect.config import CollectConfig
 from datasets_scripts.sources import ZOO_MODELS, ZOO_TABLE
 from datasets_scripts.tokenize import tokenize
 from datasets_scripts.tokenize_config import TokenizeConfig
-from datasets_scripts.worker_pool import one_thread
+from hf_wsl.files import write_json
+from hf_wsl.options import build
+from hf_wsl.workers import one_thread
 from modeling_wsl import WSLConfig, WSLFeatureExtractor
-from modeling_wsl.checkpoints import open_checkpoint
+from modeling_wsl.checkpoints.checkpoint import open_checkpoint
+from modeling_wsl.generation.targets import Target, resolve_target
 from modeling_wsl.pipelines import load_pipeline
-from modeling_wsl.targets import Target, resolve_target
 
+from ..data.images.image_data import ImageDataConfig, ImageSplits, load_images
+from ..data.text_data import TextDataConfig, TextSplits, load_text
 from ..evaluation.evaluate import evaluate
 from ..evaluation.evaluate_config import EvaluateConfig
 from ..evaluation.weight_comparison import compare_kinds
-from ..finetune import finetune, measure
-from ..finetune_config import FinetuneConfig
-from ..image_data import ImageDataConfig, ImageSplits, load_images
+from ..finetuning.finetune_config import FinetuneConfig
+from ..finetuning.tasks import CAUSAL_LANGUAGE_MODELING, IMAGE_CLASSIFICATION
+from ..finetuning.training_loop import finetune, measure
 from ..pretrain import pretrain, versions
-from ..pretrain_config import PretrainConfig
+from ..pretraining.pretrain_config import PretrainConfig
 from ..probing.probe import probe
 from ..probing.probe_config import ProbeConfig
-from ..tasks import CAUSAL_LANGUAGE_MODELING, IMAGE_CLASSIFICATION
-from ..text_data import TextDataConfig, TextSplits, load_text
+from ..zoo.build_zoo import build_zoo
+from ..zoo.zoo_config import ZooConfig
 from .plan import BACKBONE, EVALUATION, MODEL, PROBE, RECONSTRUCTION, TOKENS, ZOO, Step
 
 

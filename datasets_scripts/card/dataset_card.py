@@ -1,0 +1,109 @@
+"""The dataset card, filled from what the run counted; nothing in it is typed by hand."""
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+
+from huggingface_hub import DatasetCardData
+
+from modeling_wsl.card_signature import signed
+
+from ..licenses import license_of
+from ..schema import (
+    ACCEPTED,
+    MODELS,
+    PROPERTIES,
+    REFUSED,
+    TEST,
+    TRAIN,
+    VALIDATION,
+    WINDOWS,
+    WITHHELD,
+    card_configs,
+)
+from ..tokenize_config import DatasetConfig
+from .sections import (
+    Collection,
+    Row,
+    composition,
+    copies,
+    licenses,
+    outcomes,
+    owners,
+    reading,
+    rebuilding,
+    split_table,
+    subsets,
+    summary,
+    withheld_models,
+)
+
+
+__all__ = ["Collection", "content_hash", "dataset_card"]
+SPLITS = (TRAIN, VALIDATION, TEST, REFUSED)
+SIZES = [(10**3, "n<1K"), (10**4, "1K<n<10K"), (10**5, "10K<n<100K"), (10**6, "100K<n<1M"), (10**7, "1M<n<10M")]
+
+
+def dataset_card(
+    rows: Sequence[Row],
+    config: DatasetConfig,
+    *,
+    collected: Collection | None = None,
+    withheld: Sequence[Row] = (),
+    families: Mapping[str, Sequence[str]] | None = None,
+    picture: str | None = None,
+    properties: str | None = None,
+    dataset_id: str = "<this dataset>",
+) -> str:
+    """README.md: front matter that `load_dataset` and the Hub read, and a description made of counts.
+
+    Args:
+        rows: of the config `models`, complete but for the manifest, in order.
+        config: of the run.
+        collected: how the models were found, if `collect` found them.
+        withheld: rows of models that were tokenized and are not in this copy: their license does not let it be shared.
+        families: family -> splits, where families have files of their own, as in `schema.card_configs`.
+        picture: of the composition: its path relative to the card.
+        properties: digest of the table of the config `properties`, where there is one.
+        dataset_id: where the dataset is published, for the examples.
+    """
+    accepted = [row for row in rows if row["status"] == ACCEPTED]
+    splits = [split for split in SPLITS if any(row["split"] == split for row in rows)]
+    num_windows = sum(row["num_windows"] for row in accepted)
+    listed = [*splits, WITHHELD] if withheld else splits
+    configs = {WINDOWS: [s for s in splits if s != REFUSED], MODELS: listed} if accepted else {MODELS: splits}
+    if properties:
+        configs[PROPERTIES] = splits
+    data = DatasetCardData(
+        license=sorted({license_of(row["license"]).identifier for row in accepted}) or None,
+        pretty_name=config.title,
+        size_categories=next((name for limit, name in SIZES if num_windows < limit), "n>10M"),
+        tags=["model-weights", "weight-space-learning", "hf-wsl"],
+        configs=card_configs(configs, content_hash(rows, config, properties), families),
+    )
+    sections = [f"# {config.title}"]
+    if accepted:
+        sections += [
+            summary(accepted, config, collected, bool(properties)),
+            split_table(rows, splits),
+            reading(config, dataset_id, bool(properties)),
+            *subsets(accepted, families or {}, dataset_id),
+            *composition(accepted, picture, collected),
+            *licenses(accepted),
+            *withheld_models(withheld),
+            *owners(accepted),
+            *copies(accepted),
+        ]
+    else:
+        sections += ["No model could be tokenized."]
+    sections += [*outcomes(rows), *rebuilding(config, collected, bool(properties))]
+    return signed(f"---\n{data.to_yaml()}\n---\n\n" + "\n\n".join(sections) + "\n")
+
+
+def content_hash(rows: Sequence[Row], config: DatasetConfig, properties: str | None = None) -> str:
+    """Tells datasets apart: the settings, and every model's columns; the hash of its weights and its split are two."""
+    digest = hashlib.sha256(json.dumps(config.settings(), sort_keys=True).encode())
+    digest.update((properties or "").encode())
+    for row in rows:
+        digest.update(json.dumps(dict(row), sort_keys=True).encode())
+    return digest.hexdigest()

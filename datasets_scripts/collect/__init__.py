@@ -1,0 +1,1 @@
+"""Models of the Hub to a tokenized dataset."""

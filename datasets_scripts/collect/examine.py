@@ -1,0 +1,209 @@
+"""All that can be told of a model on the Hub before its weights are downloaded: from its listing, its metadata, its
+configs and the headers of its safetensors files.
+"""
+
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import ModelInfo
+
+from modeling_wsl.checkpoints.errors import CheckpointError, NotTokenizableError, NoWeightsError, parse_json
+from modeling_wsl.checkpoints.folders import INDEX_SUFFIX, ShardIndex, choose_weights, parse_index, read_config
+from modeling_wsl.checkpoints.hub import CONFIG_NAMES
+from modeling_wsl.checkpoints.safetensors_files import LENGTH_BYTES, header_length, parse_header
+from modeling_wsl.tokens.manifest import TensorSpec
+
+from ..licenses import license_of, redistributable
+from ..model_facts import license_of_card
+from ..outcomes import RefusedModel
+from .config import CollectConfig, split_list
+from .hub_listing import Candidate
+from .hub_reader import HubFile, HubReader
+from .loadable import check_loadable, write_hollow_file
+
+
+HEADER_GUESS = 100_000  # bytes of the first range: most headers end within it
+
+
+@dataclass(frozen=True)
+class Examined:
+    """A model that nothing speaks against so far.
+
+    Attributes:
+        weights: the weight files to download.
+        library, config: as `modeling_wsl.checkpoints.folders.read_config` gives them.
+        checked: its tensors are known from headers, and were checked as far as asked for; false for pickles, whose
+            tensors are known once they are here.
+    """
+
+    weights: tuple[HubFile, ...]
+    library: str | None
+    config: Mapping[str, Any]
+    checked: bool
+
+    @property
+    def download_bytes(self) -> int:
+        return sum(file.size for file in self.weights)
+
+    @property
+    def weights_key(self) -> str | None:
+        """The hashes of the weight files, by which exact copies are known unread; None where the Hub has none."""
+        hashes = [file.sha256 for file in self.weights]
+        return None if None in hashes else "-".join(sorted(hashes))
+
+
+def examine(candidate: Candidate, hub: HubReader, config: CollectConfig, folder: Path) -> Examined:
+    """Examines a model, from the cheapest question to the dearest.
+
+    Args:
+        candidate: as listed.
+        hub: to ask.
+        config: of the collection.
+        folder: an empty one; gets the configs and the index of shards, and a folder of what the loader is shown.
+
+    Raises:
+        CheckpointError: the reason to refuse it; `outcomes.outcome_of` tells its code.
+    """
+    check_listing(candidate, config)
+    info = hub.info(candidate.repo_id, candidate.commit)
+    files = hub_files(info)
+    source = candidate.repo_id
+    # Folders end in a slash, as `choose_weights` knows them.
+    names = sorted({path.split("/")[0] + "/" * ("/" in path) for path in files})
+    chosen = _choose(source, names)
+    for name in (*CONFIG_NAMES, chosen if chosen.endswith(INDEX_SUFFIX) else ""):
+        if name in files:
+            (folder / name).write_bytes(hub.read(source, candidate.commit, files[name]))
+    library, model_config = _read_config(source, folder)
+    if isinstance(model_config.get("quantization_config"), dict):
+        method = model_config["quantization_config"].get("quant_method", "its config says")
+        reason = f"its weights are quantized ({method})"
+        raise RefusedModel(source, "quantized", reason, "Look for the model that it was made from")
+    index = None
+    if chosen.endswith(INDEX_SUFFIX):
+        index = parse_index(folder / chosen, parse_json(source, (folder / chosen).read_bytes(), chosen))
+    weights = _weight_files(source, chosen, index, files)
+    total = sum(file.size for file in weights)
+    if total > config.max_download_bytes:
+        reason = f"has {total:,} bytes of weights, more than {config.max_download}"
+        raise RefusedModel(source, "too_large", reason, "Raise max_download")
+    examined = Examined(weights, library, model_config, all(f.path.endswith(".safetensors") for f in weights))
+    if examined.checked:
+        shown = shown_to_loader(folder)
+        tensors = _read_headers(candidate, hub, weights, index, shown)
+        parameters = sum(spec.numel for spec in tensors.values() if spec.torch_dtype.is_floating_point)
+        if not parameters:
+            kinds = ", ".join(sorted({spec.dtype for spec in tensors.values()})) or "none"
+            reason = f"holds no floating-point tensor ({len(tensors)} tensors: {kinds})"
+            raise NotTokenizableError(source, reason, "Leave it out")
+        check_parameters(source, parameters, config)
+        if config.check == "loadable":
+            check_loadable(shown, source, library, model_config, tensors)
+    return examined
+
+
+def shown_to_loader(folder: Path) -> Path:
+    """A folder beside the configs of a model, with copies of them: the loader may change them."""
+    shown = folder / "shown"
+    shown.mkdir(exist_ok=True)
+    for path in folder.glob("*.json"):
+        shutil.copyfile(path, shown / path.name)
+    return shown
+
+
+def check_listing(candidate: Candidate, config: CollectConfig) -> None:
+    """What the listing alone tells."""
+    source = candidate.repo_id
+    if candidate.disabled:
+        raise RefusedModel(source, "disabled", "the Hub has disabled it", "Leave it out")
+    if candidate.gated and config.gated == "refuse":
+        reason = "its owner gives access on request"
+        raise RefusedModel(source, "gated", reason, "Ask for access and collect with gated try")
+    license = candidate.stated.get("license") or license_of_card(candidate.card)
+    if config.licenses == "any":
+        return
+    if config.licenses == "redistributable":
+        allowed = redistributable(license)
+    else:
+        allowed = license_of(license).identifier in {
+            license_of(name).identifier for name in split_list(config.licenses)
+        }
+    if not allowed:
+        reason = f"its license is {license or 'not stated'}"
+        raise RefusedModel(source, "license", reason, f"Asked for were licenses {config.licenses}")
+
+
+def hub_files(info: ModelInfo) -> dict[str, HubFile]:
+    """The files of a model by path, from an answer with `files_metadata`."""
+    return {
+        file.rfilename: HubFile(
+            file.rfilename, file.size or 0, sha256=file.lfs.sha256 if file.lfs else None, blob_id=file.blob_id
+        )
+        for file in info.siblings or ()
+    }
+
+
+def _choose(source: str, names: list[str]) -> str:
+    try:
+        return choose_weights(source, names)
+    except NoWeightsError:
+        raise
+    except CheckpointError as error:  # there are several; which one is meant cannot be asked
+        raise RefusedModel(source, "unloadable", error.reason, error.advice) from error
+
+
+def _read_config(source: str, folder: Path) -> tuple[str | None, dict[str, Any]]:
+    try:
+        return read_config(folder)
+    except CheckpointError as error:
+        raise RefusedModel(
+            source, "unloadable", f"its config.json cannot be read: {error.reason}", error.advice
+        ) from error
+
+
+def _weight_files(
+    source: str, chosen: str, index: ShardIndex | None, files: Mapping[str, HubFile]
+) -> tuple[HubFile, ...]:
+    if index is None:
+        return (files[chosen],)
+    missing = [shard for shard in index.shards if shard not in files]
+    if missing:
+        reason = f"{chosen} names {missing[0]}, which is not there"
+        raise RefusedModel(source, "damaged", reason, "Ask its owner to upload it")
+    return tuple(files[shard] for shard in index.shards)
+
+
+def _read_headers(
+    candidate: Candidate, hub: HubReader, weights: tuple[HubFile, ...], index: ShardIndex | None, shown: Path
+) -> dict[str, TensorSpec]:
+    """All tensors by name; writes the hollow files into the folder that the loader is shown."""
+    tensors: dict[str, TensorSpec] = {}
+    for file in weights:
+        source = f"{candidate.repo_id}, {file.path}"
+        first = hub.read(candidate.repo_id, candidate.commit, file, 0, HEADER_GUESS)
+        end = LENGTH_BYTES + header_length(source, first, file.size)
+        if end > len(first):
+            first += hub.read(candidate.repo_id, candidate.commit, file, len(first), end)
+        header = parse_header(source, first[LENGTH_BYTES:end], file.size)
+        if index is not None:
+            index.check_shard(file.path, header.tensors)
+        tensors |= header.tensors
+        write_hollow_file(shown / file.path, first[:end], file.size)
+    return tensors
+
+
+def check_parameters(source: str, parameters: int, config: CollectConfig) -> None:
+    """Refuses a model of more or fewer floating-point entries than asked for.
+
+    Raises:
+        RefusedModel: too_large or too_small.
+    """
+    if parameters > config.parameter_limit:
+        reason = f"has {parameters:,} parameters, more than {config.max_parameters}"
+        raise RefusedModel(source, "too_large", reason, "Raise max_parameters")
+    if parameters < (config.min_parameters or 0):
+        reason = f"has {parameters:,} parameters, fewer than {config.min_parameters:,}"
+        raise RefusedModel(source, "too_small", reason, "Lower min_parameters")

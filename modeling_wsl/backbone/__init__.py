@@ -1,0 +1,1 @@
+"""The networks between tokens and latents."""

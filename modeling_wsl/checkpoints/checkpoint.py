@@ -1,0 +1,293 @@
+"""One lazy reader for every source of weights, safe by default: nothing that a file contains is ever run."""
+
+import hashlib
+import math
+import os
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ..tokens.manifest import TensorSpec
+from .contents import Contents, file_contents, memory_contents
+from .errors import (
+    CheckpointError,
+    NonFiniteWeightsError,
+    NotTokenizableError,
+    TooFewParametersError,
+    shorten,
+)
+from .folders import ADAPTER_NAMES, WEIGHT_NAMES, choose_weights, list_files, read_config
+from .hub import download, hub_source
+from .order import SIDECAR, Order, order_names
+
+
+CHUNK_BYTES = 1 << 24
+# A training checkpoint whose model holds fewer numbers than this is a toy or a wrong guess at where the model is.
+MIN_NESTED_PARAMETERS = 64
+FINITE_CHECK_BYTES = 1 << 18  # stays in the cache when widened
+
+
+class Checkpoint:
+    """The tensors of one model, read on demand. Use it as a context manager, or call `close`.
+
+    Attributes:
+        source: path, Hub id, or a name in angle brackets for objects in memory.
+        path: the weight file or index of shards, on this machine; None for objects in memory.
+        revision: the commit, for models of the Hub.
+        library: "timm", "transformers" or "peft" where the folder, id or module says so, else None.
+        config: parsed config.json, or adapter_config.json (which names the base model); {} if there is none.
+        tensors: every stored tensor once, in state-dict order.
+        tied: alias -> stored name.
+        tensor_order: all names, tied ones too, in state-dict order.
+        allow_nonfinite: whether `check_finite` lets NaN and infinite entries pass.
+    """
+
+    def __init__(
+        self,
+        source: str,
+        contents: Contents,
+        tensor_order: list[str],
+        *,
+        library: str | None = None,
+        config: dict[str, Any] | None = None,
+        path: Path | None = None,
+        revision: str | None = None,
+        allow_nonfinite: bool = False,
+    ):
+        self.source = source
+        self.path = path
+        self.revision = revision
+        self.library = library
+        self.config = config or {}
+        self.allow_nonfinite = allow_nonfinite
+        self.tensor_order = tuple(tensor_order)
+        self.tensors: dict[str, TensorSpec] = {}
+        self.tied: dict[str, str] = {}
+        first: dict[str, str] = {}  # of the names of one tensor, the first in order is the stored one
+        for name in tensor_order:
+            stored = first.setdefault(contents.owners.get(name, name), name)
+            if stored == name:
+                self.tensors[name] = contents.specs[name]
+            else:
+                self.tied[name] = stored
+        self._contents = contents
+
+    def read(self, name: str) -> torch.Tensor:
+        """The tensor `name` (or the one it is tied to), on the CPU.
+
+        Where the source is a file, it is a view on mapped memory: slicing it touches only the pages of the slice.
+        Do not write to it: it may be the caller's own parameter.
+
+        Raises:
+            KeyError: unknown name.
+            CheckpointError: the file changed on disk.
+        """
+        if name not in self.tensors and name not in self.tied:
+            raise KeyError(f"{self.source} has no tensor {name!r}")
+        return self._contents.read(self._contents.owners.get(name, name)).cpu()
+
+    def check_finite(self, name: str, tensor: torch.Tensor) -> None:
+        """Refuses NaN and infinite entries in (a part of) the tensor `name`, unless `allow_nonfinite`.
+
+        Costs one sum: only where that is not finite are the entries looked at. Integers always pass.
+
+        Raises:
+            NonFiniteWeightsError: with the first such entry, and its index if `tensor` is the whole tensor.
+        """
+        if self.allow_nonfinite:
+            return
+        if tensor.is_complex():
+            tensor = torch.view_as_real(tensor.resolve_conj())
+        if tensor.is_floating_point() and (at := first_nonfinite(tensor)) is not None:
+            index = tuple(int(i) for i in torch.unravel_index(torch.tensor(at), tensor.shape))
+            value = float(tensor[index])
+            whole = tensor.shape == self.tensors[self.tied.get(name, name)].shape
+            reason = f"tensor {shorten(name)} holds {value}" + f" at {list(index)}" * whole
+            raise NonFiniteWeightsError(self.source, reason, "Pass allow_nonfinite=True to admit it")
+
+    def state_dict(self) -> dict[str, torch.Tensor]:
+        """All tensors in state-dict order, checked to be finite; tied names share one tensor object.
+
+        Raises:
+            NonFiniteWeightsError: as `check_finite`.
+        """
+        stored = {name: self.read(name) for name in self.tensors}
+        for name, tensor in stored.items():
+            self.check_finite(name, tensor)
+        return {name: stored[self.tied.get(name, name)] for name in self.tensor_order}
+
+    def sha256(self) -> str:
+        """SHA-256 of name, dtype, shape and bytes (little endian, row major) of every stored tensor, in name order.
+
+        It does not depend on the file format, and on the order of the tensors only through which of the names of a
+        tied tensor comes first.
+        """
+        digest = hashlib.sha256()
+        for name in sorted(self.tensors):
+            spec = self.tensors[name]
+            digest.update(f"{name}\0{spec.dtype}\0{','.join(map(str, spec.shape))}\0".encode())
+            for piece in pieces(self.read(name), CHUNK_BYTES):
+                digest.update(piece.contiguous().view(-1).view(torch.uint8).numpy())
+        return digest.hexdigest()
+
+    @property
+    def num_parameters(self) -> int:
+        """Floating-point entries, tied ones once (batch-norm statistics among them)."""
+        return sum(spec.numel for spec in self.tensors.values() if spec.torch_dtype.is_floating_point)
+
+    def close(self) -> None:
+        """Lets go of mapped files. Tensors that were read stay valid, and `read` maps the file again."""
+        self._contents.close()
+
+    def __enter__(self) -> "Checkpoint":
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        return f"Checkpoint({self.source!r}, {len(self.tensors)} tensors, {self.num_parameters:,} parameters)"
+
+
+def first_nonfinite(tensor: torch.Tensor) -> int | None:
+    """Flat index of the first NaN or infinite entry of a floating-point tensor, or None if all are finite."""
+    if tensor.dtype == torch.float4_e2m1fn_x2:  # packed in pairs, and it has neither NaN nor infinity
+        return None
+    before = 0
+    for piece in pieces(tensor, FINITE_CHECK_BYTES):  # in pieces, for narrow dtypes are widened
+        narrow = piece.element_size() == 1
+        wide = piece.to(torch.float32 if narrow else torch.promote_types(piece.dtype, torch.float32))
+        # One sum tells nearly always; large finite entries can overflow it.
+        if not math.isfinite(wide.sum()) and not (finite := torch.isfinite(wide)).all():
+            return before + int(finite.view(-1).to(torch.uint8).argmin())
+        before += piece.numel()
+    return None
+
+
+def pieces(tensor: torch.Tensor, chunk_bytes: int) -> Iterator[torch.Tensor]:
+    """Consecutive parts of a tensor in row-major order, of about `chunk_bytes` each; views, never a whole copy."""
+    size = tensor.element_size()
+    if tensor.is_contiguous():
+        yield from tensor.view(-1).split(max(1, chunk_bytes // size))
+    elif tensor.numel() * size <= chunk_bytes or tensor.dim() < 2:
+        yield tensor.reshape(-1)
+    else:
+        rows = chunk_bytes // max(1, size * tensor[0].numel())
+        for part in tensor.split(rows) if rows else tensor:
+            yield from pieces(part, chunk_bytes)
+
+
+def open_checkpoint(
+    source: "Mapping[str, torch.Tensor] | torch.nn.Module | str | os.PathLike[str] | Checkpoint",
+    *,
+    revision: str | None = None,
+    token: str | bool | None = None,
+    subfolder: str = "",
+    key: str | None = None,
+    order: Order = "auto",
+    allow_nonfinite: bool = False,
+    min_parameters: int | None = None,
+) -> Checkpoint:
+    """Opens weights for reading; only names, shapes and dtypes are read now.
+
+    Args:
+        source: a state dict, a module, a file (safetensors, torch.save, an index of shards), a folder (of
+            transformers, timm or PEFT, or with one weight file), a Hub id (`org/name`), or a `Checkpoint`, which is
+            returned as it is.
+        revision: branch, tag or commit of a Hub id that does not name its own (`org/name@revision`).
+        token: access token for private and gated models of the Hub.
+        subfolder: folder within a folder or Hub model.
+        key: which state dict of a training checkpoint is meant, names joined by dots (`"ema.model"`); needed only
+            where the file holds several.
+        order: where the order of the tensors comes from. "auto" takes the first that there is of: `tensor_order`
+            in a `model.json` beside the weights or in their metadata; the architecture that config.json names; the
+            order of the state dict, which torch.save keeps; natural order of the names. "file", "natural" and
+            "architecture" insist.
+        allow_nonfinite: admit NaN and infinite weights. They are looked for where weights are read.
+        min_parameters: refuse models of fewer floating-point entries. By default 64 for state dicts inside a
+            training checkpoint and none otherwise; 0 admits all.
+
+    Raises:
+        CheckpointError: the source cannot be read safely, contradicts itself, is of a format that is refused, or holds
+            no floating-point tensor; the message names the file, the reason and what to do.
+        TypeError: `source` is none of the above, or options are given for a `Checkpoint`.
+    """
+    if isinstance(source, Checkpoint):
+        options = (revision, token, subfolder, key, order, allow_nonfinite, min_parameters)
+        if options != (None, None, "", None, "auto", False, None):
+            raise TypeError(f"{source!r} is open already: pass its options to the open_checkpoint that opened it.")
+        return source
+    path: Path | None = None
+    library, config, commit = None, {}, None
+    if isinstance(source, torch.nn.Module):
+        name = f"<{type(source).__name__}>"
+        contents = memory_contents(name, source.state_dict(), key)
+        root = type(source).__module__.partition(".")[0]
+        library = root if root in ("timm", "transformers", "peft") else None
+    elif isinstance(source, Mapping):
+        name = "<state dict>"
+        contents = memory_contents(name, source, key)
+    elif isinstance(source, (str, os.PathLike)):
+        name = os.fspath(source)
+        path = Path(name).expanduser()
+        if not path.exists() and isinstance(source, str) and (found := hub_source(source, revision)):
+            name = found[0]
+            path, commit = download(name, revision=found[1], token=token, subfolder=subfolder)
+        elif not path.exists():
+            advice = "Pass a path that exists, or a Hub id of the form org/name"
+            raise CheckpointError(name, "is no file or folder" + " (a broken link)" * path.is_symlink(), advice)
+        elif subfolder:
+            path = local_subfolder(path, subfolder)
+        if path.is_dir():
+            library, config = read_config(path)
+            path = path / choose_weights(path, list_files(path))
+        elif path.name in (*WEIGHT_NAMES, *ADAPTER_NAMES):
+            library, config = read_config(path.parent)
+        contents = file_contents(path, key)
+    else:
+        known = "a state dict, a module, a path, a Hub id or a Checkpoint"
+        raise TypeError(f"open_checkpoint reads {known}, not {type(source).__name__}.")
+
+    names = order_names(
+        name,
+        list(contents.specs),
+        order,
+        sidecar=path.parent / SIDECAR if path else None,
+        metadata=contents.metadata,
+        config=config if library != "peft" else {},
+        in_state_dict_order=contents.in_state_dict_order,
+    )
+    checkpoint = Checkpoint(
+        name,
+        contents,
+        names,
+        library=library,
+        config=config,
+        path=path,
+        revision=commit,
+        allow_nonfinite=allow_nonfinite,
+    )
+    check_size(checkpoint, contents.nested, min_parameters)
+    return checkpoint
+
+
+def check_size(checkpoint: Checkpoint, nested: bool, min_parameters: int | None) -> None:
+    """Refuses a checkpoint without floating-point tensors, or with too few entries."""
+    if not checkpoint.num_parameters:
+        kinds = sorted({spec.dtype for spec in checkpoint.tensors.values()})
+        reason = f"holds no floating-point tensor ({len(checkpoint.tensors)} tensors: {', '.join(kinds) or 'none'})"
+        raise NotTokenizableError(checkpoint.source, reason, "Dequantize the weights first, or pass another file")
+    minimum = min_parameters if min_parameters is not None else MIN_NESTED_PARAMETERS * nested
+    if checkpoint.num_parameters < minimum:
+        reason = f"is degenerate: {checkpoint.num_parameters} floating-point entries, fewer than {minimum}"
+        raise TooFewParametersError(checkpoint.source, reason, "Pass min_parameters=0 to admit it")
+
+
+def local_subfolder(path: Path, subfolder: str) -> Path:
+    """A folder inside a local folder."""
+    inside = path / subfolder
+    if not inside.is_dir() or not inside.resolve().is_relative_to(path.resolve()):
+        raise CheckpointError(path, f"has no folder {shorten(subfolder)} inside", "Correct subfolder=")
+    return inside

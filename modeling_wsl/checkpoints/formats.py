@@ -1,0 +1,226 @@
+"""Tells what a file is by its content, and refuses what is not weights that can be read safely."""
+
+import os
+import pickletools
+import stat
+import zipfile
+from io import BytesIO
+from itertools import chain, repeat
+from pathlib import Path
+from typing import BinaryIO, Literal, NamedTuple
+
+from .errors import CheckpointError, shorten
+
+
+SAFETENSORS_SUFFIXES = (".safetensors", ".sft")
+TORCH_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt", ".th", ".tar", ".pkl", ".pickle")
+# torch.save before 1.6 starts with this number, pickled; no other pickle does.
+TORCH_LEGACY_MAGIC = bytes.fromhex("6cfc9c46f9206aa85019")
+# A pickle's globals stand before its data, so a scan of its head names them without unpickling anything.
+PICKLE_SCAN_BYTES = 1 << 20
+
+SAVE_SAFELY = (
+    "If you trust the file, load it where its code is installed and save the state dict with "
+    "safetensors.torch.save_file"
+)
+CONVERT = "Load it with the library that wrote it and save its arrays, by name, with safetensors"
+UNPACK = "Pass the original model, or dequantize to safetensors"
+EXPORT = "An exported graph carries no state dict; pass the checkpoint it was exported from"
+
+# Told by the first bytes, whatever the suffix: (first bytes, what the file is, what to do).
+CONTENTS = (
+    (
+        b"version https://git-lfs",
+        "is a Git LFS pointer, not the weights it stands for",
+        "Run `git lfs pull` in its repository, or download the file itself",
+    ),
+    (b"GGUF", "is a GGUF file: weights packed for llama.cpp", UNPACK),
+    (b"lmgg", "is a GGML file: weights packed for llama.cpp", UNPACK),
+    (b"tjgg", "is a GGML file: weights packed for llama.cpp", UNPACK),
+    (b"\x89HDF\r\n\x1a\n", "is an HDF5 file (Keras .h5)", CONVERT),
+    (b"\x93NUMPY", "is one NumPy array without a name", "Save named arrays with safetensors.numpy.save_file"),
+    (b"\x1f\x8b", "is a gzip archive", "Unpack it first"),
+    (b"\xfd7zXZ", "is an xz archive", "Unpack it first"),
+    (b"7z\xbc\xaf\x27\x1c", "is a 7z archive", "Unpack it first"),
+    (b"BZh", "is a bzip2 archive", "Unpack it first"),
+    (b"<!DOCTYPE", "is a web page; the download went wrong", "Download the file itself"),
+    (b"<html", "is a web page; the download went wrong", "Download the file itself"),
+)
+# Told by the suffix, where the content has no mark of its own.
+SUFFIXES = {
+    ".onnx": ("is an ONNX graph", EXPORT),
+    ".pb": ("is a TensorFlow graph (SavedModel or frozen graph)", CONVERT),
+    ".tflite": ("is a TensorFlow Lite model", EXPORT),
+    ".mlmodel": ("is a Core ML model", EXPORT),
+    ".msgpack": ("is a Flax checkpoint", CONVERT),
+    ".pdparams": ("is a PaddlePaddle checkpoint", CONVERT),
+    ".caffemodel": ("is a Caffe model", CONVERT),
+    ".engine": ("is a TensorRT engine", EXPORT),
+    ".h5": ("is a Keras model", CONVERT),
+    ".keras": ("is a Keras model", CONVERT),
+    ".gguf": ("is a GGUF file: weights packed for llama.cpp", UNPACK),
+    ".npz": ("is a NumPy archive", CONVERT),
+    ".md": ("is text, not weights", "Pass the folder or the weight file"),
+    ".txt": ("is text, not weights", "Pass the folder or the weight file"),
+    ".yaml": ("is text, not weights", "Pass the folder or the weight file"),
+    ".json": ("is not valid JSON, nor weights", "Pass the folder or the weight file"),
+}
+FOREIGN_SUFFIXES = (".onnx", ".pb", ".tflite", ".mlmodel", ".msgpack", ".pdparams", ".h5", ".keras", ".gguf", ".npz")
+READABLE = "Readable: safetensors and torch.save files, shards with their index, PEFT adapters, and folders of these"
+
+
+def identify(path: Path) -> Literal["safetensors", "torch archive", "torch legacy", "json"]:
+    """Names the format of a file by its content; nothing is unpickled.
+
+    Raises:
+        CheckpointError: the file is empty, not a regular file, or of a kind that is refused, which is named.
+    """
+    mode = os.stat(path).st_mode
+    if not stat.S_ISREG(mode):
+        raise CheckpointError(path, "is not a regular file", "Pass a file or a folder with weights")
+    with path.open("rb") as stream:
+        head = stream.read(512)
+    if not head:
+        raise CheckpointError(path, "is an empty file", "Fetch or write it again")
+    for mark, what, advice in CONTENTS:
+        if head.startswith(mark):
+            raise CheckpointError(path, what, advice)
+    suffix = path.suffix.lower()
+    if head.startswith(b"PK\x03\x04"):
+        return "torch archive"
+    if head[8:9] == b"{" and int.from_bytes(head[:8], "little") < 1 << 40:
+        return "safetensors"
+    if head[:1] == b"\x80" and head[1:2] in (b"\x02", b"\x03", b"\x04", b"\x05"):
+        if TORCH_LEGACY_MAGIC in head[:32]:
+            return "torch legacy"
+        refuse_pickle(path)
+    if head[257:262] == b"ustar":
+        raise CheckpointError(path, "is a tar archive", "Unpack it first")
+    if head[4:8] == b"TFL3":
+        raise CheckpointError(path, *SUFFIXES[".tflite"])
+    # Protocol buffers have no mark; these are the first fields of a SavedModel (schema 1) and of an ONNX model.
+    if head.startswith(b"\x08\x01\x12"):
+        raise CheckpointError(path, *SUFFIXES[".pb"])
+    if head[:1] == b"\x08" and b"\x03" <= head[1:2] <= b"\x20" and head[2:3] in b"\x12\x1a\x22\x3a\x42":
+        raise CheckpointError(path, *SUFFIXES[".onnx"])
+    if suffix in SAFETENSORS_SUFFIXES:
+        return "safetensors"
+    if head.lstrip()[:1] in (b"{", b"["):
+        return "json"
+    if suffix in SUFFIXES:
+        raise CheckpointError(path, *SUFFIXES[suffix])
+    if suffix in TORCH_SUFFIXES and pickle_globals(head):  # protocol 0 and 1: torch.save never wrote them
+        refuse_pickle(path)
+    raise CheckpointError(path, f"is of no known format (first bytes {head[:8].hex(' ')})", READABLE)
+
+
+def refuse_pickle(path: Path) -> None:
+    """Refuses a pickle that torch.save did not write; it is scanned, never unpickled.
+
+    Raises:
+        CheckpointError: always, with the globals that unpickling would import or call.
+    """
+    with path.open("rb") as stream:
+        found = pickle_globals(stream.read(PICKLE_SCAN_BYTES))
+    named = f"; it would call or import {', '.join(shorten(name) for name in found[:6])}" if found else ""
+    raise CheckpointError(path, f"is a Python pickle that torch.save did not write{named}", SAVE_SAFELY)
+
+
+def pickle_globals(data: bytes) -> list[str]:
+    """The globals named in a pickle (`module.name`, in order of appearance), read off its opcodes without running any.
+
+    Pickles that follow each other are all read (torch's old format starts with several). Damage ends the reading.
+    """
+    found: dict[str, None] = {}
+    strings: list[str] = []  # every string pushed so far: STACK_GLOBAL takes module and name from the last two
+    memo: dict[int, str | None] = {}
+    last: str | None = None
+    try:
+        for opcode, argument, _ in chain.from_iterable(map(pickletools.genops, repeat(BytesIO(data), 8))):
+            if opcode.name in ("GLOBAL", "INST"):
+                found[".".join(argument.split(" "))] = None
+                last = None
+            elif opcode.name == "STACK_GLOBAL":
+                found[".".join(strings[-2:])] = None
+                last = None
+            elif opcode.name == "MEMOIZE":
+                memo[len(memo)] = last
+            elif opcode.name in ("PUT", "BINPUT", "LONG_BINPUT"):
+                memo[argument] = last
+            else:
+                last = memo.get(argument) if opcode.name in ("GET", "BINGET", "LONG_BINGET") else argument
+                last = last if isinstance(last, str) else None
+                if last is not None:
+                    strings.append(last)
+    except (ValueError, IndexError, UnicodeDecodeError, OverflowError):
+        return list(found)
+    return list(found)
+
+
+class TorchArchive(NamedTuple):
+    """Where the records of a torch.save file lie: byte offset -> size; and the pickle's (offset, size) among them."""
+
+    records: dict[int, int]
+    pickle: tuple[int, int]
+
+
+def read_archive(path: Path) -> TorchArchive:
+    """Checks the zip archive that a torch.save file is.
+
+    Raises:
+        CheckpointError: damaged, TorchScript or another kind of zip, records compressed, named twice or cut off.
+    """
+    try:
+        with zipfile.ZipFile(path) as archive, path.open("rb") as stream:
+            records = archive.infolist()
+            refuse_foreign_archive(path, [record.filename for record in records])
+            if packed := [r.filename for r in records if r.compress_type != zipfile.ZIP_STORED or r.flag_bits & 1]:
+                # torch takes the size of a record from the pickle: with a packed record it would read past its end.
+                reason = f"is a torch archive whose records are compressed (the first is {shorten(packed[0])})"
+                raise CheckpointError(path, reason, "torch.save stores them plain: load it and save it again")
+            places = {data_offset(path, stream, record): record for record in records}
+            pickle = next((at, r.file_size) for at, r in places.items() if r.filename.endswith("/data.pkl"))
+            return TorchArchive({at: record.file_size for at, record in places.items()}, pickle)
+    except (zipfile.BadZipFile, NotImplementedError, OverflowError, ValueError, EOFError, OSError) as error:
+        if isinstance(error, CheckpointError):
+            raise
+        reason = f"is a damaged or cut-off zip archive ({shorten(error)})"
+        raise CheckpointError(path, reason, "Fetch or write it again") from error
+
+
+def data_offset(path: Path, stream: BinaryIO, record: zipfile.ZipInfo) -> int:
+    """Where a record's bytes begin: behind its local header, which gives the lengths of its two variable parts."""
+    stream.seek(record.header_offset)
+    header = stream.read(30)
+    if len(header) < 30 or header[:4] != b"PK\x03\x04":
+        raise zipfile.BadZipFile(f"no record at byte {record.header_offset}")
+    lengths = int.from_bytes(header[26:28], "little") + int.from_bytes(header[28:30], "little")
+    offset = record.header_offset + 30 + lengths
+    if offset + record.file_size > os.stat(path).st_size:
+        raise zipfile.BadZipFile(f"record {record.filename!r} ends behind the file's end")
+    return offset
+
+
+def refuse_foreign_archive(path: Path, names: list[str]) -> None:
+    """Refuses a zip that is not one state dict written by torch.save, telling what it is instead."""
+    parts = [name.split("/") for name in names]
+    leaves = {p[-1] for p in parts}
+    roots = {p[0] for p in parts if len(p) == 2 and p[1] == "data.pkl"}
+    if {"constants.pkl", "bytecode.pkl"} & leaves or any(len(p) > 2 and p[1] == "code" for p in parts):
+        what, advice = "is a TorchScript archive: it carries code", f"Pass the eager model's state dict. {SAVE_SAFELY}"
+    elif "archive_format" in leaves or "serialized_exported_program.json" in leaves:
+        what, advice = "is a program saved by torch.export", EXPORT
+    elif "policy.pth" in leaves:
+        what, advice = "is a Stable-Baselines3 archive", "Unpack it and pass its policy.pth"
+    elif "model.weights.h5" in leaves:
+        what, advice = "is a Keras archive", CONVERT
+    elif names and all(name.endswith(".npy") for name in names):
+        what, advice = "is a NumPy archive (.npz)", "Save its arrays with safetensors.numpy.save_file"
+    elif len(set(names)) < len(names):
+        what, advice = "is a zip archive that names a record twice", "Write it again with torch.save"
+    elif len(roots) != 1:
+        listed = ", ".join(shorten(name, 60) for name in names[:5]) or "nothing"
+        what, advice = f"is a zip archive that torch.save did not write (it holds {listed})", "Unpack it first"
+    else:
+        return
+    raise CheckpointError(path, what, advice)

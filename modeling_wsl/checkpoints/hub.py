@@ -1,0 +1,144 @@
+"""Weights from the Hugging Face Hub: only the weight files and the configs are fetched, into the usual cache."""
+
+import re
+from pathlib import Path, PurePosixPath
+
+from huggingface_hub import HfApi, hf_hub_download, snapshot_download
+from huggingface_hub.errors import (
+    EntryNotFoundError,
+    GatedRepoError,
+    HfHubHTTPError,
+    LocalEntryNotFoundError,
+    OfflineModeIsEnabled,
+    RepositoryNotFoundError,
+    RevisionNotFoundError,
+)
+from transformers.utils import logging
+
+from .architectures import import_timm, is_timm_name
+from .errors import CheckpointError, read_json, shorten
+from .folders import INDEX_SUFFIX, choose_weights, parse_index
+from .formats import SAFETENSORS_SUFFIXES, SUFFIXES, TORCH_SUFFIXES
+from .order import SIDECAR
+
+
+logger = logging.get_logger(__name__)
+
+CONFIG_NAMES = ("config.json", "adapter_config.json", SIDECAR)
+LOGIN = "log in (`hf auth login`, HF_TOKEN, or token= in Python)"
+HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+", re.ASCII)
+
+
+def is_hub_id(source: str) -> bool:
+    """True for "org/name"; a weight file's suffix makes it a path, so mistyped files are not looked for online."""
+    suffix = PurePosixPath(source).suffix.lower()
+    return bool(HUB_ID.fullmatch(source)) and suffix not in (*SAFETENSORS_SUFFIXES, *TORCH_SUFFIXES, *SUFFIXES)
+
+
+def hub_source(source: str, revision: str | None = None) -> tuple[str, str | None] | None:
+    """Id and revision of "org/name" or "org/name@revision" (its own counts first); None for anything else."""
+    repo_id, _, own = source.partition("@")
+    return (repo_id, own or revision) if is_hub_id(repo_id) else None
+
+
+def download(repo_id: str, *, revision: str | None, token: str | bool | None, subfolder: str) -> tuple[Path, str]:
+    """Downloads the weight files and configs of a Hub model, at one commit.
+
+    Returns:
+        the local folder that holds them (with `subfolder`), and the commit.
+
+    Raises:
+        CheckpointError: the repository, revision or weights are missing, access is gated, or the Hub is out of reach.
+    """
+    repo_id = with_default_tag(repo_id)
+    source = f"{repo_id}/{subfolder}" if subfolder else repo_id
+    try:
+        info = HfApi().model_info(repo_id, revision=revision, token=token)
+    except Exception as error:  # HTTP errors of two httpx generations, OSError, RuntimeError (Xet)
+        if isinstance(error, (GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError)):
+            raise hub_error(source, revision, error) from error
+        return cached(source, repo_id, revision, subfolder, error)
+    prefix = f"{subfolder.strip('/')}/" if subfolder.strip("/") else ""
+    inside = [s.rfilename.removeprefix(prefix) for s in info.siblings or () if s.rfilename.startswith(prefix)]
+    names = sorted({name.split("/")[0] + "/" * ("/" in name) for name in inside})
+
+    def fetch(name: str, at: str | None) -> Path:
+        return Path(hf_hub_download(repo_id, prefix + name, revision=at, token=token))
+
+    weights = choose_weights(source, names)
+    try:
+        path = fetch(weights, revision)  # by its branch, which the cache then knows; the rest at the commit it gave
+        commit = path.parents[(prefix + weights).count("/")].name
+        if weights.endswith(INDEX_SUFFIX):
+            for shard in parse_index(path, read_json(path, "the index")).shards:
+                if shard not in inside:
+                    raise CheckpointError(
+                        source, f"lacks the shard {shard} of {weights}", "Ask its owner to upload it"
+                    )
+                fetch(shard, commit)
+        for name in set(CONFIG_NAMES) & set(names):
+            fetch(name, commit)
+    except CheckpointError:
+        raise
+    except Exception as error:
+        raise hub_error(source, revision, error) from error
+    return path.parent, commit
+
+
+def with_default_tag(repo_id: str) -> str:
+    """ "timm/resnet18" names an architecture; the repository of its default weights is "timm/resnet18.a1_in1k"."""
+    owner, name = repo_id.split("/")
+    if owner != "timm" or "." in name or not is_timm_name(name):
+        return repo_id
+    found = import_timm(name).models.get_pretrained_cfg(name)
+    if found is None or not (found.hf_hub_id or "").startswith("timm/"):  # weights elsewhere, or none
+        return repo_id
+    logger.info(f"{repo_id}: the default weights of this architecture are {found.hf_hub_id}")
+    return found.hf_hub_id
+
+
+def download_config(repo_id: str, *, revision: str | None = None, token: str | bool | None = None) -> Path:
+    """Downloads the config.json of a Hub model, and nothing else; returns the local folder that holds it.
+
+    Raises:
+        CheckpointError: the repository, revision or config is missing, access is gated, or the Hub is out of reach.
+    """
+    try:
+        return Path(hf_hub_download(repo_id, "config.json", revision=revision, token=token)).parent
+    except Exception as error:  # as in `download`
+        if isinstance(error, EntryNotFoundError) and not isinstance(error, LocalEntryNotFoundError):
+            advice = f"Give open_checkpoint({repo_id!r}) for its tensors, or a module of it"
+            raise CheckpointError(repo_id, "has no config.json that says what to build", advice) from error
+        raise hub_error(repo_id, revision, error) from error
+
+
+def cached(source: str, repo_id: str, revision: str | None, subfolder: str, error: Exception) -> tuple[Path, str]:
+    """The snapshot in the local cache, where the Hub cannot be asked."""
+    from .checkpoint import local_subfolder  # here, because that module imports this one
+
+    try:
+        folder = Path(snapshot_download(repo_id, revision=revision, local_files_only=True))
+    except LocalEntryNotFoundError:
+        raise hub_error(source, revision, error) from error
+    return (local_subfolder(folder, subfolder) if subfolder else folder), folder.name
+
+
+def hub_error(source: str, revision: str | None, error: Exception) -> CheckpointError:
+    """Words an error of the Hub's client about a model."""
+    return CheckpointError(source, *hub_problem(error, revision))
+
+
+def hub_problem(error: Exception, revision: str | None, kind: str = "model") -> tuple[str, str]:
+    """What an error of the Hub's client about a `kind` of repository means, and what to do about it."""
+    if isinstance(error, GatedRepoError):  # a RepositoryNotFoundError too, so it comes first
+        return "is a gated repository on the Hub", f"Accept its terms there, then {LOGIN}"
+    if isinstance(error, RepositoryNotFoundError):
+        return f"is neither a local path nor a {kind} on the Hub", f"Check the name; for a private one {LOGIN}"
+    if isinstance(error, RevisionNotFoundError):
+        return f"has no revision {shorten(revision)} on the Hub", "Pass a branch, tag or commit"
+    if isinstance(error, OfflineModeIsEnabled):
+        return "is not in the local cache, and HF_HUB_OFFLINE is set", "Unset it to download"
+    if any(isinstance(e, HfHubHTTPError) and e.response.status_code == 401 for e in (error, error.__cause__)):
+        return "cannot be read: the Hub does not know the access token", f"Unset HF_TOKEN, or {LOGIN}"
+    first = (str(error).strip().splitlines() or [""])[0]
+    return f"cannot be downloaded ({type(error).__name__}: {shorten(first)})", "Check the connection and try again"

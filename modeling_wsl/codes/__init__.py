@@ -1,0 +1,1 @@
+"""The kinds of latents: what the numbers of a window stand for."""

@@ -1,0 +1,1 @@
+"""The embedding of a whole model."""

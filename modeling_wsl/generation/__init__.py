@@ -1,0 +1,1 @@
+"""New weights, from anchors to models that load."""

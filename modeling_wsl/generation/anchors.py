@@ -1,0 +1,219 @@
+"""Anchors: trained models whose latents seed the sampling, matched to the target by name before any work is done."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from os import PathLike
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..checkpoints.checkpoint import Checkpoint
+from ..tokens.manifest import TensorSpec, check_choice
+from .stem import adapt_input_channels, can_adapt
+from .target_kinds import Target
+
+
+AnchorSource = Mapping[str, Tensor] | nn.Module | Checkpoint | str | PathLike
+REPORTED_MISMATCHES = 5
+
+
+@dataclass(frozen=True)
+class Anchor:
+    """A checkpoint, seen through the names of the target.
+
+    Attributes:
+        checkpoint: where the weights are read from.
+        names: name of a stored target tensor -> its name in the checkpoint.
+        adapted: name of a kernel of the stem -> its inputs and the image's channels in the target, where the
+            checkpoint's kernel has other ones (`adapt_input_channels`).
+    """
+
+    checkpoint: Checkpoint
+    names: Mapping[str, str]
+    adapted: Mapping[str, tuple[int, int]] = field(default_factory=dict)
+
+    def state_dict(self, names: Iterable[str]) -> dict[str, Tensor]:
+        """Tensors under the target's names and in the given order, checked to be finite.
+
+        A plain dict and not a `Checkpoint`: as remote code, the feature extractor's class of that name is another one.
+
+        Raises:
+            NonFiniteWeightsError: unless the anchors were opened with `allow_nonfinite`.
+        """
+        state, stored = {}, set()
+        for name in names:
+            found = self.checkpoint.tied.get(self.names[name], self.names[name])
+            value = self.read(name)
+            self.checkpoint.check_finite(found, value)
+            # One tensor under two names of the target would be taken for tied, and tokenized once.
+            state[name] = value.clone() if found in stored else value
+            stored.add(found)
+        return state
+
+    def read(self, name: str) -> Tensor:
+        """The tensor that the target calls `name`, adapted where `adapted` says so; read-only."""
+        value = self.checkpoint.read(self.names[name])
+        return adapt_input_channels(value, *self.adapted[name]) if name in self.adapted else value
+
+    def facts(self) -> dict[str, Any]:
+        """What provenance says about it."""
+        checkpoint = self.checkpoint
+        return {
+            "source": checkpoint.source,
+            "revision": checkpoint.revision,
+            "library": checkpoint.library,
+            "sha256": checkpoint.sha256(),
+        }
+
+
+@dataclass(frozen=True)
+class Matched:
+    """Anchors that fit a target.
+
+    Attributes:
+        anchors: in the order given.
+        initialized: the stored tensors that the target's library initializes.
+        adapted: tensors that an anchor has in another shape -> `anchor_shape` (of the first such anchor; None where it
+            has no such tensor), `shape`, `how` ("adapted" or "initialized") and `anchors` (the indices of these).
+    """
+
+    anchors: list[Anchor]
+    initialized: frozenset[str]
+    adapted: dict[str, dict[str, Any]]
+
+
+def match_anchors(
+    target: Target,
+    checkpoints: Sequence[Checkpoint],
+    tokenized: frozenset[str],
+    initialize: Sequence[str] = (),
+    stem: str = "adapt",
+) -> Matched:
+    """Finds every tensor of the target in every anchor; reads headers only (and tensors that may be tied).
+
+    Args:
+        target: what is generated.
+        checkpoints: the anchors, opened.
+        tokenized: the stored tensors of the target that tokens are made of; a missing other one (a batch norm's
+            counter) is initialized.
+        initialize: modules or tensors of the target (names, or prefixes up to a dot) to initialize, not to sample.
+        stem: what becomes of kernels for images of another number of channels: "adapt" (see `adapt_input_channels`),
+            or "initialize".
+
+    Returns:
+        The anchors. Initialized are tensors that were asked for, those of the head that an anchor has in another
+        shape, those of the stem where `stem` says so, and non-weights that an anchor lacks.
+
+    Raises:
+        ValueError: a tensor is missing, superfluous, of another shape or of another kind; the message names each.
+    """
+    check_choice("stem", stem, ("adapt", "initialize"))
+    initialized = named_tensors(target, initialize)
+    anchors, adapted = [], {}
+    for index, checkpoint in enumerate(checkpoints):
+        match = _match(target, checkpoint, tokenized, initialized, stem)
+        if problems := match.problems:
+            more = f"; and {len(problems) - REPORTED_MISMATCHES} more" if len(problems) > REPORTED_MISMATCHES else ""
+            raise ValueError(
+                f"Anchor {index} ({checkpoint.source}) does not match the target {target.name}: "
+                f"{'; '.join(problems[:REPORTED_MISMATCHES])}{more}. An anchor must be of the target's architecture. "
+                "If only the classifier or the channels of the images differ, pass num_classes= or in_channels=<those "
+                "of the target>, or name what to initialize: initialize=['fc']."
+            )
+        anchors.append(Anchor(checkpoint, match.names, match.adapted))
+        initialized |= match.absent
+        for name, shape in match.reshaped.items():
+            how = "adapted" if name in match.adapted else "initialized"
+            shapes = {"anchor_shape": shape, "shape": list(target.tensors[name].shape)}
+            adapted.setdefault(name, {**shapes, "how": how, "anchors": []})["anchors"].append(index)
+    return Matched(anchors, frozenset(initialized), adapted)
+
+
+def named_tensors(target: Target, prefixes: Sequence[str]) -> set[str]:
+    """The stored tensors that `initialize` names, itself or by the module that they belong to."""
+    names: set[str] = set()
+    for prefix in prefixes:
+        found = {name for name in target.tensors if name == prefix or name.startswith(prefix.rstrip(".") + ".")}
+        if not found:
+            tied = [f"{alias} is tied to {name}" for alias, name in target.tied.items() if alias.startswith(prefix)]
+            raise ValueError(
+                f"initialize={prefix!r} names no stored tensor of {target.name}"
+                f"{': ' + ', '.join(tied) if tied else ''}. Give a tensor's name or a module's, such as 'fc'."
+            )
+        names |= found
+    return names
+
+
+@dataclass
+class _Match:
+    names: dict[str, str] = field(default_factory=dict)  # of the target -> of the anchor
+    adapted: dict[str, tuple[int, int]] = field(default_factory=dict)
+    absent: set[str] = field(default_factory=set)  # to be initialized
+    reshaped: dict[str, list[int] | None] = field(default_factory=dict)  # of head and stem -> shape in the anchor
+    problems: list[str] = field(default_factory=list)
+
+
+def _match(
+    target: Target, checkpoint: Checkpoint, tokenized: frozenset[str], initialized: set[str], stem: str
+) -> _Match:
+    there = {**checkpoint.tensors, **_aliases(checkpoint)}
+    aliases: dict[str, list[str]] = {}
+    for alias, name in target.tied.items():
+        aliases.setdefault(name, []).append(alias)
+    match = _Match()
+    resizable = target.head if stem == "adapt" else target.head | target.stem  # by initialization
+    for name, spec in target.tensors.items():
+        candidates = [candidate for candidate in (name, *aliases.get(name, ())) if candidate in there]
+        if name in initialized and name not in resizable:
+            continue
+        if not candidates:
+            if name in resizable or name not in tokenized:
+                match.absent.add(name)
+                if name in resizable:
+                    match.reshaped[name] = None
+            else:
+                match.problems.append(f"tensor {name} {list(spec.shape)} of the target is missing in the anchor")
+            continue
+        found = there[candidates[0]]
+        if found.torch_dtype.is_floating_point != spec.torch_dtype.is_floating_point:
+            match.problems.append(f"tensor {name} is {found.dtype} in the anchor and {spec.dtype} in the target")
+            continue
+        if found.shape != spec.shape:
+            if name in resizable:
+                match.absent.add(name)
+                match.reshaped[name] = list(found.shape)
+                continue
+            if name not in target.stem or not can_adapt(found.shape, spec.shape, target.in_channels):
+                hint = "; it cannot be adapted, pass stem='initialize'" if name in target.stem else ""
+                match.problems.append(
+                    f"tensor {name} has shape {list(found.shape)} in the anchor and {list(spec.shape)} in the "
+                    f"target{hint}"
+                )
+                continue
+            match.reshaped[name] = list(found.shape)
+            match.adapted[name] = (spec.shape[1], target.in_channels)
+        match.names[name] = candidates[0]
+        match.problems += _untied(checkpoint, candidates)
+    known = {*target.tensor_order, *target.tensors, *target.head, *target.stem}
+    for name, spec in checkpoint.tensors.items():
+        aliased = {name, *(alias for alias, stored in checkpoint.tied.items() if stored == name)}
+        # Integers (position ids of older files) hold no weights; the target that does not know them does without.
+        if spec.torch_dtype.is_floating_point and not aliased & known:
+            match.problems.append(f"tensor {name} {list(spec.shape)} of the anchor is not in the target")
+    return match
+
+
+def _untied(checkpoint: Checkpoint, names: list[str]) -> list[str]:
+    """Names that are one tensor in the target must hold the same values in the anchor."""
+    first = names[0]
+    return [
+        f"tensors {first} and {other} are tied in the target and differ in the anchor"
+        for other in names[1:]
+        if checkpoint.tied.get(other, other) != checkpoint.tied.get(first, first)
+        and not torch.equal(checkpoint.read(first), checkpoint.read(other))
+    ]
+
+
+def _aliases(checkpoint: Checkpoint) -> dict[str, TensorSpec]:
+    return {alias: checkpoint.tensors[name] for alias, name in checkpoint.tied.items()}

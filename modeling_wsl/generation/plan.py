@@ -1,0 +1,145 @@
+"""What is checked before any work is done: target, anchors and settings fit each other."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+from ..checkpoints.checkpoint import open_checkpoint
+from ..feature_extraction_wsl import WSLFeatureExtractor
+from ..tokens.layer_normalization import check_layers
+from ..tokens.manifest import WeightManifest
+from .anchors import Anchor, AnchorSource, Matched, match_anchors, named_tensors
+from .latent_prior import LatentPrior
+from .settings import GenerationSettings
+from .target_kinds import Target
+from .targets import resolve_target
+
+
+@dataclass(frozen=True)
+class GenerationPlan:
+    """A generation that has been checked and not begun.
+
+    Attributes:
+        feature_extractor: the backbone's.
+        target: what is generated.
+        method: "density", "interpolation" or "prior".
+        anchors: in the order given.
+        prior: where the method is "prior".
+        manifest: the tokens of the tensors that are sampled.
+        initialized: stored tensors that the target's library initializes.
+        adapted: see `Matched`.
+        settings: how to draw.
+    """
+
+    feature_extractor: WSLFeatureExtractor
+    target: Target
+    method: str
+    anchors: list[Anchor]
+    prior: LatentPrior | None
+    manifest: WeightManifest
+    initialized: frozenset[str]
+    adapted: dict[str, dict[str, Any]]
+    settings: GenerationSettings
+
+
+def list_anchors(anchors: AnchorSource | Sequence[AnchorSource] | None) -> list[AnchorSource]:
+    """One anchor, several or none as a list."""
+    if anchors is None:
+        return []
+    return list(anchors) if isinstance(anchors, list | tuple) else [anchors]
+
+
+def plan_generation(
+    feature_extractor: WSLFeatureExtractor,
+    target: Any,
+    anchors: AnchorSource | Sequence[AnchorSource],
+    settings: GenerationSettings,
+    *,
+    num_classes: int | None = None,
+    in_channels: int | None = None,
+    target_kwargs: Mapping[str, Any] | None = None,
+    target_revision: str | None = None,
+    initialize: Sequence[str] = (),
+    stem: str = "adapt",
+    prior: LatentPrior | None = None,
+    **options: Any,
+) -> GenerationPlan:
+    """Resolves target and anchors and checks that they fit; reads no weights.
+
+    Args:
+        feature_extractor: the backbone's.
+        target, num_classes, in_channels, target_kwargs: see `resolve_target`.
+        target_revision: branch, tag or commit, where the target is a Hub id.
+        anchors: trained models of the target's architecture: paths, Hub ids, modules, state dicts, checkpoints; none
+            of them to draw from the prior.
+        settings: how to draw.
+        initialize: modules or tensors of the target to initialize anew instead of sampling them.
+        stem: where an anchor is for images of another number of channels, see `match_anchors`.
+        prior: the backbone's, where there are no anchors.
+        options: for `open_checkpoint` (`revision`, `token`, `allow_nonfinite`, ...), applied to every anchor.
+
+    Raises:
+        ValueError: target, anchors and settings do not fit, or a ranking by accuracy is asked for a head that is
+            initialized.
+        CheckpointError: an anchor cannot be read safely.
+    """
+    sources = list_anchors(anchors)
+    method = settings.method_for(len(sources))
+    # A revision is that of an anchor; a token may open both.
+    hub_options = {"revision": target_revision, "token": options.get("token")}
+    resolved = resolve_target(target, num_classes, target_kwargs, in_channels=in_channels, **hub_options)
+    whole = feature_extractor.layout(resolved.tensors)
+    if method == "prior":
+        if unknown := sorted(options.keys() - {"token"}):
+            raise ValueError(f"{', '.join(unknown)}: there is no such option of a draw without anchors.")
+        if prior is None:
+            raise ValueError("Without anchors a prior is needed, prior=LatentPrior.from_pretrained(backbone).")
+        carried = {spec.name for spec in whole.carried}
+        matched = Matched([], frozenset(named_tensors(resolved, initialize) | carried), {})
+    else:
+        tokenized = frozenset(spec.name for layer in whole.layers for spec in layer.tensors)
+        opened = [open_checkpoint(source, **options) for source in sources]
+        matched = match_anchors(resolved, opened, tokenized, initialize, stem)
+    initialized = matched.initialized
+    random = sorted(initialized & {spec.name for layer in whole.layers for spec in layer.tensors})
+    if settings.rank is not None and not callable(settings.rank) and random:
+        raise ValueError(
+            f"rank: {', '.join(random[:5])} of {resolved.name} {'is' if len(random) == 1 else 'are'} initialized at "
+            "random, so accuracy on a validation loader would rank noise. Pass a function that trains the model "
+            "first, or no rank."
+        )
+    _check_images(settings.batch_norm_images, resolved)
+    needs_module = initialized or settings.rank is not None or settings.batch_norm_images is not None
+    if needs_module and resolved.library == "plain":
+        resolved.build()  # says that it cannot, and why
+    # What is carried stays in the manifest, where the prior sees a batch norm by it.
+    sampled = {spec.name for layer in whole.layers for spec in layer.tensors} - initialized
+    kept = sampled | {spec.name for spec in whole.carried}
+    manifest = feature_extractor.layout({name: spec for name, spec in resolved.tensors.items() if name in kept})
+    if not manifest.layers:
+        raise ValueError(f"Nothing is left to sample of {resolved.name}: all its tensors are initialized or carried.")
+    if feature_extractor.layer_normalization is not None:
+        check_layers(manifest, feature_extractor.layer_normalization, resolved.name)
+    return GenerationPlan(
+        feature_extractor,
+        resolved,
+        method,
+        matched.anchors,
+        prior if method == "prior" else None,
+        manifest,
+        initialized,
+        matched.adapted,
+        settings,
+    )
+
+
+def _check_images(images: Any, target: Target) -> None:
+    if isinstance(images, Tensor) and target.in_channels and images.dim() == 4:
+        channels = images.shape[1]
+        if channels != target.in_channels:
+            raise ValueError(
+                f"batch_norm_images have {channels} channels, the target {target.name} takes {target.in_channels}. "
+                "Pass in_channels= for the target, or other images."
+            )

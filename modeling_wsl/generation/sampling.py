@@ -1,0 +1,325 @@
+"""From anchors' weights to new latents: haloed windows and the kernel density estimate (paper, appendix B.2.2, C.2).
+
+A model has far more tokens than a backbone sees at once. It is cut into core windows; each is processed together with
+`halo` tokens of context on both sides, which are dropped from the result. Rows are shifted inwards at both ends of the
+sequence, so that all rows of a sequence have the same length, every token in them is real, and no attention mask is
+needed. Which row a token's result comes from is computed from the token's index alone, for any length.
+"""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from itertools import accumulate, islice
+
+import torch
+from torch import Tensor
+from tqdm.auto import tqdm
+from transformers import PreTrainedModel
+from transformers.utils.logging import is_progress_bar_enabled
+
+from ..backbone.inference import autocast_type, inference_backbone
+from ..backbone.window_workers import batch_sizes, num_workers, rows_per_pass, run_in_order
+from ..codes.matrix_sampling import encode_windows
+from ..tokens.manifest import check_choice
+
+
+DRAW_TOKENS = 1024
+
+
+@dataclass(frozen=True)
+class HaloedWindows:
+    """Which rows a sequence of `num_tokens` tokens is processed in, and which tokens of each row are kept.
+
+    Core window i is tokens `[i * window_size, (i + 1) * window_size)`; its row holds `halo` more on both sides. A row
+    that would begin before the sequence or end after it is shifted inwards. A last core window of at most `halo`
+    tokens would get the same row as the one before it; the two are one window here.
+
+    Raises:
+        ValueError: a window without tokens or a negative halo.
+    """
+
+    num_tokens: int
+    window_size: int = 512
+    halo: int = 64
+
+    def __post_init__(self):
+        if self.window_size < 1:
+            raise ValueError(f"window_size is {self.window_size}; a window holds at least one token.")
+        if self.halo < 0:
+            raise ValueError(f"halo is {self.halo}; give 0 for windows without context, or a positive number.")
+
+    @property
+    def row_length(self) -> int:
+        """Tokens in every row, halo included."""
+        return min(self.num_tokens, self.window_size + 2 * self.halo)
+
+    def __len__(self) -> int:
+        if self.num_tokens <= self.window_size + 2 * self.halo:
+            return min(self.num_tokens, 1)
+        return -(-(self.num_tokens - self.halo) // self.window_size)
+
+    def row_start(self, index: int) -> int:
+        """The first token of a row."""
+        return min(max(index * self.window_size - self.halo, 0), self.num_tokens - self.row_length)
+
+    def core(self, index: int) -> tuple[int, int]:
+        """The tokens `[start, stop)` whose results are taken from this row."""
+        last = index == len(self) - 1
+        return index * self.window_size, self.num_tokens if last else (index + 1) * self.window_size
+
+
+def encode_stream(
+    model: PreTrainedModel,
+    chunks: Iterable[Mapping[str, Tensor]],
+    num_tokens: int,
+    *,
+    window_size: int = 512,
+    halo: int = 64,
+    batch_size: int = 8,
+    autocast_dtype: torch.dtype | str | None = None,
+    progress: bool = False,
+    features: bool = False,
+) -> Iterator[tuple[int, Tensor]]:
+    """Encodes a sequence that arrives in pieces, in the memory of one piece and of the batches that are worked on.
+
+    Args:
+        model: a backbone with `encode`.
+        chunks: consecutive pieces with `tokens` `[n, d_t]`, `token_mask` `[n, d_t]` and `positions` `[n, 3]`, such as
+            `WSLFeatureExtractor.stream` yields.
+        num_tokens: of all pieces together.
+        window_size, halo: see `HaloedWindows`.
+        batch_size: rows per forward pass, at most. In bfloat16 on a CPU each of torch's threads has a pass of its own.
+        autocast_dtype: run the backbone under autocast to this type ("bfloat16").
+        progress: show a progress bar, unless transformers' switch turns them off.
+        features: give what embeddings pool (`WSLModel.token_features`) instead of what `decode_haloed` takes. The two
+            differ with `latent_code="matrix"`, which needs no halo, no batches and no network.
+
+    Yields:
+        (index of the first token, latents `[n, latent_size]` float32 on the model's device, the factors of
+        `latent_code="matrix"` on the CPU), in order, without gaps.
+
+    Raises:
+        ValueError: the pieces hold more or fewer than `num_tokens` tokens.
+    """
+    if model.has_matrix_code and not features:
+        with _progress_bar(num_tokens, "Encoding", progress, unit="token") as bar:
+            for start, latents in encode_windows(model, chunks, num_tokens, window_size):
+                yield start, latents
+                bar.update(len(latents))
+        return
+    windows = HaloedWindows(num_tokens, window_size, halo)
+    rows = haloed_rows(chunks, windows)
+    model, autocast_dtype = inference_backbone(model, autocast_dtype)
+    method = model.token_features if features else model.encode
+    workers = num_workers(model, len(windows))
+    most = rows_per_pass(model, windows.row_length, batch_size)
+
+    def batches() -> Iterator[list[tuple[int, dict[str, Tensor]]]]:
+        for size in batch_sizes(len(windows), most, workers):
+            yield list(islice(rows, size))
+        yield from rows  # none is left, or the pieces are refused here
+
+    def encode(batch: list[tuple[int, dict[str, Tensor]]]) -> tuple[range, Tensor]:
+        indices = range(batch[0][0], batch[-1][0] + 1)
+        fields = {name: torch.stack([row[name] for _, row in batch]) for name in batch[0][1]}
+        outputs = run_batch(model, method, fields, autocast_dtype)
+        latents = outputs.new_empty(_num_tokens(windows, indices), outputs.shape[-1], dtype=torch.float32)
+        _keep_cores(outputs, latents, windows, indices)
+        return indices, latents
+
+    with _progress_bar(len(windows), "Encoding", progress) as bar:
+        for indices, latents in run_in_order(encode, batches(), workers):
+            yield windows.core(indices[0])[0], latents
+            bar.update(len(indices))
+
+
+def haloed_rows(
+    chunks: Iterable[Mapping[str, Tensor]], windows: HaloedWindows
+) -> Iterator[tuple[int, dict[str, Tensor]]]:
+    """Cuts a sequence that arrives in pieces into rows, in the memory of one piece and what is taken from here.
+
+    Args:
+        chunks: see `encode_stream`.
+        windows: of the whole sequence.
+
+    Yields:
+        (index of the row, its `tokens`, `token_mask` and `positions`, each `[row_length, ...]`), in order.
+
+    Raises:
+        ValueError: the pieces hold more or fewer than `windows.num_tokens` tokens.
+    """
+    num_tokens = windows.num_tokens
+    held: dict[str, Tensor] = {}
+    held_start = held_stop = index = 0
+    for chunk in chunks:
+        fields = {name: chunk[name] for name in ("tokens", "token_mask", "positions") if chunk.get(name) is not None}
+        held_stop += len(fields["tokens"])
+        if held_stop > num_tokens:
+            break
+        held = {name: torch.cat([held[name], value]) if held else value for name, value in fields.items()}
+        while index < len(windows) and windows.row_start(index) + windows.row_length <= held_stop:
+            start = windows.row_start(index) - held_start
+            yield index, {name: value[start : start + windows.row_length] for name, value in held.items()}
+            index += 1
+        if index < len(windows):  # what lies before the next row is not needed again
+            drop = windows.row_start(index) - held_start
+            held = {name: value[drop:] for name, value in held.items()}
+            held_start += drop
+    if held_stop != num_tokens:
+        raise ValueError(
+            f"The pieces hold {'at least ' if held_stop > num_tokens else ''}{held_stop} tokens, num_tokens says "
+            f"{num_tokens}. Pass the number of tokens of the whole sequence (manifest.num_tokens)."
+        )
+
+
+def decode_haloed(
+    model: PreTrainedModel,
+    latents: Tensor,
+    positions: Tensor,
+    window_size: int = 512,
+    halo: int = 64,
+    batch_size: int = 8,
+    autocast_dtype: torch.dtype | str | None = None,
+    progress: bool = False,
+) -> Tensor:
+    """Decodes the latents of a whole model of any length, window by window (paper, appendix B.2.2).
+
+    Args:
+        model: a backbone with `decode`.
+        latents: `[T, latent_size]`.
+        positions: `[T, 3]` int64.
+        window_size, halo, batch_size, autocast_dtype, progress: see `encode_stream`.
+
+    Returns:
+        tokens `[T, d_t]` float32, on the device of the latents.
+    """
+    _check_positions(positions, len(latents))
+    windows = HaloedWindows(len(latents), window_size, halo)
+    model, autocast_dtype = inference_backbone(model, autocast_dtype)
+    with torch.inference_mode(False):  # threads that write to it are not in the caller's inference mode
+        tokens = torch.empty(len(latents), model.config.token_size, dtype=torch.float32, device=latents.device)
+    workers = num_workers(model, len(windows))
+    most = rows_per_pass(model, windows.row_length, batch_size)
+    ends = [0, *accumulate(batch_sizes(len(windows), most, workers))]
+
+    if model.has_matrix_code:  # whole windows first; the halo is the network's
+        decoded, token_mask = (part[0] for part in model.decode_matrices(latents[None]))
+        inputs, method = {"tokens": decoded, "token_mask": token_mask, "positions": positions}, model.refine
+    else:
+        inputs, method = {"latents": latents, "positions": positions}, model.decode
+
+    def decode(rows: range) -> int:
+        batch = {name: _rows(whole, windows, rows) for name, whole in inputs.items()}
+        outputs = run_batch(model, method, batch, autocast_dtype)
+        start = windows.core(rows[0])[0]
+        _keep_cores(outputs, tokens[start : start + _num_tokens(windows, rows)], windows, rows)
+        return len(rows)
+
+    with _progress_bar(len(windows), "Decoding", progress) as bar:
+        for num_rows in run_in_order(decode, map(range, ends, ends[1:]), workers):
+            bar.update(num_rows)
+    return tokens
+
+
+def sample_latents(
+    anchors: Tensor,
+    bandwidth: float = 0.2,
+    noise: str = "shared",
+    generator: torch.Generator | None = None,
+    noise_scale: Callable[[Tensor], Tensor] | None = None,
+    one_anchor: bool = False,
+) -> Tensor:
+    """One draw from the Gaussian kernel density estimate on the anchors' latents (paper, appendix B.2.2).
+
+    A draw from such an estimate is a randomly chosen anchor plus `bandwidth` times a standard normal vector. The
+    random numbers are made on the CPU, so that a seed means the same draw on every device.
+
+    Args:
+        anchors: `[anchors, T, latent_size]`.
+        bandwidth: standard deviation of the kernel; 0 returns an anchor.
+        noise: "shared": one anchor and one noise vector for all tokens of the draw, which is what the published code
+            does through a fixed seed; "independent": an anchor and a noise vector of its own for each token.
+        generator: source of randomness; None: torch's global one.
+        noise_scale: gives, for latents `[T, latent_size]`, what one unit of noise is worth in each number
+            (`WSLModel.noise_scale`); None: 1 everywhere.
+        one_anchor: take all tokens from one anchor whatever the noise, and ask `noise_scale` for all of them at once:
+            for latents that do not mix, such as the factors of `latent_code="matrix"`.
+
+    Returns:
+        `[T, latent_size]`, dtype and device of the anchors.
+
+    Raises:
+        ValueError: anchors of another rank, none of them, a negative bandwidth or an unknown kind of noise.
+    """
+    if anchors.dim() != 3 or len(anchors) == 0:
+        raise ValueError(
+            f"anchors have shape {tuple(anchors.shape)}; give [anchors, tokens, latent_size], one or more."
+        )
+    if not 0 <= bandwidth < float("inf"):
+        raise ValueError(f"bandwidth is {bandwidth}; it is a standard deviation: give 0 (no noise) or more.")
+    check_choice("noise", noise, ("shared", "independent"))
+    num_anchors, num_tokens, latent_size = anchors.shape
+    if noise == "shared" or one_anchor:
+        chosen = anchors[int(torch.randint(num_anchors, (1,), generator=generator))]
+    else:
+        index = torch.randint(num_anchors, (num_tokens,), generator=generator).to(anchors.device)
+        chosen = anchors[index, torch.arange(num_tokens, device=anchors.device)]  # [T, latent_size]
+    shape = (latent_size,) if noise == "shared" else (num_tokens, latent_size)  # the same for every token, or its own
+    epsilon = torch.randn(shape, generator=generator)
+    steps = (bandwidth * epsilon.to(chosen)).expand_as(chosen)
+    draw = torch.empty_like(chosen)
+    # In pieces, which stay in the cache from one operation to the next.
+    size = num_tokens if one_anchor else DRAW_TOKENS
+    for here, step, out in zip(*(whole.split(size) for whole in (chosen, steps, draw)), strict=True):
+        torch.add(here, step if noise_scale is None else step * noise_scale(here), out=out)
+    return draw
+
+
+def draw_seeds(seed: int, num_draws: int) -> list[int]:
+    """A seed for each draw, so that any one can be made again without the others.
+
+    The first seeds do not depend on how many are asked for.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    return [int(torch.randint(2**63 - 1, (), generator=generator)) for _ in range(num_draws)]
+
+
+def run_batch(
+    model: PreTrainedModel, method: Callable, batch: Mapping[str, Tensor], autocast_dtype: torch.dtype | str | None
+) -> Tensor:
+    """`encode` or `decode` of a batch on the model's device, without gradients: `[rows, row_length, width]`."""
+    inputs = {name: value.to(model.device) for name, value in batch.items()}
+    dtype = autocast_type(autocast_dtype)
+    with torch.no_grad(), torch.autocast(model.device.type, dtype=dtype, enabled=dtype is not None):
+        return method(**inputs)
+
+
+def _rows(sequence: Tensor, windows: HaloedWindows, rows: range) -> Tensor:
+    """`[rows, row_length, ...]`."""
+    starts = [windows.row_start(row) for row in rows]
+    return torch.stack([sequence[start : start + windows.row_length] for start in starts])
+
+
+def _num_tokens(windows: HaloedWindows, rows: range) -> int:
+    """Tokens in the cores of consecutive rows."""
+    return windows.core(rows[-1])[1] - windows.core(rows[0])[0]
+
+
+def _keep_cores(outputs: Tensor, out: Tensor, windows: HaloedWindows, rows: range) -> None:
+    """Writes the core of each row of `outputs` `[rows, row_length, width]` into `out` `[tokens, width]`."""
+    first = windows.core(rows[0])[0]
+    for output, row in zip(outputs, rows, strict=True):
+        start, stop = windows.core(row)
+        offset = windows.row_start(row)
+        out[start - first : stop - first] = output[start - offset : stop - offset]
+
+
+def _check_positions(positions: Tensor, num_tokens: int) -> None:
+    if tuple(positions.shape) != (num_tokens, 3):
+        raise ValueError(
+            f"positions have shape {tuple(positions.shape)}, expected {(num_tokens, 3)}: [n, l, k] of every token."
+        )
+
+
+def _progress_bar(total: int, description: str, progress: bool, unit: str = "window") -> tqdm:
+    hidden = not progress or not is_progress_bar_enabled()
+    return tqdm(total=total, desc=description, unit=unit, leave=False, disable=hidden)

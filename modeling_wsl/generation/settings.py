@@ -1,0 +1,141 @@
+"""How to draw: the settings of a generation, and the paper's two protocols."""
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any, Self
+
+import torch
+from torch import Tensor
+
+from ..tokens.manifest import check_choice
+from .ranking import Scorer
+
+
+METHODS = ("density", "interpolation", "prior")
+
+
+@dataclass(frozen=True)
+class GenerationSettings:
+    """How to draw.
+
+    Attributes:
+        num_samples: models to return.
+        num_candidates: models to draw, of which the best `num_samples` are kept; needs `rank`. None: `num_samples`.
+        method: "density" (a kernel density on the anchors' latents), "interpolation" (points of the straight line
+            between the latents of two anchors) or "prior" (no anchor: `LatentPrior`). None: "density" with anchors,
+            else "prior".
+        seed: of all randomness; the same seed gives the same bytes on the same machine.
+        bandwidth, noise: of the density, see `sample_latents`.
+        interpolation_ends: whether the line's ends, the anchors themselves, are among the points.
+        bootstrap_rounds: how often the latents of the best `num_samples` of a round become the anchors of another
+            round of `num_candidates` draws (SANE's bootstrapped sampling); needs `rank`.
+        window_size, halo: see `HaloedWindows`. window_size None: the window that the backbone was trained on.
+        batch_size: windows per forward pass of the backbone.
+        autocast_dtype: run the backbone under autocast to this type ("bfloat16").
+        batch_norm_images: images for `reestimate_batch_norm`; None: the first anchor's statistics are inherited, and
+            without an anchor they stay as the library initializes them.
+        rank: a function module -> score, higher is better, or a loader of validation data `(images, labels)`; never
+            test data.
+        progress: show progress bars (transformers' switch turns them off too).
+
+    Raises:
+        ValueError: for an impossible combination, saying which.
+    """
+
+    num_samples: int = 1
+    num_candidates: int | None = None
+    method: str | None = None
+    seed: int = 0
+    bandwidth: float = 0.2
+    noise: str = "shared"
+    interpolation_ends: bool = False
+    bootstrap_rounds: int = 0
+    window_size: int | None = None
+    halo: int = 64
+    batch_size: int = 8
+    autocast_dtype: torch.dtype | str | None = None
+    batch_norm_images: Tensor | Iterable[Any] | None = None
+    rank: Scorer | Iterable[Any] | None = None
+    progress: bool = True
+
+    def __post_init__(self):
+        check_choice("noise", self.noise, ("shared", "independent"))
+        if self.method is not None:
+            check_choice("method", self.method, METHODS)
+        if isinstance(self.autocast_dtype, str):
+            check_choice("autocast_dtype", self.autocast_dtype, ("bfloat16", "float16"))
+        if self.halo < 0:
+            raise ValueError(f"halo is {self.halo}; give 0 for windows without context, or a positive number.")
+        for option in ("num_samples", "batch_size", "window_size"):
+            if getattr(self, option) is not None and getattr(self, option) < 1:
+                raise ValueError(f"{option} is {getattr(self, option)}; it must be at least 1.")
+        if not 0 <= self.bandwidth < float("inf"):
+            raise ValueError(f"bandwidth is {self.bandwidth}; it is a standard deviation: give 0 (no noise) or more.")
+        if self.bootstrap_rounds < 0:
+            raise ValueError(f"bootstrap_rounds is {self.bootstrap_rounds}; give 0 (none) or more.")
+        for option in ("num_candidates", "bootstrap_rounds"):
+            if getattr(self, option) and self.rank is None:
+                raise ValueError(
+                    f"{option}={getattr(self, option)} needs rank=<validation loader or function>: without it nothing "
+                    "tells which of them to keep."
+                )
+        if self.num_candidates is not None and self.num_candidates < self.num_samples:
+            raise ValueError(f"num_candidates={self.num_candidates} is below num_samples={self.num_samples}.")
+        for option in ("batch_norm_images", "rank"):
+            if self.total_draws > 1 and isinstance(getattr(self, option), Iterator):
+                raise ValueError(
+                    f"{option} is an iterator: it would be used up by the first of {self.total_draws} models. Give "
+                    "a list or a DataLoader."
+                )
+
+    @property
+    def num_draws(self) -> int:
+        return self.num_candidates or self.num_samples
+
+    @property
+    def total_draws(self) -> int:
+        """Of all rounds."""
+        return self.num_draws * (self.bootstrap_rounds + 1)
+
+    @classmethod
+    def few_shot(cls, **more: Any) -> Self:
+        """The paper's protocol for models without fine-tuning: draw 50 around 5 anchors, keep 10 (appendix C.2).
+
+        Args:
+            more: `rank`, which it needs, and anything else.
+        """
+        return cls(**{"num_samples": 10, "num_candidates": 50, **more})
+
+    @classmethod
+    def init(cls, **more: Any) -> Self:
+        """The paper's protocol for an initialization: draw 5 around 1 anchor, keep the best (appendix C.2).
+
+        Args:
+            more: `rank`, which it needs, and anything else.
+        """
+        return cls(**{"num_samples": 1, "num_candidates": 5, **more})
+
+    def method_for(self, num_anchors: int) -> str:
+        """What these settings mean by `method`, with so many anchors.
+
+        Raises:
+            ValueError: the method needs another number of them, or does without rounds.
+        """
+        method = self.method or ("density" if num_anchors else "prior")
+        if method == "density" and num_anchors == 0:
+            raise ValueError(
+                "anchors is empty: give one trained model of the target's architecture or more, or method='prior', "
+                "which needs none."
+            )
+        if method == "interpolation" and num_anchors != 2:
+            raise ValueError(f"method='interpolation' goes from one anchor to another: give two, not {num_anchors}.")
+        if method == "prior" and num_anchors:
+            raise ValueError(
+                f"method='prior' takes nothing from anchors, and {num_anchors} are given: leave them out, or take "
+                "method='density'."
+            )
+        if method != "density" and self.bootstrap_rounds:
+            raise ValueError(f"bootstrap_rounds={self.bootstrap_rounds} needs method='density', not {method!r}.")
+        if method == "interpolation" and self.interpolation_ends and self.num_draws < 2:
+            raise ValueError("interpolation_ends: a line has two ends, so num_samples must be at least 2.")
+        return method

@@ -1,0 +1,1 @@
+"""Weights to tokens and back: which tensor lies where."""

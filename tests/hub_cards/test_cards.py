@@ -1,0 +1,328 @@
+"""Cards of models: made of facts, readable by the Hub's own parser, and honest about what was not measured."""
+
+import re
+
+import pytest
+from huggingface_hub import ModelCard, metadata_load
+
+from datasets_scripts.licenses import license_of, strictest
+from hub_cards.backbone_card import BackboneFacts, backbone_card
+from hub_cards.card_text import check_card, is_somebodys
+from hub_cards.errors import PublishError
+from hub_cards.generated_model_card import GeneratedFacts, generated_model_card
+from hub_cards.local_paths import without_local_paths
+from hub_cards.origins import Origin, settle_license
+from modeling_wsl import WSLConfig
+from modeling_wsl.card_signature import is_ours, signed
+
+
+TRAINING = {
+    "status": "completed",
+    "size": "nano",
+    "parameters": 1_234_567,
+    "seed": 7,
+    "steps": 400,
+    "total_steps": 400,
+    "windows_per_step": 16,
+    "tokens_seen": 98_765,
+    "seconds": 312.5,
+    "dataset_commit": "c0ffee" * 6 + "c0ff",
+    "train_windows": 120,
+    "train_tokens": 54_321,
+    "validation_tokens": 2_468,
+    "val_r2": 0.5512,
+    "val_r2_step": 400,
+    "best_val_r2": 0.5634,
+    "best_val_r2_step": 300,
+    "val_r2_history": [{"step": 0, "val_r2": 0.5}, {"step": 300, "val_r2": 0.5634}, {"step": 400, "val_r2": 0.5512}],
+    "baselines": {"random projection": 0.5566, "PCA": 0.5771},
+    "processes": 2,
+    "device": "cuda",
+    "versions": {"torch": "2.14.1", "transformers": "5.24.0"},
+    "config": {
+        "dataset": "org/tokens",
+        "dataset_revision": None,
+        "model_name_or_path": None,
+        "learning_rate": 2e-5,
+        "lr_schedule": "onecycle",
+        "weight_decay": 3e-9,
+        "mixed_precision": "bf16",
+        "save_dtype": "bfloat16",
+    },
+}
+PROVENANCE = {
+    "draw": 1,
+    "draw_seed": 991,
+    "target": {"name": "resnet18", "library": "timm", "arguments": {"model_name": "resnet18"}},
+    "anchors": [],
+    "backbone": {"name": "org/backbone", "revision": "b" * 40, "sha256": None, "dtype": "float32", "device": "cpu"},
+    "feature_extractor": {"tokenization": "dense", "token_size": 230},
+    "seed": 5,
+    "num_candidates": 4,
+    "total_draws": 4,
+    "noise": "shared",
+    "bandwidth": 0.2,
+    "window_size": 512,
+    "halo": 64,
+    "batch_size": 8,
+    "autocast_dtype": None,
+    "versions": {"torch": "2.14.1", "hf-wsl": None},
+    "tensors": {"conv1.weight": "sampled", "bn1.running_mean": "inherited: timm/resnet18", "fc.weight": "initialized"},
+    "entries": {"sampled": 900, "inherited: timm/resnet18": 64, "initialized": 36},
+}
+ANCHOR = Origin("timm/resnet18.a1_in1k", "timm/resnet18.a1_in1k", "a" * 40, "5" * 64, "apache-2.0")
+LOCAL = Origin("my-resnet", None, None, "6" * 64, None)
+
+
+def backbone(repo_id="org/nano", license="mit", licenses=None, dataset_id="org/tokens", layers=None, **training):
+    stated = {"MIT": 90, "cc-by-nc-4.0": 6} if licenses is None else licenses
+    config = WSLConfig.from_size("nano")
+    extractor = {"token_size": 230, "batch_norm_statistics": "carry", "layer_normalization": layers}
+    known = strictest(stated) if stated else None
+    facts = {**TRAINING, **training}
+    return backbone_card(
+        BackboneFacts(
+            repo_id,
+            facts,
+            config,
+            extractor,
+            license_of(license),
+            known,
+            stated,
+            dataset_id=dataset_id,
+            base_model=None,
+        )
+    )
+
+
+def generated(anchors=(ANCHOR,), license="apache-2.0", config=None, **provenance):
+    config = {"architecture": "resnet18", "num_classes": 1000} if config is None else config
+    own = Origin("org/backbone", "org/backbone", "b" * 40, None, "mit")
+    known = strictest(["mit", *(anchor.license for anchor in anchors if anchor.license)])
+    facts = {**PROVENANCE, **provenance}
+    return generated_model_card(GeneratedFacts("org/made", facts, config, anchors, own, license_of(license), known))
+
+
+def without_front_matter(card):
+    return card.split("---\n", 2)[2]
+
+
+@pytest.mark.parametrize("card", [backbone(), generated()], ids=["backbone", "generated model"])
+def test_a_card_is_read_by_the_hub_s_parser_and_no_placeholder_is_left_in_it(card, tmp_path):
+    (tmp_path / "README.md").write_text(card)
+    front = metadata_load(tmp_path / "README.md")
+    assert front == ModelCard(card).data.to_dict()
+    assert check_card(card, "README.md") == front
+    assert not re.search(r"More Information Needed|\$[a-z{]|\bNone\b|<!-- Provide", card)
+    assert card.count("\n# ") == 1
+
+
+def test_a_backbone_s_front_matter_says_what_it_is_and_gives_the_results_with_the_honest_lines():
+    data = ModelCard(backbone()).data
+    assert (data.library_name, data.license, data.pipeline_tag) == ("transformers", "mit", "feature-extraction")
+    assert data.datasets == ["org/tokens"]
+    assert {"hf-wsl", "weight-space-learning"} <= set(data.tags)
+    found = {result.metric_name: result.metric_value for result in data.eval_results}
+    assert found == {
+        "random projection of the same size (baseline)": 0.5566,
+        "PCA of the same size (baseline)": 0.5771,
+        "backbone before training (step 0)": 0.5,
+        "backbone, best of the run (step 300; not these weights)": 0.5634,
+        "backbone, these weights (step 400)": 0.5512,
+    }
+    assert {result.metric_type for result in data.eval_results} == {"r_squared"}
+    assert {result.dataset_type for result in data.eval_results} == {"org/tokens"}
+    assert {result.dataset_revision for result in data.eval_results} == {TRAINING["dataset_commit"]}
+
+
+def test_a_backbone_s_text_tells_how_to_load_it_how_it_was_trained_and_what_it_is_not():
+    text = without_front_matter(backbone())
+    for expected in (
+        'AutoModel.from_pretrained("org/nano")',
+        'pipeline("weight-embedding", model="org/nano", revision="<commit>", trust_remote_code=True)',
+        "1,234,567 parameters (size `nano`",
+        "2,468 tokens of the validation split",
+        "54,321 in 120 windows",
+        "400 of 400 (completed)",
+        "5 minutes on 2 x cuda",
+        "| MIT | 90 |",
+        "| cc-by-nc-4.0 | 6 |",
+        "published under `mit`",
+        "strictest known license among the training models is `cc-by-nc-4.0`",
+        "batch-norm statistics left out",
+    ):
+        assert expected in text, expected
+
+
+@pytest.mark.parametrize(
+    ("val_r2", "baselines", "verdict"),
+    [
+        (0.5512, {"PCA": 0.5771}, "it is 0.026 below PCA of the same size: **it does not beat PCA.**"),
+        (0.6012, {"PCA": 0.5771}, "it is 0.024 above PCA of the same size."),
+        (0.5772, {"PCA": 0.5771}, "it does as well as PCA of the same size, and no better."),
+        (0.6, {}, "PCA was not fitted in this run"),
+        (None, {"PCA": 0.5}, "no validation split: nothing is known"),
+    ],
+)
+def test_the_verdict_on_a_backbone_follows_from_its_figures(val_r2, baselines, verdict):
+    assert verdict in backbone(val_r2=val_r2, baselines=baselines)
+
+
+def test_what_was_not_measured_is_called_so_and_is_no_result():
+    none = {"val_r2": None, "val_r2_step": None, "best_val_r2": None, "best_val_r2_step": None, "val_r2_history": []}
+    card = backbone(**none, baselines={}, licenses={}, dataset_id=None)
+    assert ModelCard(card).data.eval_results is None
+    assert "| PCA of the same size (baseline) | not measured |" in card
+    assert "| backbone, these weights | not measured |" in card
+    assert "was not to be found when this card was written" in card
+    assert "org/tokens` (not on the Hub)" in card
+
+
+def test_a_normalization_by_layer_is_told():
+    told = "normalized by the zoo's statistics of each of its 2 layers"
+    assert told in " ".join(backbone(layers={"conv1": [0.0, 1.0], "fc": [0.1, 2.0]}).split())
+    assert "normalized by" not in backbone()
+
+
+def test_an_unfinished_schedule_is_a_limit():
+    assert "ended after 90 of 400 planned steps" in backbone(steps=90, status="out of time")
+
+
+def test_a_license_that_the_hub_does_not_list_is_other_with_its_name():
+    data = ModelCard(backbone(license="Our Lab License")).data
+    assert (data.license, data.license_name) == ("other", "Our Lab License")
+
+
+def test_conflicting_licenses_are_said_in_the_card():
+    card = backbone(licenses={"gpl-3.0": 1, "cc-by-nc-4.0": 2})
+    assert "- gpl-3.0 forbids further restrictions, and cc-by-nc-4.0 adds some (no commercial use)" in card
+    anchors = (ANCHOR, Origin("lab/net", "lab/net", "c" * 40, None, "gpl-3.0"))
+    assert "no license of the whole satisfies" not in generated(anchors, license="gpl-3.0")
+    anchors += (Origin("lab/other", "lab/other", "d" * 40, None, "cc-by-nc-4.0"),)
+    assert "gpl-3.0 forbids further restrictions" in generated(anchors, license="cc-by-nc-4.0")
+
+
+def test_a_generated_model_names_its_anchors_as_base_models_and_where_its_numbers_are_from():
+    card = generated((ANCHOR, LOCAL))
+    data = ModelCard(card).data
+    assert (data.library_name, data.license) == ("timm", "apache-2.0")
+    assert data.pipeline_tag == "image-classification"
+    assert data.base_model == ["timm/resnet18.a1_in1k"]
+    text = without_front_matter(card)
+    for expected in (
+        "Nobody trained these weights: a backbone generated them from 2 trained models",
+        'timm.create_model("hf-hub:org/made", pretrained=True)',
+        "| sampled | drawn by the backbone | 1 | 900 | 90.00% |",
+        "| inherited from `timm/resnet18` | the first trained model's own | 1 | 64 | 6.40% |",
+        "| initialized | the library's initialization, untrained | 1 | 36 | 3.60% |",
+        "draw 1 of 4",
+        "seed | 5; of this draw: 991",
+        "bandwidth 0.2, noise shared",
+        "`my-resnet` (not on the Hub) | sha256 `666666666666` | not stated",
+        "commit `aaaaaaaaaaaa` | apache-2.0",
+        "| backbone | [org/backbone]",
+        "Nothing was measured when the model was generated",
+    ):
+        assert expected in text, expected
+
+
+def test_a_generated_model_s_card_tells_how_it_was_drawn_and_what_was_adapted():
+    drawn = generated(anchors=(), method="prior", prior={"dataset": "org/tokens"})
+    assert "a backbone generated them from no trained model of the same architecture" in drawn
+    assert "| prior | fitted on org/tokens |" in drawn and "kernel density" not in drawn
+    between = generated((ANCHOR, LOCAL), method="interpolation", weight_of_second_anchor=0.25)
+    assert "| interpolation | 0.25 of the way from first to second |" in between
+    adapted = {"conv1.weight": {"anchor_shape": [8, 3, 3, 3], "shape": [8, 1, 3, 3], "how": "adapted", "anchors": [0]}}
+    card = generated(adapted=adapted, bootstrap_rounds=2, round=1)
+    assert "| `conv1.weight` | adapted: [8, 3, 3, 3] there, [8, 1, 3, 3] here |" in card
+    assert "| bootstrapping | round 1 of 2 |" in card
+
+
+def test_a_generated_model_s_score_is_told_with_what_chose_it():
+    card = generated(score=0.8125, ranked_by="validation accuracy")
+    assert "Of 4 candidates this one was kept for its score 0.8125 (validation accuracy)" in card
+    assert "its score not finite" in generated(score=None, ranked_by="validation accuracy")
+
+
+def test_each_library_s_models_are_loaded_in_its_own_way():
+    target = {"name": "net", "library": "transformers", "arguments": {}}
+    config = {"model_type": "vit", "architectures": ["ViTForImageClassification"]}
+    card = generated(target=target, config=config)
+    assert 'ViTForImageClassification.from_pretrained("org/made")' in card
+    plain = generated(target={"name": "net", "library": "plain", "arguments": {}}, config={})
+    assert 'hf_hub_download("org/made", "model.safetensors")' in plain
+    assert ModelCard(plain).data.library_name is None
+
+
+def test_a_card_is_ours_until_anyone_changes_it():
+    card = signed("---\nlicense: mit\n---\n\n# A\n")
+    assert is_ours(card)
+    for changed in (
+        card.replace("# A", "# B"),
+        card + "more\n",
+        card.replace("license: mit", "license: gpl"),
+        "# A\n",
+    ):
+        assert not is_ours(changed)
+        assert is_somebodys(changed)
+    assert not is_somebodys("---\nlicense: mit\n---\n**Developed by:** [More Information Needed]\n")
+
+
+@pytest.mark.parametrize(
+    ("card", "message"),
+    [
+        ("# No front matter\n", "has no front matter"),
+        ("---\nlicense: [mit\n---\n# A\n", "cannot be read"),
+        ("---\n- a\n---\n# A\n", "cannot be read"),
+        (
+            "---\nlicense: mit\n---\n# A\n\n[More Information Needed]\n",
+            "line 6: .More Information Needed. is",
+        ),
+    ],
+)
+def test_a_card_that_the_hub_would_not_take_or_nobody_filled_in_is_refused(card, message):
+    with pytest.raises(PublishError, match=message):
+        check_card(card, "README.md")
+
+
+def test_the_license_of_an_adapted_copy_follows_from_its_parts_or_is_refused():
+    def settle(given, *parts):
+        return settle_license(given, parts, "its anchors", adapted=True)[0].identifier
+
+    assert settle(None, "mit", "cc-by-sa-4.0") == "cc-by-sa-4.0"
+    assert settle("gpl-3.0", "mit", None) == "gpl-3.0"
+    assert settle("llama3", "llama3", "mit") == "llama3"
+    for given, parts, message in (
+        (None, ["mit", None], "among them is unknown.*--license ID"),
+        (None, ["my-own"], "among them is my-own"),
+        (None, ["llama3"], "among them is llama3"),
+        ("mit", ["cc-by-nc-4.0"], "grants more than cc-by-nc-4.0"),
+        ("cc-by-nc-nd-4.0", ["cc-by-nd-4.0"], "It cannot be published"),
+        ("unknown", ["mit"], "says nothing"),
+    ):
+        with pytest.raises(PublishError, match=message):
+            settle(given, *parts)
+
+
+def test_a_publisher_s_word_outranks_the_licenses_of_training_models_which_a_backbone_holds_no_copy_of():
+    chosen, known = settle_license("apache-2.0", ["mit", "cc-by-nd-4.0", None], "the models", adapted=False)
+    assert (chosen.identifier, known.license.identifier) == ("apache-2.0", "cc-by-nd-4.0")
+    with pytest.raises(PublishError, match="No license follows"):
+        settle_license(None, [], "the models", adapted=False)
+
+
+def test_local_folders_are_taken_out_of_what_is_published_and_nothing_else_is():
+    content = {
+        "config": {"dataset": "/home/me/secret/tokens", "output_dir": "runs/one", "size": "nano"},
+        "anchors": [{"source": "C:\\Users\\me\\net"}, {"source": "timm/resnet18"}, {"source": "~/nets/mine"}],
+        "tensors": {"w": "inherited: /home/me/nets/mine", "b": "sampled"},
+        "entries": {"inherited: /home/me/nets/mine": 5},
+        "ratio": "3/4",
+    }
+    assert without_local_paths(content) == {
+        "config": {"dataset": "tokens", "output_dir": "runs/one", "size": "nano"},
+        "anchors": [{"source": "net"}, {"source": "timm/resnet18"}, {"source": "mine"}],
+        "tensors": {"w": "inherited: mine", "b": "sampled"},
+        "entries": {"inherited: mine": 5},
+        "ratio": "3/4",
+    }

@@ -1,0 +1,53 @@
+"""The backbone that comes with the library."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from transformers import pipeline
+
+from modeling_wsl import WSLConfig
+from modeling_wsl.loading import DEFAULT_BACKBONE, DEFAULT_FOLDER
+from modeling_wsl.pipelines import find_backbone, load_pipeline
+
+
+SIZE = 32_000_000  # bytes
+
+
+def test_it_is_small_and_has_a_card_with_the_licenses_of_what_it_was_trained_on():
+    assert sum(path.stat().st_size for path in DEFAULT_FOLDER.iterdir()) <= SIZE
+    card = (DEFAULT_FOLDER / "README.md").read_text()
+    facts = json.loads((DEFAULT_FOLDER / "training_sources.json").read_text())
+    assert len(facts["models"]) > 90
+    for license in {model["license"] for model in facts["models"]}:
+        assert license.lower() in card.lower()
+    for source in {model["source"] for model in facts["models"]}:
+        assert source in card
+    assert WSLConfig.from_pretrained(DEFAULT_FOLDER).latent_code == "matrix"
+
+
+def test_it_is_used_where_no_model_is_named():
+    net = torch.nn.Sequential(torch.nn.Linear(40, 30), torch.nn.ReLU(), torch.nn.Linear(30, 5))
+    embedder = pipeline("weight-embedding")
+    found = embedder(net)["embedding"]
+    assert found.shape == (128,) and np.isfinite(found).all()
+    named = load_pipeline("weight-embedding", DEFAULT_BACKBONE)
+    assert np.array_equal(named(net)["embedding"], found)
+    assert np.array_equal(load_pipeline("weight-embedding")(net)["embedding"], found)
+    (model,) = pipeline("weight-generation")(net, anchors=[net], bandwidth=0.0, progress=False)
+    for name, value in net.state_dict().items():
+        assert (model.state_dict[name] - value).norm() < 0.7 * value.norm()
+
+
+def test_a_folder_of_that_name_comes_first(tmp_path, monkeypatch):
+    WSLConfig(hidden_size=16, num_attention_heads=2).save_pretrained(tmp_path / DEFAULT_BACKBONE)
+    monkeypatch.chdir(tmp_path)
+    assert find_backbone(DEFAULT_BACKBONE) == (DEFAULT_BACKBONE, None)
+    monkeypatch.chdir("/")
+    assert find_backbone(DEFAULT_BACKBONE) == (str(DEFAULT_FOLDER), None)
+
+
+def test_without_an_anchor_it_says_that_factors_have_no_prior():
+    with pytest.raises(ValueError, match="Generate around an anchor"):
+        load_pipeline("weight-generation")(torch.nn.Linear(40, 30))

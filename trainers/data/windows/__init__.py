@@ -1,0 +1,1 @@
+"""Windows of a tokenized dataset: crops, tables, streams, batches."""
