@@ -259,6 +259,14 @@ def redistributable(text: str | None) -> Redistribution:
     return license_of(text).redistribution
 
 
+def is_redistributable(license: str | None) -> bool:
+    """Whether a license, in any usual spelling, lets others redistribute a model's weights rounded or as tokens.
+
+    None and "" (no license is stated) and licenses that are not known here do not.
+    """
+    return bool(redistributable(license))
+
+
 def strictest(licenses: Iterable[str | License | None]) -> Strictest:
     """The license for what is made of several parts: the strictest by the table's order, and the conflicts among them.
 
