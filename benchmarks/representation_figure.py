@@ -6,18 +6,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullFormatter
 
-from trainers.evaluation.arm_figure import (
-    BLACK,
-    BLUE,
-    GRAY,
-    GREEN,
-    ORANGE,
-    PURPLE,
-    RED,
-    SKY,
-    new_figure,
-    tidy,
-)
+from hf_wsl.pages import BLACK, BLUE, GRAY, GREEN, ORANGE, PURPLE, RED, SKY, new_figure, tidy
 
 
 # Color is never the only difference.

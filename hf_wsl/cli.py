@@ -286,9 +286,9 @@ def inspect_command(
 
     Example: hf-wsl inspect models/resnet18 --backbone backbone --table embeddings.parquet --output page.html
     """
-    from datasets_scripts.inspection.html_report import write_page
     from datasets_scripts.inspection.model_inspection import inspect_model
-    from datasets_scripts.inspection.text_report import text_report
+    from datasets_scripts.inspection.page import write_page
+    from datasets_scripts.inspection.report import text_report
 
     inspection = inspect_model(model, backbone, table)
     typer.echo(text_report(inspection))

@@ -8,9 +8,8 @@ import torch
 from hf_wsl.workers import torch_threads
 from modeling_wsl import CheckpointError
 from modeling_wsl.checkpoints.checkpoint import Checkpoint
-from modeling_wsl.tokens.manifest import TensorSpec, WeightManifest
+from modeling_wsl.tokens.manifest import TensorSpec, WeightManifest, split_name
 
-from ..output_dimension import is_output_last
 from .embed_config import EmbedConfig
 from .same_tensors import SameTensors, tensor_shapes
 
@@ -18,6 +17,7 @@ from .same_tensors import SameTensors, tensor_shapes
 QUANTILES = (0.0, 0.25, 0.5, 0.75, 1.0)
 ENTRIES_AT_ONCE = 1 << 22  # of a matrix, that are widened together
 LARGE_MATRIX = 1 << 20  # entries from which threads help
+OUTPUT_LAST = ("kernel", "recurrent_kernel")  # leaf names of Keras, TensorFlow and Flax
 
 
 class WeightStatistics:
@@ -95,6 +95,11 @@ def tensor_statistics(tensor: torch.Tensor) -> list[float]:
     values = tensor.to(torch.float32, copy=True).reshape(-1)  # a copy: quantiles sort it in part, in place
     variance, mean = torch.var_mean(values, correction=0)
     return [mean.item(), variance.item(), *np.quantile(values.numpy(), QUANTILES, overwrite_input=True)]
+
+
+def is_output_last(name: str) -> bool:
+    """Whether the last dimension of a tensor of this name counts outputs, and not the first."""
+    return split_name(name)[1] in OUTPUT_LAST
 
 
 def matrix_norms(tensor: torch.Tensor, output_last: bool = False) -> list[float]:

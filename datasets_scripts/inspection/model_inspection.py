@@ -1,4 +1,4 @@
-"""What is in a model: who made it, its layers, what is odd about them. One tensor is in memory at a time."""
+"""A model looked at closely: who made it, its layers, oddities. One tensor is in memory at a time."""
 
 from collections import Counter
 from dataclasses import asdict, dataclass
@@ -18,27 +18,14 @@ from modeling_wsl.pipelines import load_pipeline
 from modeling_wsl.tokens.kinds import kind_of, stem_name
 from modeling_wsl.tokens.manifest import TensorSpec, WeightManifest, batch_norm_names
 
+from ..embedding.weight_statistics import is_output_last
 from ..model_facts import find_facts
-from ..output_dimension import is_output_last
 from ..sources import LIST_SUFFIXES, ModelSource, expand_sources
 from ..tokenize_config import TokenizeError
-from .batch_norm_oddities import batch_norm_oddities
-from .findings import Finding, gather, tensor_oddities
+from .findings import Finding, batch_norm_oddities, gather, tensor_oddities
 from .neighbors import Neighbors, NeighborSearch
 from .reconstruction import Reconstruction, reconstruct_layers
-from .tensor_statistics import TensorStatistics, tensor_statistics
-
-
-@dataclass(frozen=True)
-class TensorReport:
-    """One tokenized tensor; `kind` is one of `token_kinds.KINDS`."""
-
-    name: str
-    kind: str
-    shape: tuple[int, ...]
-    dtype: str
-    entries: int
-    statistics: TensorStatistics
+from .tensor_statistics import TensorReport, tensor_statistics
 
 
 @dataclass(frozen=True)

@@ -31,7 +31,7 @@ class Fidelity:
 
     Attributes:
         relative_error: |reconstruction - weights| / |weights|, Euclidean; None where all weights are 0.
-        r2: share of the variance within tokens that is explained, each token in units of its own standard deviation
+        r2: share of the variance within tokens that is kept, each token in units of its own standard deviation
             (`reconstruction_r2`); None where no token varies.
     """
 
@@ -116,14 +116,14 @@ def reconstruct_layers(
         for method, (even_map, odd_map) in maps.items():
             projected = torch.where(odd, odd_map.reconstruct(standardized), even_map.reconstruct(standardized))
             errors[method].add(projected * std + mean, tokens, mask, layers)
-    found = {method: sums.fidelities() for method, sums in errors.items()}
+    fidelities = {method: sums.fidelities() for method, sums in errors.items()}
     return Reconstruction(
         backbone=name,
         latent_size=model.config.latent_size,
         num_tokens=manifest.num_tokens,
-        overall={method: overall for method, (overall, _) in found.items()},
+        overall={method: overall for method, (overall, _) in fidelities.items()},
         layers={
-            layer.name: {method: by_layer[index] for method, (_, by_layer) in found.items()}
+            layer.name: {method: by_layer[index] for method, (_, by_layer) in fidelities.items()}
             for index, layer in enumerate(manifest.layers)
         },
     )

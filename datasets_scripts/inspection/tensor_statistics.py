@@ -1,4 +1,4 @@
-"""What one tensor looks like: moments, histogram, zeros, spectrum. Read in pieces, however large it is."""
+"""Statistics of one tensor: moments, histogram, zeros, spectrum. It is read in pieces, however large it is."""
 
 import math
 from collections.abc import Iterator
@@ -27,14 +27,14 @@ class Histogram:
 
     Attributes:
         counts: of the entries that were looked at; `outside` of them lie below `low` or above `high`.
-        every: 1 where all entries were looked at, k where every k-th was.
+        step: 1 where all entries were looked at, k where each k-th was.
     """
 
     low: float
     high: float
     counts: list[int]
     outside: int
-    every: int
+    step: int
 
 
 @dataclass(frozen=True)
@@ -82,6 +82,18 @@ class TensorStatistics:
     outputs: int | None
     spectrum: Spectrum | None
     histogram: Histogram | None
+
+
+@dataclass(frozen=True)
+class TensorReport:
+    """One tokenized tensor; `kind` is one of `modeling_wsl.tokens.kinds.KINDS`."""
+
+    name: str
+    kind: str
+    shape: tuple[int, ...]
+    dtype: str
+    entries: int
+    statistics: TensorStatistics
 
 
 def tensor_statistics(tensor: Tensor, output_last: bool = False) -> TensorStatistics:
@@ -188,11 +200,11 @@ def _histogram(tensor: Tensor, mean: float, std: float, low: float, high: float)
     low, high = max(low, mean - CENTRAL_STDS * std), min(high, mean + CENTRAL_STDS * std)
     if not (std > 0 and 0 < high - low < math.inf):
         return None
-    every = -(-tensor.numel() // MAX_HISTOGRAM_ENTRIES)
-    values = tensor.reshape(-1)[::every].double()
+    step = -(-tensor.numel() // MAX_HISTOGRAM_ENTRIES)
+    values = tensor.reshape(-1)[::step].double()
     values = values[values.isfinite()]
     counts = torch.histc(values, BINS, low, high).long().tolist()
-    return Histogram(low, high, counts, len(values) - sum(counts), every)
+    return Histogram(low, high, counts, len(values) - sum(counts), step)
 
 
 def _finite(value: float | None) -> float | None:

@@ -3,22 +3,12 @@
 from statistics import mean
 from typing import Any
 
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from hf_wsl.pages import BLACK, BLUE, GRAY, GREEN, OLIVE, ORANGE, PURPLE, RED, SKY, new_figure
 
-# The palette of Okabe and Ito.
-BLACK, GRAY, OLIVE = "#000000", "#8A8A8A", "#5B5B00"
-BLUE, SKY, GREEN, YELLOW, ORANGE, RED, PURPLE = (
-    "#0072B2",
-    "#56B4E9",
-    "#009E73",
-    "#F0E442",
-    "#E69F00",
-    "#D55E00",
-    "#CC79A7",
-)
+
 # Color is never the only difference: arms differ in their lines and markers too.
 ARM_STYLES: dict[str, dict[str, Any]] = {
     "anchor": {"color": BLACK, "linestyle": "--", "marker": "s"},
@@ -97,17 +87,3 @@ def arm_dots(comparison: dict[str, Any]) -> Figure:
         axes.axvline(100 * comparison["guess"], color=GRAY, linewidth=0.8)
     axes.set_title("dot: a model, bar: their mean, star: their ensemble, gray line: guessing", fontsize=9, loc="left")
     return figure
-
-
-def new_figure(width: float, height: float) -> tuple[Figure, Axes]:
-    """A figure outside of pyplot: no global state, no window system."""
-    figure = Figure(figsize=(width, height), layout="constrained")
-    axes = figure.add_subplot()
-    tidy(axes)
-    return figure, axes
-
-
-def tidy(axes: Axes) -> None:
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.grid(color="#DDDDDD", linewidth=0.7)
-    axes.set_axisbelow(True)

@@ -6,7 +6,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from ..evaluation.arm_figure import BLACK, BLUE, GRAY, GREEN, ORANGE, PURPLE, RED, SKY, arm_curves, new_figure, tidy
+from hf_wsl.pages import BLACK, BLUE, GRAY, GREEN, ORANGE, PURPLE, RED, SKY, new_figure, tidy
+
+from ..evaluation.arm_figure import arm_curves
 
 
 # Color is never the only difference: families differ in their markers too.

@@ -7,7 +7,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from ..evaluation.arm_figure import ARM_STYLES, GRAY, GREEN, ORANGE, PURPLE, RED, SKY
+from hf_wsl.pages import GRAY, GREEN, ORANGE, PURPLE, RED, SKY
+
+from ..evaluation.arm_figure import ARM_STYLES
 from .paper_tables import DISTRIBUTIONS, FEW_SHOT, LANGUAGE
 from .result_reading import Result, arm_names, arms_of, best_backbone, over_architectures, rows_of
 

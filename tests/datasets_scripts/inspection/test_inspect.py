@@ -11,9 +11,9 @@ from zoo_fixtures import add_model, add_refused, tiny_state
 
 from datasets_scripts.embedding import EmbedConfig, embed
 from datasets_scripts.inspection import model_inspection, reconstruction
-from datasets_scripts.inspection.html_report import html_page
 from datasets_scripts.inspection.model_inspection import inspect_model
-from datasets_scripts.inspection.text_report import text_report
+from datasets_scripts.inspection.page import inspection_page
+from datasets_scripts.inspection.report import text_report
 from hf_wsl.cli import app
 from modeling_wsl import CheckpointError, WSLConfig, WSLFeatureExtractor, WSLModel
 from modeling_wsl.backbone.losses import reconstruction_r2
@@ -194,7 +194,7 @@ def test_a_model_with_nan_is_inspected_and_kept_from_backbone_and_table(backbone
     found = inspect_model(tmp_path / "eve-nan", backbone, tmp_path / "table.parquet")
     assert found.reconstruction is None and found.neighbors is None
     assert "Not done: conv.weight holds NaN or infinity" in text_report(found)
-    assert "Not searched: conv.weight holds NaN" in html_page(found)
+    assert "Not searched: conv.weight holds NaN" in inspection_page(found)
 
 
 def test_the_nearest_models_are_found_for_a_model_of_the_table_and_for_another_one(backbone, tmp_path):
@@ -251,7 +251,7 @@ def test_nothing_of_a_model_is_markup_or_a_control_character_on_the_page_or_in_t
     state = {"<script>alert(1)</script>.weight": torch.randn(40, 3), "\x1b[31mred.weight": torch.randn(8, 9)}
     folder = add_model(tmp_path, "hostile", state, license="<img src=x onerror=alert(2)>", family="$title")
     found = inspect_model(folder)
-    page, text = html_page(found), text_report(found)
+    page, text = inspection_page(found), text_report(found)
     assert "<script" not in page and "<img" not in page and "&lt;script&gt;" in page
     assert "$title" in page  # a placeholder of the template stays as it was given
     assert "\x1b" not in page and "\x1b" not in text
@@ -260,7 +260,7 @@ def test_nothing_of_a_model_is_markup_or_a_control_character_on_the_page_or_in_t
 
 def test_every_layer_of_many_entries_is_drawn(tmp_path):
     state = deep_state(3) | {"3.weight": torch.ones(10, 10), "4.weight": torch.randn(5)}
-    page = html_page(inspect_model(add_model(tmp_path, "net", state)))
+    page = inspection_page(inspect_model(add_model(tmp_path, "net", state)))
     assert page.count('aria-label="histogram"') == 3  # not the constant tensor, and not that of five entries
 
 

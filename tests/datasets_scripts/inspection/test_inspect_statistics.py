@@ -47,7 +47,7 @@ def test_a_large_tensor_is_sampled_and_says_so(monkeypatch):
     found = tensor_statistics(tensor)
     assert found.spectrum.sampled_rows == 100
     assert found.spectrum.spectral_norm <= float(torch.linalg.svdvals(tensor)[0]) * (1 + 1e-6)
-    assert found.histogram.every == 4
+    assert found.histogram.step == 4
     assert sum(found.histogram.counts) + found.histogram.outside == 2500
 
 
