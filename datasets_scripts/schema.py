@@ -12,10 +12,14 @@ A token's mask is one number (`valid_entries`: the first so many entries hold we
 `segment_*` columns (`modeling_wsl.tokens.manifest.positions_from_segments`), so neither is stored as an array.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from __future__ import annotations
 
-from datasets import Features, List, Value
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+
+if TYPE_CHECKING:
+    from datasets import Features
 
 
 FORMAT_VERSION = 2  # 2: architecture, training data, base model, near copies and outcome are columns of `models`
@@ -47,6 +51,8 @@ def window_features(token_size: int, dtype: str = "float16") -> Features:
         `[num_tokens, d_t]`; valid_entries `[num_tokens]`; and four lists
         of one entry a `modeling_wsl.tokens.manifest.Segment`.
     """
+    from datasets import Features, List, Value  # here: options are read without it
+
     return Features(
         {
             "model_id": Value("string"),
@@ -70,6 +76,8 @@ def model_features() -> Features:
     of it. `duplicate_group` joins models of bit-identical weights, `near_copy_group` fine-tunes of one base; both are
     named after their first model.
     """
+    from datasets import Features, Value
+
     return Features(
         {
             "model_id": Value("string"),

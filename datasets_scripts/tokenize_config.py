@@ -2,9 +2,10 @@
 
 import dataclasses
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
-from hf_wsl.options import option
+from hf_wsl.options import REQUIRED, argument, option
 
 from .schema import MAX_WINDOW_SIZE, PAYLOAD_DTYPES
 
@@ -55,9 +56,9 @@ class DatasetConfig:
     min_parameters: int | None = option(
         None, "Models with fewer floating-point entries are refused; by default only mere remains of checkpoints."
     )
-    max_shard_size: str = option("500MB", "Largest Parquet file, e.g. 500MB or 2GB.")
+    max_shard_size: str = option("500MB", "Largest Parquet file, e.g. 500MB or 2GB.", metavar="SIZE")
     max_row_group_size: str = option(
-        "32MB", "Weights per row group, what a streaming reader holds at once; at least one row."
+        "32MB", "Weights per row group, what a streaming reader holds at once; at least one row.", metavar="SIZE"
     )
     split_files_by_family: bool = option(
         False, "Give the windows of each family Parquet files, and so a dataset config, of their own."
@@ -112,6 +113,16 @@ class TokenizeConfig(DatasetConfig):
         super().__post_init__()
         if not 0 <= self.validation_fraction < 1:
             raise TokenizeError(f"validation_fraction is {self.validation_fraction}; it lies in [0, 1).")
+
+
+@dataclass(frozen=True)
+class TokenizeOptions(TokenizeConfig):
+    """The command line of `hf-wsl tokenize`."""
+
+    EXAMPLE = "hf-wsl tokenize models/ --output_dir tokens --num_workers 2"
+
+    sources: list = argument("Models, folders of models, Hub ids (org/name@revision), or lists of these.")
+    output_dir: Path = option(REQUIRED, "Folder of the dataset.", metavar="DIR", group="output", was=("output",))
 
 
 def parse_size(name: str, text: str) -> int:

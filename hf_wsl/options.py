@@ -1,6 +1,19 @@
-"""One dataclass, three sources: defaults, a YAML file, the command line. Unknown keys are refused, never ignored.
+"""The command line: a dataclass describes a command's options; defaults, a YAML file and the arguments fill it.
 
-The dataclass is the only place where an option is described: the command line's help is made of its field metadata.
+    @dataclass(frozen=True)
+    class GreetOptions:
+        EXAMPLE = "hf-wsl greet Ada Grace --times 2"
+
+        names: list = argument("Whom to greet.")
+        times: int = option(1, "Greetings for each.")
+        data: dict = option({}, "Of the images.", of=(ImageDataConfig,))  # --data.images DIR, with types and help
+
+    options = parse(GreetOptions, ["Ada", "--times", "2"], program="hf-wsl greet")
+    sys.exit(run_command(GreetOptions, "package.module:greet", program="hf-wsl greet"))  # what the shell gets
+
+The fields are the only place where an option is described: `--help` is made of them. Options are written with dashes
+or underscores, in full. Lists are repeated, or separated by commas. Unknown names are refused, never ignored. Nothing
+heavy is imported here, nor by a module that defines options: `--help` must not wait for torch.
 """
 
 from __future__ import annotations
@@ -8,6 +21,11 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import difflib
+import importlib
+import logging
+import os
+import re
+import shutil
 import sys
 import types
 import typing
@@ -15,24 +33,59 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
-import yaml
+from .errors import run_for_shell
 
 
 ConfigType = TypeVar("ConfigType")
 
+REQUIRED = dataclasses.MISSING
+PACKAGES = ("hf_wsl", "modeling_wsl", "datasets_scripts", "trainers", "hub_cards")
 _TRUE, _FALSE = ("true", "yes", "on", "1"), ("false", "no", "off", "0")
+_MAX_WIDTH, _LONG_CHOICES = 119, 60
+_GENERAL = {"verbose": ("-v", "Log more."), "quiet": ("-q", "Log warnings only, and show no progress bars.")}
 
 
 class ConfigError(ValueError):
     """An option that does not exist, cannot be read, or contradicts another one."""
 
 
-def option(default: Any, help: str, choices: Sequence[str] | None = None) -> Any:
-    """A dataclass field with its help text; `choices` are checked for every source."""
-    metadata = {"help": help, "choices": tuple(choices) if choices else None}
+def option(
+    default: Any,
+    help: str,
+    choices: Sequence[str] | None = None,
+    *,
+    metavar: str | None = None,
+    group: str | None = None,
+    short: str | None = None,
+    of: Sequence[type] = (),
+    hidden: Sequence[str] = (),
+    was: Sequence[str] = (),
+) -> Any:
+    """A dataclass field that is an option.
+
+    Args:
+        default: the value where nobody gives one; `REQUIRED`: somebody must.
+        help: a sentence for `--help`.
+        choices: the values that it takes; checked for every source.
+        metavar: the kind of value that help shows, DIR or SIZE for example; by default the type.
+        group: heading in the help, of this field and of the following ones, up to the next that names a group.
+        short: one letter, for `-y`.
+        of: of a dict: dataclasses whose fields are its keys, so that these are checked and shown in the help.
+        hidden: keys of `of` that help leaves out, since another option sets them.
+        was: earlier names, which are refused with the new one.
+    """
+    metadata = {"help": help, "choices": tuple(choices) if choices else None, "metavar": metavar, "group": group}
+    metadata |= {"short": short, "of": tuple(of), "hidden": tuple(hidden), "was": tuple(was), "positional": False}
     if isinstance(default, dict | list):
         return dataclasses.field(default_factory=lambda: type(default)(default), metadata=metadata)
-    return dataclasses.field(default=default, metadata=metadata)
+    return dataclasses.field(default=default, metadata=metadata, kw_only=default is REQUIRED)
+
+
+def argument(help: str, default: Any = REQUIRED, *, metavar: str | None = None) -> Any:
+    """A dataclass field that is given by its place, before or after the options; a list takes all that is left."""
+    field = option(default, help, metavar=metavar)
+    field.metadata = types.MappingProxyType({**field.metadata, "positional": True})
+    return field
 
 
 def nearest(key: str, known: Iterable[str]) -> str:
@@ -43,18 +96,29 @@ def nearest(key: str, known: Iterable[str]) -> str:
 
 def read_yaml(path: str | Path) -> dict[str, Any]:
     """The mapping in a YAML file. Raises ConfigError where the file is missing, malformed or not a mapping."""
+    import yaml
+
     path = Path(path)
     if not path.is_file():
         raise ConfigError(f"--config {path}: there is no such file")
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ConfigError(f"--config {path}: not valid YAML: {error}") from error
     if content is None:
         return {}
     if not isinstance(content, dict):
-        raise ConfigError(f"--config {path}: expected `option: value` lines, found a {type(content).__name__}")
+        raise ConfigError(f"--config {path}: expected `option: value` lines, not a {type(content).__name__}")
     return content
+
+
+def find_recipe(name: str | Path, folder: Path) -> Path:
+    """A file as given, or `folder/<name>.yaml`; else the path as given, for `read_yaml` to refuse."""
+    shipped = folder / f"{name}.yaml"
+    return shipped if not Path(name).is_file() and shipped.is_file() else Path(name)
+
+
+# Values
 
 
 def build(cls: type[ConfigType], *sources: tuple[str, Mapping[str, Any]]) -> ConfigType:
@@ -65,7 +129,8 @@ def build(cls: type[ConfigType], *sources: tuple[str, Mapping[str, Any]]) -> Con
         sources: pairs of a name for error messages (`"recipe.yaml"`, `"command line"`) and the values it gives.
 
     Raises:
-        ConfigError: an unknown option (with the nearest known one), a value of the wrong type, or no choice.
+        ConfigError: an unknown option (with the nearest known one), a value of the wrong type, no choice, or a
+            required option that nobody gives.
     """
     hints = typing.get_type_hints(cls)
     fields = {field.name: field for field in dataclasses.fields(cls)}
@@ -73,26 +138,77 @@ def build(cls: type[ConfigType], *sources: tuple[str, Mapping[str, Any]]) -> Con
     for origin, given in sources:
         for key, value in given.items():
             if key not in fields:
-                raise ConfigError(f"{origin}: unknown option '{key}'.{nearest(key, fields)}")
+                raise ConfigError(f"{origin}: unknown option '{key}'.{nearest(str(key), fields)}")
             value = coerce(value, hints[key], f"{origin}: option '{key}'")
-            choices = fields[key].metadata["choices"]
-            if choices and value not in choices:
-                raise ConfigError(f"{origin}: option '{key}' is '{value}'; choose one of {', '.join(choices)}")
+            metadata = fields[key].metadata
+            if metadata["choices"] and value not in metadata["choices"]:
+                choices = ", ".join(metadata["choices"])
+                raise ConfigError(f"{origin}: option '{key}' is '{value}'; choose one of {choices}")
+            if metadata["of"] and isinstance(value, dict):
+                value = _coerce_keys(value, metadata["of"], f"{origin}: ", key)
             values[key] = {**values.get(key, {}), **value} if isinstance(value, dict) else value
+    missing = [field for field in fields.values() if _is_required(field) and field.name not in values]
+    if missing:
+        names = ", ".join(
+            f"'{field.name}'" if field.metadata["positional"] else f"'{field.name}' (--{field.name} ...)"
+            for field in missing
+        )
+        raise ConfigError(f"option {names} is missing" if len(missing) == 1 else f"options {names} are missing")
     return cls(**values)
+
+
+def part_of(options: Any, cls: type[ConfigType]) -> ConfigType:
+    """The fields of `cls`, with the values that `options`, of a class with more fields, has."""
+    return cls(**{field.name: getattr(options, field.name) for field in dataclasses.fields(cls)})
+
+
+def _is_required(field: dataclasses.Field) -> bool:
+    return field.default is REQUIRED and field.default_factory is REQUIRED
+
+
+def _coerce_keys(values: Mapping[str, Any], classes: Sequence[type], origin: str, group: str) -> dict[str, Any]:
+    known = _keys(classes)
+    for key in values:
+        if key not in known:
+            raise ConfigError(f"{origin}option '{group}': unknown option '{key}'.{nearest(str(key), known)}")
+    return {
+        key: coerce(value, known[key][1], f"{origin}option '{group}': option '{key}'") for key, value in values.items()
+    }
+
+
+def _keys(classes: Sequence[type]) -> dict[str, tuple[dataclasses.Field, Any]]:
+    """Name -> field and type, of the fields of these classes; the first class that has a name decides."""
+    known: dict[str, tuple[dataclasses.Field, Any]] = {}
+    for cls in classes:
+        hints = typing.get_type_hints(cls)
+        for field in dataclasses.fields(cls):
+            known.setdefault(field.name, (field, hints[field.name]))
+    return known
+
+
+def _plain_type(hint: Any) -> Any:
+    """`int` of `int | None`, `list` of `list[float]`."""
+    if isinstance(hint, types.UnionType):
+        hint = next(kind for kind in typing.get_args(hint) if kind is not type(None))
+    return typing.get_origin(hint) or hint
 
 
 def coerce(value: Any, hint: Any, what: str) -> Any:
     """Reads `value` (from YAML, or text from the command line) as the annotated type; ConfigError where it cannot be.
 
     YAML 1.1 reads `2e-5` as text and people quote numbers, so text is accepted wherever its content fits.
+
+    Args:
+        value: anything.
+        hint: bool, int, float, str, Path, dict, list, list[T], or one of these with `| None`.
+        what: names the option in the error.
     """
     allowed = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
     if type(None) in allowed:
         if value is None or (isinstance(value, str) and value.lower() in ("none", "null")):
             return None
-        allowed = tuple(kind for kind in allowed if kind is not type(None))
-    kind = allowed[0]
+        hint = next(kind for kind in allowed if kind is not type(None))
+    kind = typing.get_origin(hint) or hint
     text = value.strip() if isinstance(value, str) else None
     if kind is bool:
         if isinstance(value, bool):
@@ -113,12 +229,13 @@ def coerce(value: Any, hint: Any, what: str) -> Any:
         parts = value.split(",") if isinstance(value, str) else value
         if not isinstance(parts, list):
             raise ConfigError(f"{what} takes a list, or text with commas, not {value!r}")
-        return [str(part).strip() for part in parts if str(part).strip()]
+        inner = typing.get_args(hint) or (str,)
+        return [coerce(part, inner[0], what) for part in (str(part).strip() for part in parts) if part]
     if value is None:  # `author:` with nothing behind it
-        return ""
+        return kind()
     if isinstance(value, dict | list | bool):
         raise ConfigError(f"{what} takes text, not {value!r}")
-    return str(value)
+    return Path(value).expanduser() if kind is Path else str(value)
 
 
 def _entry(value: Any, what: str) -> Any:
@@ -146,104 +263,341 @@ def _number(value: Any) -> float | int | None:
     return None
 
 
-def command_line(
-    cls: type, argv: Sequence[str], *, program: str, description: str, example: str
-) -> tuple[str | None, dict[str, Any]]:
-    """Parses `--option value`, `--option=value`, `--flag` and `--group.key value` (for dict-valued options).
-
-    Returns:
-        The path given with `--config` (or None) and the options that were given, as text; `build` reads their types.
-
-    Raises:
-        ConfigError: an unknown option, with the nearest known name; a missing value.
-    """
-    hints = typing.get_type_hints(cls)
-    groups = [name for name, hint in hints.items() if hint is dict]
-    parser = argparse.ArgumentParser(
-        prog=program,
-        description=description,
-        epilog=f"example:\n  {example}",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-        argument_default=argparse.SUPPRESS,
-    )
-    parser.add_argument("--config", metavar="FILE", help="YAML file of these options; the command line outranks it")
-    for field in dataclasses.fields(cls):
-        text = field.metadata["help"].replace("%", "%%")
-        if field.name in groups:
-            parser.add_argument(f"--{field.name}.KEY", metavar="VALUE", help=text)
-            continue
-        factory = field.default_factory
-        default = field.default if factory is dataclasses.MISSING else ",".join(map(str, factory()))
-        default = "" if default in (None, "") else f" (default: {default})"
-        choices = field.metadata["choices"]
-        names = list(dict.fromkeys((f"--{field.name}", f"--{field.name.replace('_', '-')}")))
-        flag = {"nargs": "?", "const": "true"} if hints[field.name] is bool else {}
-        metavar = "|".join(choices) if choices else "VALUE"
-        parser.add_argument(*names, dest=field.name, metavar=metavar, help=f"{text}{default}", **flag)
-
-    plain, grouped = _split_groups(argv, groups)
-    parsed, unknown = _parse_or_raise(parser, plain)
-    if unknown:
-        name = unknown[0].lstrip("-").split("=")[0]
-        known = [field.name for field in dataclasses.fields(cls)] + ["config"]
-        if not unknown[0].startswith("-"):
-            raise ConfigError(f"command line: unexpected argument '{unknown[0]}'; options are written --option value")
-        raise ConfigError(f"command line: unknown option '--{name}'.{nearest(name.replace('-', '_'), known)}")
-    given = vars(parsed)
-    return given.pop("config", None), {**given, **grouped}
+# The command line
 
 
-def build_from_command_line(
-    cls: type[ConfigType],
-    argv: Sequence[str],
+def run_command(
+    options: type | str,
+    function: Callable[[Any], Iterable[str] | None] | str,
+    argv: Sequence[str] | None = None,
     *,
     program: str,
-    description: str,
-    example: str,
-    find_file: Callable[[str], str | Path] = str,
-) -> ConfigType:
-    """Reads `--config FILE --option value ...`; the command line outranks the file.
+    summary: str = "",
+) -> int:
+    """Does what a shell asks for: reads the options, sets the log's level, calls the function, prints its lines.
 
     Args:
-        find_file: the file that `--config` names.
+        options: a dataclass of `option` fields, or `"module:name"` of one, which is imported now.
+        function: takes the options and returns lines to print as they come, or None; or `"module:name"` of one, which
+            is imported when the options have been read.
+        argv: the arguments; by default those of the process.
+        program, summary: see `parse`.
+
+    Returns:
+        The exit code; an error that a user can mend is 1 and one line on stderr (see `run_for_shell`).
+    """
+
+    def work() -> None:
+        read, levels = _read(_load(options), sys.argv[1:] if argv is None else argv, program, summary)
+        set_log_level(**levels)
+        for line in _load(function)(read) or ():
+            sys.stdout.write(f"{line}\n")
+            sys.stdout.flush()
+
+    return run_for_shell(work)
+
+
+def parse(cls: type[ConfigType], argv: Sequence[str], *, program: str, summary: str = "") -> ConfigType:
+    """Reads arguments, options and `--config FILE`; the command line outranks the file.
+
+    A class attribute `EXAMPLE` is shown in the help; with `RECIPES`, a folder, `--config` takes the bare name of a
+    YAML file in it.
+
+    Args:
+        cls: a dataclass of `option` and `argument` fields.
+        argv: without the name of the program.
+        program: its name, for the help.
+        summary: a sentence for the help.
 
     Raises:
-        ConfigError: see `command_line` and `build`.
+        ConfigError: an unknown option, with the nearest known one; a value that is missing or of the wrong type; an
+            argument too many; whatever the class itself refuses.
+        SystemExit: after `--help`.
     """
-    path, given = command_line(cls, argv, program=program, description=description, example=example)
+    return _read(cls, argv, program, summary)[0]
+
+
+def set_log_level(verbose: bool = False, quiet: bool = False) -> None:
+    """Sets up the log of this process on stderr; `quiet` also hides progress bars, here and in worker processes."""
+    logging.basicConfig(format="%(levelname)s %(message)s", stream=sys.stderr)
+    level = logging.DEBUG if verbose else logging.WARNING if quiet else logging.INFO
+    for package in PACKAGES:
+        logging.getLogger(package).setLevel(level)
+    if quiet:  # the variables for libraries that are not imported yet
+        os.environ.update(HF_HUB_DISABLE_PROGRESS_BARS="1", HF_DATASETS_DISABLE_PROGRESS_BARS="1")
+        os.environ["TRANSFORMERS_VERBOSITY"] = "error"
+        if "datasets" in sys.modules:
+            sys.modules["datasets"].disable_progress_bars()
+        if "huggingface_hub" in sys.modules:
+            sys.modules["huggingface_hub"].utils.disable_progress_bars()
+        if "transformers" in sys.modules:
+            sys.modules["transformers"].logging.disable_progress_bar()
+            sys.modules["transformers"].logging.set_verbosity_error()
+
+
+def _load(name: Any) -> Any:
+    """The object that "module:name" names; anything else as it is."""
+    if not isinstance(name, str):
+        return name
+    module, _, attribute = name.partition(":")
+    return getattr(importlib.import_module(module), attribute)
+
+
+def _read(
+    cls: type[ConfigType], argv: Sequence[str], program: str, summary: str
+) -> tuple[ConfigType, dict[str, bool]]:
+    """The options, and those of `_GENERAL` that were given."""
+    parser = _Parser(cls, program, summary)
+    given = parser.read(argv)
+    levels = {name: given.pop(name) for name in _GENERAL if name in given}
     sources = [("command line", given)]
-    if path is not None:
-        path = find_file(path)
+    if "config" in given:
+        path = parser.find_config(given.pop("config"))
         sources.insert(0, (str(path), read_yaml(path)))
-    return build(cls, *sources)
+    return build(cls, *sources), levels
 
 
-def _split_groups(argv: Sequence[str], groups: Sequence[str]) -> tuple[list[str], dict[str, dict[str, Any]]]:
-    """Takes `--group.key value` out of the arguments; values are read as YAML (numbers, true, null, text, [lists])."""
-    plain: list[str] = []
-    grouped: dict[str, dict[str, Any]] = {}
-    arguments = iter(argv)
-    for argument in arguments:
-        group, dot, rest = argument.removeprefix("--").partition(".")
-        if not (argument.startswith("--") and dot and group in groups):
-            plain.append(argument)
-            continue
-        key, equals, value = rest.partition("=")
-        if not equals:
-            value = next(arguments, None)
-            if value is None:
-                raise ConfigError(f"command line: option '{argument}' needs a value")
-        try:
-            grouped.setdefault(group, {})[key] = value if _number(value) is not None else yaml.safe_load(value)
-        except yaml.YAMLError as error:
-            raise ConfigError(f"command line: option '{argument}' cannot be read from {value!r}: {error}") from error
-    return plain, grouped
+class _Parser:
+    """The arguments of one dataclass. Names are checked here, where the nearest known one can be told; argparse
+    assigns the values and lays out the help."""
+
+    def __init__(self, cls: type, program: str, summary: str) -> None:
+        self.cls, self.program = cls, program
+        hints = typing.get_type_hints(cls)
+        self.fields = {field.name: field for field in dataclasses.fields(cls)}
+        self.positional = [name for name, field in self.fields.items() if field.metadata["positional"]]
+        self.free = [  # dicts that take any key
+            name for name, hint in hints.items() if _plain_type(hint) is dict and not self.fields[name].metadata["of"]
+        ]
+        self.usage = self._usage(hints)
+        self.kinds: dict[str, Any] = {"config": str}
+        self.renamed: dict[str, str] = {}
+        self.parser = argparse.ArgumentParser(
+            prog=program,
+            usage=self.usage.replace("%", "%%"),
+            description=summary or None,
+            epilog=f"Example:\n  {example}" if (example := getattr(cls, "EXAMPLE", "")) else None,
+            formatter_class=_HelpFormatter,
+            allow_abbrev=False,
+            add_help=False,
+            argument_default=argparse.SUPPRESS,
+        )
+        self.parser.error = _refuse
+        for name in self.positional:
+            nargs = "*" if _plain_type(hints[name]) is list else "?"
+            field = self.fields[name]
+            self.parser.add_argument(name, nargs=nargs, metavar=self._metavar(field, str), help=_help(field, str))
+        group = self.parser.add_argument_group("options")
+        for name, field in self.fields.items():
+            if title := field.metadata["group"]:
+                group = self.parser.add_argument_group(title)
+            self.renamed |= dict.fromkeys(field.metadata["was"], name)
+            if field.metadata["of"]:
+                inner = self.parser.add_argument_group(f"--{name}", field.metadata["help"])
+                for key, (part, hint) in _keys(field.metadata["of"]).items():
+                    self._add(inner, f"{name}.{key}", part, hint, shown=key not in field.metadata["hidden"])
+            elif name in self.free:
+                group.add_argument(f"--{name}.KEY", metavar="VALUE", help=_help(field, str))
+            elif name not in self.positional:
+                self._add(group, name, field, hints[name])
+        self._add_general()
+
+    def _usage(self, hints: Mapping[str, Any]) -> str:
+        words = [self.program, "[options]"]
+        for name in self.positional:
+            text = name.upper() + (" ..." if _plain_type(hints[name]) is list else "")
+            words.append(text if _is_required(self.fields[name]) else f"[{text}]")
+        return " ".join(words)
+
+    def _metavar(self, field: dataclasses.Field, hint: Any) -> str:
+        metadata = field.metadata
+        if metadata["metavar"] or metadata["positional"]:
+            return metadata["metavar"] or field.name.upper()
+        if metadata["choices"] and len("|".join(metadata["choices"])) <= _LONG_CHOICES:
+            return "|".join(metadata["choices"])
+        kind = _plain_type(hint)
+        if kind is list:
+            inner = (typing.get_args(hint) or (str,))[0]
+            return f"{_TYPE_NAMES[inner]},..."
+        return _TYPE_NAMES[kind]
+
+    def _add(self, group: Any, name: str, field: dataclasses.Field, hint: Any, shown: bool = True) -> None:
+        short = [f"-{field.metadata['short']}"] if field.metadata["short"] else []
+        kind = self.kinds[name] = _plain_type(hint)
+        text = _help(field, hint) if shown else argparse.SUPPRESS
+        shape = {"action": "append"} if kind is list else {"nargs": "?", "const": "true"} if kind is bool else {}
+        group.add_argument(*short, f"--{name}", dest=name, metavar=self._metavar(field, hint), help=text, **shape)
+
+    def _add_general(self) -> None:
+        group = self.parser.add_argument_group("general")
+        text = "YAML file of these options; the command line outranks it."
+        if recipes := self._recipes():
+            text = f"YAML file of these options, or a recipe: {', '.join(recipes)}. The command line outranks it."
+        group.add_argument("--config", metavar="FILE", help=text)
+        for name, (short, text) in _GENERAL.items():
+            group.add_argument(short, f"--{name}", action="store_true", help=text)
+        group.add_argument("-h", "--help", action="help", help="Show this help.")
+
+    def _recipes(self) -> list[str]:
+        """The shipped files whose options are all of this command."""
+        folder = getattr(self.cls, "RECIPES", None)
+        if folder is None:
+            return []
+        return [path.stem for path in sorted(folder.glob("*.yaml")) if read_yaml(path).keys() <= self.fields.keys()]
+
+    def find_config(self, name: str) -> Path:
+        """The file that `--config` names.
+
+        Raises:
+            ConfigError: neither a file nor a recipe; it lists the recipes.
+        """
+        folder = getattr(self.cls, "RECIPES", None)
+        path = Path(name).expanduser() if folder is None else find_recipe(name, folder)
+        if not path.is_file() and folder is not None:
+            recipes = self._recipes()
+            raise ConfigError(
+                f"--config {name}: there is no such file, and no recipe of that name.{nearest(str(name), recipes)} "
+                f"The recipes are {', '.join(recipes)}"
+            )
+        return path
+
+    def read(self, argv: Sequence[str]) -> dict[str, Any]:
+        """The options that were given, as text; `build` reads their types.
+
+        Raises:
+            ConfigError: see `parse`.
+        """
+        options: list[str] = []
+        places: list[str] = []
+        grouped: dict[str, dict[str, Any]] = {}
+        rest = list(argv)
+        while rest:
+            word = rest.pop(0)
+            if word == "--":
+                places += rest
+                break
+            if word in ("-h", "--help"):
+                options = ["--help"]
+                break
+            if not word.startswith("-") or word == "-":
+                places.append(word)
+            elif not word.startswith("--"):
+                options.append(word)
+            else:
+                name, equals, value = word[2:].partition("=")
+                group, dot, key = name.partition(".")
+                if dot and group.replace("-", "_") in self.free:
+                    value = value if equals else self._value(name, rest)
+                    grouped.setdefault(group.replace("-", "_"), {})[key] = _yaml_value(name, value)
+                    continue
+                options.append(self._long_option(name, value if equals else None, rest))
+        given = vars(self._assign(options, places))
+        for name, value in list(given.items()):
+            if isinstance(value, list) and name not in self.positional:
+                given[name] = [part for text in value for part in text.split(",")]
+            group, dot, key = name.partition(".")
+            if dot:
+                grouped.setdefault(group, {})[key] = given.pop(name)
+        return {**given, **grouped}
+
+    def _assign(self, options: list[str], places: list[str]) -> argparse.Namespace:
+        parsed, unknown = self.parser.parse_known_args([*options, "--", *places] if places else options)
+        if unknown:
+            if unknown[0].startswith("-") and unknown[0] not in places:
+                raise ConfigError(f"command line: unknown option '{unknown[0]}'. {self._advice()}")
+            raise ConfigError(
+                f"command line: unexpected argument '{unknown[-1]}'; options are written --option value. "
+                f"{self._advice()}"
+            )
+        return parsed
+
+    def _long_option(self, given: str, value: str | None, rest: list[str]) -> str:
+        """`--name=value`, the name as the dataclass spells it; a value that is needed is taken from the rest."""
+        name = given.replace("-", "_")
+        if name in _GENERAL and value is None:
+            return f"--{name}"
+        if name.startswith("no_") and self.kinds.get(name[3:]) is bool and value is None:
+            return f"--{name[3:]}=false"
+        if name not in self.kinds:
+            raise ConfigError(self._unknown(given, name))
+        if value is None and self.kinds[name] is bool:
+            value = rest.pop(0) if rest and rest[0].lower() in _TRUE + _FALSE else "true"
+        return f"--{name}={self._value(name, rest) if value is None else value}"
+
+    def _unknown(self, given: str, name: str) -> str:
+        if name in self.renamed:
+            return f"command line: unknown option '--{given}'. It is '--{self.renamed[name]}' now."
+        if name in self.positional:
+            return f"command line: unknown option '--{given}'. It is given by its place: {self.usage}"
+        known = [*self.kinds, *_GENERAL, *(f"{group}.KEY" for group in self.free)]
+        meant = nearest(f"--{name}", [f"--{option}" for option in known])
+        return f"command line: unknown option '--{given}'.{meant} {self._advice()}"
+
+    def _advice(self) -> str:
+        return f"`{self.program} --help` lists all."
+
+    @staticmethod
+    def _value(name: str, rest: list[str]) -> str:
+        if not rest or rest[0].startswith("--"):
+            raise ConfigError(f"command line: option '--{name}' needs a value")
+        return rest.pop(0)
 
 
-def _parse_or_raise(parser: argparse.ArgumentParser, argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
-    def refuse(message: str) -> typing.NoReturn:
-        raise ConfigError(f"command line: {message}")
+def terminal_width() -> int:
+    """Characters of a line of help."""
+    return max(40, min(shutil.get_terminal_size().columns, _MAX_WIDTH) - 1)
 
-    parser.error = refuse  # argparse would print its usage of sixty options and exit; one line says more
-    return parser.parse_known_args(argv)
+
+_TYPE_NAMES = {bool: "[true|false]", int: "INT", float: "FLOAT", str: "TEXT", Path: "PATH"}
+
+
+class _HelpFormatter(argparse.RawDescriptionHelpFormatter):
+    """Wraps everything to the terminal and cuts nothing."""
+
+    def __init__(self, prog: str) -> None:
+        width = terminal_width()
+        super().__init__(prog, max_help_position=min(32, width // 3), width=width)
+
+    def _format_action_invocation(self, action: argparse.Action) -> str:
+        """`-y, --yes [true|false]`: the kind of value once."""
+        if not action.option_strings or action.nargs == 0:
+            return super()._format_action_invocation(action)
+        return f"{', '.join(action.option_strings)} {action.metavar}"
+
+    def _fill_text(self, text: str, width: int, indent: str) -> str:
+        if text.startswith("Example:"):
+            return text  # to be copied, so not wrapped
+        return argparse.HelpFormatter._fill_text(self, text, width, indent)
+
+
+def _help(field: dataclasses.Field, hint: Any) -> str:
+    text, choices = field.metadata["help"], field.metadata["choices"]
+    if choices and len("|".join(choices)) > _LONG_CHOICES:
+        text = f"{text.rstrip('.')}; one of {', '.join(choices)}."
+    if _is_required(field):
+        text += " (required)"
+    else:
+        factory = field.default_factory
+        default = field.default if factory is dataclasses.MISSING else factory()
+        if isinstance(default, list):
+            default = ",".join(map(str, default))
+        elif isinstance(default, bool):
+            default = str(default).lower()
+        if default not in (None, "", {}):
+            text += f" (default: {default})"
+    return text.replace("%", "%%")
+
+
+def _yaml_value(name: str, value: str) -> Any:
+    """A value of a group that takes any key: numbers, true, null, text and [lists], as YAML reads them."""
+    import yaml
+
+    try:
+        return value if _number(value) is not None else yaml.safe_load(value)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"command line: option '--{name}' cannot be read from {value!r}: {error}") from error
+
+
+def _refuse(message: str) -> typing.NoReturn:
+    """In place of argparse's error, which would print its usage and exit; one line says more."""
+    raise ConfigError(f"command line: {re.sub('^argument ', 'option ', message)}")

@@ -3,12 +3,11 @@ launch -m trainers.finetune` on several processes."""
 
 from __future__ import annotations
 
-import dataclasses
 import logging
 import shutil
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -19,77 +18,23 @@ from transformers import CONFIG_MAPPING, MODEL_FOR_CAUSAL_LM_MAPPING, PreTrained
 
 from hf_wsl.errors import one_line
 from hf_wsl.files import write_json
-from hf_wsl.options import ConfigError, build, build_from_command_line, option
-from hf_wsl.shell import run_for_shell
+from hf_wsl.options import build, parse, run_command, set_log_level
 from modeling_wsl.checkpoints.checkpoint import open_checkpoint
 from modeling_wsl.generation.generated_model import package_versions
 from modeling_wsl.generation.targets import Target, resolve_target
 
 from .checkpointing import publish_files
-from .data.images.image_data import ImageDataConfig, ImageSplits, load_images
-from .data.text_data import TextDataConfig, TextSplits, load_text
-from .finetuning.finetune_config import FinetuneConfig
+from .data.data_config import ImageDataConfig, TextDataConfig
+from .data.images.image_data import ImageSplits, load_images
+from .data.text_data import TextSplits, load_text
+from .finetuning.finetune_config import RESULT_FILE, FinetuneCommandConfig
 from .finetuning.tasks import CAUSAL_LANGUAGE_MODELING, IMAGE_CLASSIFICATION, Task
 from .finetuning.training_loop import finetune, measure
-from .pretraining.pretrain_config import find_recipe
 
 
-RESULT_FILE = "finetuning.json"
+PROGRAM = "hf-wsl finetune"
 TASKS = {task.name: task for task in (IMAGE_CLASSIFICATION, CAUSAL_LANGUAGE_MODELING)}
 logger = logging.getLogger(__name__)
-
-
-def _names(config: type) -> str:
-    return ", ".join(field.name for field in dataclasses.fields(config))
-
-
-@dataclass(frozen=True)
-class FinetuneCommandConfig(FinetuneConfig):
-    """What is trained on what, and where the result goes."""
-
-    task: str = option(IMAGE_CLASSIFICATION.name, "what is learned", choices=tuple(TASKS))
-    model: str = option(
-        "", "folder of a generated or trained model, or Hub id; with `from_scratch` also a timm or transformers name"
-    )
-    model_revision: str | None = option(None, "branch, tag or commit of a model on the Hub")
-    target_kwargs: dict = option({}, "of the architecture: --target_kwargs.img_size 32, --target_kwargs.n_layer 4")
-    from_scratch: bool = option(False, "start from the library's own initialization, drawn from the seed")
-    new_head: bool = option(False, "give the model a new classifier with as many classes as the data has")
-    data: dict = option(
-        {},
-        f"of images: {_names(ImageDataConfig)}; of text: {_names(TextDataConfig)} (described in "
-        "trainers/data/images/image_data_config.py and trainers/data/text_data.py)",
-    )
-    output_dir: str = option("", f"folder of the run: checkpoints, the trained model, {RESULT_FILE}")
-    save_steps: int | None = option(None, "optimizer steps between checkpoints; none: at every measurement")
-
-    def __post_init__(self):
-        super().__post_init__()
-        for name in ("model", "output_dir"):
-            if not getattr(self, name):
-                raise ConfigError(f"option '{name}' is needed")
-        if self.save_steps is not None and self.save_steps < 1:
-            raise ConfigError(f"option 'save_steps' is {self.save_steps}; it must be at least 1")
-        if self.from_scratch and self.new_head:
-            raise ConfigError("option 'new_head': a model from scratch has a new head in any case; leave it out")
-
-    @classmethod
-    def from_command_line(cls, argv: Sequence[str]) -> FinetuneCommandConfig:
-        """Reads `--config FILE --option value ...`; the command line outranks the file."""
-        return build_from_command_line(
-            cls,
-            argv,
-            program="hf-wsl finetune",
-            description="Fine-tune a generated, trained or new model on images or text.",
-            example="hf-wsl finetune --model generated/000 --data.images cifar10 --output_dir out",
-            find_file=find_recipe,
-        )
-
-    @property
-    def training(self) -> FinetuneConfig:
-        return FinetuneConfig(
-            **{field.name: getattr(self, field.name) for field in dataclasses.fields(FinetuneConfig)}
-        )
 
 
 def finetune_model(config: FinetuneCommandConfig) -> dict[str, Any]:
@@ -231,17 +176,21 @@ def save_finetuned(
 
 def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     """Runs the command with these arguments (`sys.argv` by default); see `finetune_model`."""
-    config = FinetuneCommandConfig.from_command_line(sys.argv[1:] if argv is None else argv)
-    logging.basicConfig(format="%(levelname)s %(message)s", level=logging.INFO)
+    config = parse(FinetuneCommandConfig, sys.argv[1:] if argv is None else argv, program=PROGRAM)
+    set_log_level()
+    return finetune_model(config)
+
+
+def train(config: FinetuneCommandConfig) -> list[str]:
+    """`finetune_model`, and a line about the result."""
     result = finetune_model(config)
     figures = ", ".join(f"{name} {value:.4g}" for name, value in result["test"].items())
-    logger.info("%s: test %s", config.output_dir, figures)
-    return result
+    return [f"{config.output_dir}: test {figures}"]
 
 
 def run(argv: Sequence[str] | None = None) -> int:
-    """`main` for a shell, see `run_for_shell`."""
-    return run_for_shell(main, argv)
+    """`main` for a shell, see `run_command`."""
+    return run_command(FinetuneCommandConfig, train, argv, program=PROGRAM)
 
 
 if __name__ == "__main__":

@@ -20,8 +20,7 @@ from accelerate.utils import GradientAccumulationPlugin
 
 from hf_wsl.errors import one_line
 from hf_wsl.files import write_json
-from hf_wsl.options import ConfigError
-from hf_wsl.shell import run_for_shell
+from hf_wsl.options import ConfigError, parse, run_command, set_log_level
 from modeling_wsl import WSLConfig, WSLForPreTraining
 from modeling_wsl.feature_extraction_wsl import WSLFeatureExtractor
 from modeling_wsl.generation.latent_prior import PRIOR_FILE
@@ -49,12 +48,13 @@ from .pretraining.validation import Validation
 
 
 logger = logging.getLogger(__name__)
+PROGRAM = "hf-wsl pretrain"
 
 
 def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     """Runs the command with these arguments (`sys.argv` by default) and returns the run's facts (see `pretrain`)."""
-    config = PretrainConfig.from_command_line(sys.argv[1:] if argv is None else argv)
-    logging.basicConfig(format="%(levelname)s %(message)s", level=logging.INFO)
+    config = parse(PretrainConfig, sys.argv[1:] if argv is None else argv, program=PROGRAM)
+    set_log_level()
     return pretrain(config)
 
 
@@ -237,8 +237,13 @@ def versions() -> dict[str, str]:
 
 
 def run(argv: Sequence[str] | None = None) -> int:
-    """`main` for a shell, see `run_for_shell`."""
-    return run_for_shell(main, argv)
+    """`main` for a shell, see `run_command`."""
+    return run_command(PretrainConfig, train, argv, program=PROGRAM)
+
+
+def train(config: PretrainConfig) -> None:
+    """`pretrain` for a command that prints nothing."""
+    pretrain(config)
 
 
 if __name__ == "__main__":

@@ -232,14 +232,9 @@ def rebuilding(config: DatasetConfig, collected: Collection | None, properties: 
     options = []
     for key, value in config.settings().items():
         if value != defaults[key]:
-            name = key.replace("_", "-")
-            if properties:
-                options += [f"--tokens.{key}", str(value).lower() if isinstance(value, bool) else str(value)]
-            elif isinstance(value, bool):
-                options.append(f"--{name}" if value else f"--no-{name}")
-            else:
-                options += [f"--{name}", str(value)]
-    line = shlex.join([*command, "--output", "DIR", *options])
+            name = f"--tokens.{key}" if properties else f"--{key}"
+            options += [name, str(value).lower() if isinstance(value, bool) else str(value)]
+    line = shlex.join([*command, "--output_dir", "DIR", *options])
     if properties:
         line = shlex.join(["hf-wsl", "zoo", "--tokenize", "true", "--output_dir", "DIR", *options])
     if collected is not None and collected.endpoint != HUB:

@@ -2,14 +2,16 @@
 
 import dataclasses
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
-from hf_wsl.options import option
+from hf_wsl.options import REQUIRED, argument, option
 
 from ..tokenize_config import DatasetConfig, TokenizeError, parse_size
 
 
 PAPER_TASKS = "image-classification,image-segmentation,depth-estimation,object-detection"
+EXECUTORS = ("local", "slurm", "ray")
 ORDERS = ("downloads", "likes", "last_modified", "created_at", "random")
 
 
@@ -23,7 +25,7 @@ class CollectConfig(DatasetConfig):
         TokenizeError: a value out of range or not among the choices.
     """
 
-    tasks: str = option(PAPER_TASKS, "Task tags to query, the paper's four by default.")
+    tasks: str = option(PAPER_TASKS, "Task tags to query, the paper's four by default.", group="models")
     tags: str = option("", "Further tags that every model must have.")
     author: str = option("", "Models of this user or organization only.")
     library: str = option("", "Models of this library only: transformers, timm, peft ...")
@@ -42,14 +44,18 @@ class CollectConfig(DatasetConfig):
         "readable: its files alone must be sound.",
         ("loadable", "readable"),
     )
-    max_parameters: str = option("2B", "Larger models are refused, e.g. 500M or 2B.")
-    max_download: str = option("10GB", "Models with more bytes of weights are refused.")
+    max_parameters: str = option("2B", "Larger models are refused, e.g. 500M or 2B.", metavar="COUNT")
+    max_download: str = option("10GB", "Models with more bytes of weights are refused.", metavar="SIZE")
     split_files_by_family: bool = option(
         True, "Give the windows of each family Parquet files, and so a dataset config, of their own (paper, Table 2)."
     )
     title: str = option("Tokenized models of the Hugging Face Hub", "Heading of the dataset card.")
-    max_disk: str = option("20GB", "Disk for weight files being read; at least twice max_download.")
-    max_memory: str = option("1GB", "Weight files up to this size, per worker, are held in memory and never on disk.")
+    max_disk: str = option(
+        "20GB", "Disk for weight files being read; at least twice max_download.", metavar="SIZE", group="resources"
+    )
+    max_memory: str = option(
+        "1GB", "Weight files up to this size, per worker, are held in memory and never on disk.", metavar="SIZE"
+    )
     retries: int = option(6, "Of a request that failed for a reason that may pass.")
     retry_pause: float = option(1.0, "Seconds before the first retry; each further one waits twice as long.")
 
@@ -101,6 +107,35 @@ class CollectConfig(DatasetConfig):
 
     def settings(self) -> dict[str, Any]:
         return {key: value for key, value in dataclasses.asdict(self).items() if key not in NOT_SETTINGS}
+
+
+@dataclass(frozen=True)
+class CollectOptions(CollectConfig):
+    """The command line of `hf-wsl collect`."""
+
+    EXAMPLE = "hf-wsl collect --output_dir tokens --num_train 2000 --num_validation 200 --num_workers 4"
+
+    models: list = argument("Hub ids (org/name@revision) or lists of them, instead of a query.", [])
+    output_dir: Path = option(
+        REQUIRED,
+        "Folder of the dataset; on a file system that all ranks see.",
+        metavar="DIR",
+        group="output",
+        was=("output",),
+    )
+    dry_run: bool = option(False, "Print what it would take; read no weights.")
+    ranks: int = option(0, "Run on datatrove, with so many shares of the models; 0 = here.", group="several machines")
+    executor: str = option("local", "Of the ranks.", EXECUTORS)
+    executor_options: Path | None = option(
+        None, "YAML file of further arguments of datatrove's executor: workers, time ...", metavar="FILE"
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.ranks < 0:
+            raise TokenizeError(f"ranks is {self.ranks}; it is not negative.")
+        if not self.ranks and (self.executor != "local" or self.executor_options is not None):
+            raise TokenizeError("executor and executor_options are of a run in ranks: add --ranks N.")
 
 
 NOT_SETTINGS = ("num_workers", "max_disk", "max_memory", "retries", "retry_pause")

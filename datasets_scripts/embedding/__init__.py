@@ -1,8 +1,21 @@
 """Models to rows of numbers: by a backbone, or by the methods that a backbone must beat."""
 
-from .embed_config import METHODS, EmbedConfig
-from .embed_models import EmbedReport, embed, embed_models
-from .embedding_table import EmbeddingTable
+import importlib
+from typing import Any
 
 
-__all__ = ["METHODS", "EmbedConfig", "EmbedReport", "EmbeddingTable", "embed", "embed_models"]
+_MODULES = {  # imported on demand: the options of `hf-wsl embed` are read without torch
+    "METHODS": "embed_config",
+    "EmbedConfig": "embed_config",
+    "EmbedReport": "embed_models",
+    "EmbeddingTable": "embedding_table",
+    "embed": "embed_models",
+    "embed_models": "embed_models",
+}
+__all__ = [*_MODULES]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _MODULES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f".{_MODULES[name]}", __name__), name)

@@ -1,16 +1,23 @@
 """The options of `hf-wsl embed`, each described once."""
 
+from __future__ import annotations
+
 import dataclasses
 from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
 
-from hf_wsl.options import ConfigError, option
-from modeling_wsl import WSLFeatureExtractor
-from modeling_wsl.embedding.pooling import POOLINGS
+from hf_wsl.options import REQUIRED, ConfigError, argument, option
+
+
+if TYPE_CHECKING:
+    from modeling_wsl import WSLFeatureExtractor
 
 
 # What is not a backbone. Anything else that `embed` is given is one: a folder, or a Hub id.
 METHODS = ("statistics", "pooled-statistics", "spectral-norms", "random-projection", "pca")
 TOKEN_METHODS = ("random-projection", "pca")  # embed each token, as a backbone does
+POOLINGS = ("mean", "moments", "layers")  # those of `modeling_wsl.embedding.pooling`, without its imports
 
 
 @dataclass(frozen=True)
@@ -56,8 +63,27 @@ class EmbedConfig:
 
     def feature_extractor(self) -> WSLFeatureExtractor:
         """That of the methods without a backbone."""
+        from modeling_wsl import WSLFeatureExtractor  # here: options are read without torch
+
         return WSLFeatureExtractor(
             tokenization=self.tokenization,
             token_size=self.token_size,
             batch_norm_statistics=self.batch_norm_statistics,
         )
+
+
+@dataclass(frozen=True)
+class EmbedOptions(EmbedConfig):
+    """The command line of `hf-wsl embed`."""
+
+    EXAMPLE = "hf-wsl embed backbone models/ --output_file embeddings.parquet"
+
+    method: str = argument(f"A backbone (folder or Hub id), or one of: {', '.join(METHODS)}.")
+    sources: list = argument("Models, folders of models, Hub ids (org/name@revision), or lists of these.")
+    output_file: Path = option(
+        REQUIRED,
+        "Parquet file: model_id, revision, embedding, x, y.",
+        metavar="FILE",
+        group="output",
+        was=("output", "output_dir"),
+    )

@@ -27,7 +27,7 @@ logger = logging.getLogger(__name__)
 
 
 def search(table: str | PathLike, query: str | None, config: SearchConfig) -> list[str]:
-    """Does what the options say; writes `config.output`, if it is named.
+    """Does what the options say; writes `config.output_file`, if it is named.
 
     Args:
         table: Parquet file of `hf-wsl embed`.
@@ -42,8 +42,8 @@ def search(table: str | PathLike, query: str | None, config: SearchConfig) -> li
         ConfigError, ValueError, CheckpointError: see `nearest`, `find_copies`, `calibrate`, `lineage_trees`; and
             none of the models at hand is in the table.
     """
-    if config.output and Path(config.output).is_dir():
-        raise ConfigError(f"option 'output': {config.output} is a folder; name a JSON file")
+    if config.output_file and Path(config.output_file).is_dir():
+        raise ConfigError(f"option 'output_file': {config.output_file} is a folder; name a JSON file")
     embeddings = EmbeddingTable.read(table)
     mode = next((mode for mode in MODES if getattr(config, mode)), None)
     if (query is None) == (mode is None):
@@ -71,8 +71,8 @@ def search(table: str | PathLike, query: str | None, config: SearchConfig) -> li
     else:
         content = find_neighbors(embeddings, query, config)
         lines = [f"{row['rank']:>4}  {row['distance']:<10.4g}  {row['model_id']}" for row in content]
-    if config.output:
-        write_json(Path(config.output), content)
+    if config.output_file:
+        write_json(Path(config.output_file), content)
     return lines
 
 

@@ -2,8 +2,9 @@
 
 import math
 from dataclasses import dataclass
+from pathlib import Path
 
-from hf_wsl.options import ConfigError, option
+from hf_wsl.options import ConfigError, argument, option
 
 
 METRICS = ("cosine", "euclidean")
@@ -31,7 +32,7 @@ class SearchConfig:
     )
     fine_tunes: list = option([], "With --calibrate: PARENT=CHILD of the table, beside what zoos state.")
     seed: int = option(0, "With --calibrate: of the sample and the copies.")
-    output: str = option("", "JSON file of what was found.")
+    output_file: str = option("", "JSON file of the result.", metavar="FILE", was=("output", "output_dir"))
 
     def __post_init__(self) -> None:
         if sum(getattr(self, mode) for mode in MODES) > 1:
@@ -39,8 +40,8 @@ class SearchConfig:
         for mode in ("calibrate", "lineage"):
             if getattr(self, mode) and not self.models:
                 raise ConfigError(f"option '{mode}' reads weights: name the models of the table with --models")
-        if self.calibrate and not self.output:
-            raise ConfigError("option 'calibrate' writes a file: name it with --output")
+        if self.calibrate and not self.output_file:
+            raise ConfigError("option 'calibrate' writes a file: name it with --output_file")
         if self.calibration and not self.duplicates:
             raise ConfigError("option 'calibration' is of --duplicates")
         for pair in self.fine_tunes:
@@ -60,3 +61,21 @@ class SearchConfig:
     @property
     def fine_tune_pairs(self) -> list[tuple[str, str]]:
         return [tuple(pair.split("=")) for pair in self.fine_tunes]
+
+
+@dataclass(frozen=True)
+class SearchOptions(SearchConfig):
+    """The command line of `hf-wsl search`."""
+
+    EXAMPLE = "hf-wsl search embeddings.parquet org/some-model --top 10"
+
+    table: Path = argument("Parquet file that `hf-wsl embed` wrote.")
+    query: str | None = argument("A model_id of the table, or a model: path or Hub id (org/name@revision).", None)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if (self.query is None) == (not any(getattr(self, mode) for mode in MODES)):
+            raise ConfigError(
+                "name one model to search for (a row of the table, a path or a Hub id), or one of --duplicates, "
+                "--calibrate and --lineage"
+            )

@@ -1,18 +1,16 @@
 """The dataset card: valid for the Hub's library, filled from the rows, readable whatever the rows hold."""
 
 import shlex
-from dataclasses import replace
 
 import pytest
-import typer
 import yaml
 from huggingface_hub import DatasetCard
 
 from datasets_scripts.card.dataset_card import Collection, content_hash, dataset_card
-from datasets_scripts.collect.config import CollectConfig
+from datasets_scripts.collect.config import CollectConfig, CollectOptions
 from datasets_scripts.outcomes import OUTCOMES
-from datasets_scripts.tokenize_config import TokenizeConfig
-from hf_wsl.cli import app
+from datasets_scripts.tokenize_config import TokenizeConfig, TokenizeOptions
+from hf_wsl.options import parse, part_of
 
 
 CONFIG = TokenizeConfig(token_size=10, seed=3, title="Toys, tokenized")
@@ -183,10 +181,9 @@ def test_the_command_gives_the_same_settings_again(config, collected):
     line = text.split("## How it was made")[1].split("```")[1].strip()
     program, name, *arguments = shlex.split(line)
     assert program == "hf-wsl"
-    given = typer.main.get_command(app).commands[name].make_context(name, arguments).params
-    assert str(given["output"]) == "DIR"
-    known = {key: value for key, value in given.items() if key in config.settings() and value is not None}
-    assert replace(type(config)(), **known) == config
+    options = parse(CollectOptions if collected else TokenizeOptions, arguments, program=name)
+    assert str(options.output_dir) == "DIR"
+    assert part_of(options, type(config)) == config
 
 
 def test_a_collection_names_the_hub_the_day_and_the_numbers_seen():
@@ -196,7 +193,7 @@ def test_a_collection_names_the_hub_the_day_and_the_numbers_seen():
     assert "HF_ENDPOINT" not in text
     mirror = Collection(("hf-wsl", "collect", "ada/net"), "http://hub.lab:80", "2026-11-02", {"named": 1}, 1, 1)
     text = dataset_card([row("a", "train")], CollectConfig(), collected=mirror)
-    assert "HF_ENDPOINT=http://hub.lab:80 hf-wsl collect ada/net --output DIR\n" in text
+    assert "HF_ENDPOINT=http://hub.lab:80 hf-wsl collect ada/net --output_dir DIR\n" in text
 
 
 def test_the_content_hash_follows_weights_splits_and_settings():

@@ -15,6 +15,7 @@ import pyarrow.parquet as pq
 import pytest
 import timm
 import torch
+from command_line import hf_wsl
 from huggingface_hub import ModelCard
 from publish_fixtures import (
     WITHHELD,
@@ -27,11 +28,9 @@ from publish_fixtures import (
 )
 from safetensors.torch import save
 from transformers import AutoModel, PreTrainedModel
-from typer.testing import CliRunner
 
 from datasets_scripts.collect.collect import collect
 from datasets_scripts.collect.config import CollectConfig
-from hf_wsl import cli
 from hub_cards import upload
 from hub_cards.errors import PublishError, UploadError
 from hub_cards.publication import STAGING
@@ -96,10 +95,6 @@ def sent_by(hub):
 
 def commits_of(hub, repo_id, repo_type="model"):
     return [commit.title for commit in hub.find(repo_id, repo_type).commits.values()]
-
-
-def run(*arguments, **options):
-    return CliRunner().invoke(cli.app, [str(argument) for argument in arguments], **options)
 
 
 def snapshot(folder):
@@ -239,7 +234,7 @@ def test_a_collected_dataset_is_published_with_the_story_of_its_collection(hub, 
     assert list(result.plan.publication.withheld) == ["lab2/net"]
     assert result.plan.publication.notes == ()  # the card here is told to be the run's own
     files = files_of(hub, "org/tokens", "dataset")
-    assert "hf-wsl collect --output DIR" in files["README.md"].decode()
+    assert "hf-wsl collect --output_dir DIR" in files["README.md"].decode()
     assert json.loads(files["tokenize.json"])["outcomes"] == {"accepted": 2, "withheld": 1}
     assert set(datasets.load_dataset("org/tokens", "windows", split="train")["model_id"]) == {"lab0/net", "lab1/net"}
 
@@ -260,14 +255,14 @@ def test_a_dataset_s_own_card_keeps_its_text_and_gets_a_front_matter_that_fits(h
 
 def test_the_prior_of_a_backbone_goes_along_and_models_without_anchors_are_drawn_from_the_hub(hub, backbone, dataset):
     fit_and_save_prior(backbone, str(dataset), device="cpu", progress=False)
-    assert run("publish", backbone, "org/backbone", "--license", "apache-2.0", "--yes").exit_code == 0
+    assert hf_wsl("publish", backbone, "org/backbone", "--license", "apache-2.0", "--yes").exit_code == 0
     assert PRIOR_FILE in files_of(hub, "org/backbone")
     (model,) = load_pipeline("weight-generation", "org/backbone", device="cpu", progress=False)("test_resnet")
     assert model.provenance["method"] == "prior"
 
 
 def test_a_published_backbone_loads_by_id_with_the_library_and_without_it(hub, backbone, tmp_path):
-    result = run("publish", backbone, "org/backbone", "--license", "apache-2.0", "--yes")
+    result = hf_wsl("publish", backbone, "org/backbone", "--license", "apache-2.0", "--yes")
     assert result.exit_code == 0, result.output
     assert f"{hub.url}/org/backbone/commit/" in result.output
     tokens = torch.randn(1, 5, 24, generator=torch.Generator().manual_seed(0))
@@ -356,7 +351,7 @@ def test_code_of_an_older_version_is_removed_from_the_repository_and_strangers_f
 
 
 def test_a_published_generated_model_loads_in_timm_by_id_and_names_what_it_was_made_of(hub, generated):
-    result = run("publish", generated, "org/made", "--license", "cc-by-sa-4.0", input="y\n")
+    result = hf_wsl("publish", generated, "org/made", "--license", "cc-by-sa-4.0", answers="y\n")
     assert result.exit_code == 0, result.output
     assert "license: cc-by-sa-4.0" in result.output
     model = timm.create_model("hf-hub:org/made", pretrained=True)
@@ -512,7 +507,7 @@ def test_a_new_version_of_a_repository_appears_in_one_commit_with_outdated_files
 def test_the_plan_is_shown_before_anything_is_done_and_a_dry_run_or_a_no_does_nothing(hub, dataset):
     before = snapshot(dataset)
     for options in (["--dry-run"], []):
-        result = run("publish", dataset, "org/tokens", "--private", *options, input="n\n")
+        result = hf_wsl("publish", dataset, "org/tokens", "--private", *options, answers="n\n")
         assert result.exit_code == 0, result.output
         for line in (
             f"to {hub.url}/datasets/org/tokens (dataset, private, will be made)",

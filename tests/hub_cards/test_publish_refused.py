@@ -4,9 +4,9 @@ import shutil
 
 import pyarrow.parquet as pq
 import pytest
+from command_line import hf_wsl
 from publish_fixtures import change_json, make_anchor, make_backbone, make_dataset, make_generated
 
-from hf_wsl import cli
 from hub_cards import upload
 from hub_cards.errors import PublishError, UploadError
 from hub_cards.publish import plan_publication, publish
@@ -196,8 +196,7 @@ def test_a_repository_that_changes_meanwhile_is_left_alone(hub, backbone):
     assert "moved.txt" in hub.find("org/backbone").files
 
 
-def test_the_command_s_refusal_is_one_line(hub, tmp_path, monkeypatch):
-    monkeypatch.setattr("sys.argv", ["hf-wsl", "publish", str(tmp_path), "org/x"])
-    with pytest.raises(SystemExit) as stop:
-        cli.main()
-    assert str(stop.value.code).startswith(f"error: {tmp_path} is nothing that can be published")
+def test_the_command_s_refusal_is_one_line(hub, tmp_path):
+    refused = hf_wsl("publish", tmp_path, "org/x")
+    assert refused.exit_code == 1 and refused.stderr.count("\n") == 1
+    assert refused.stderr.startswith(f"error: {tmp_path} is nothing that can be published")

@@ -9,11 +9,10 @@ import pyarrow.parquet as pq
 import pytest
 import timm
 import torch
+from command_line import hf_wsl
 from safetensors.torch import save
 from transformers import AutoConfig, AutoFeatureExtractor, AutoModel, AutoModelForPreTraining, pipeline
-from typer.testing import CliRunner
 
-from hf_wsl import cli
 from modeling_wsl import CheckpointError, WSLConfig, WSLFeatureExtractor, WSLForPreTraining, WSLModel, open_checkpoint
 from modeling_wsl.pipelines import find_backbone, load_pipeline
 
@@ -66,17 +65,12 @@ def commits(hub, old, new):
     return first, hub.add(BACKBONE, new)
 
 
-def run(*arguments):
-    return CliRunner().invoke(cli.app, [str(argument) for argument in arguments])
-
-
-def error_of(monkeypatch, *arguments):
-    """The one line that the installed command would end with."""
-    monkeypatch.setattr("sys.argv", ["hf-wsl", *map(str, arguments)])
-    with pytest.raises(SystemExit) as stop:
-        cli.main()
-    assert isinstance(stop.value.code, str) and "\n" not in stop.value.code
-    return stop.value.code
+def error_of(*arguments):
+    """The one line that the command ends with."""
+    refused = hf_wsl(*arguments)
+    lines = [line for line in refused.stderr.splitlines() if line.startswith("error: ")]
+    assert refused.exit_code == 1 and len(lines) == 1 and refused.stderr.splitlines()[-1] == lines[0]
+    return lines[0]
 
 
 def test_the_auto_classes_load_an_id_at_its_newest_and_at_any_named_state(commits):
@@ -160,7 +154,7 @@ def test_the_commands_embed_and_generate_by_id(hub, commits, vit, tmp_path):
     hub.find("ada/vit").revisions["v1"] = trained[0]
     for revision, commit, token_size in (((), commits[1], 24), (("--revision", "v1"), commits[0], 16)):
         table = tmp_path / f"{token_size}.parquet"
-        result = run("embed", BACKBONE, "ada/vit@v1", "--output", table, *revision)
+        result = hf_wsl("embed", BACKBONE, "ada/vit@v1", "--output_file", table, *revision)
         assert result.exit_code == 0, result.output
         read = pq.read_table(table)
         assert read.column_names == ["model_id", "revision", "embedding", "x", "y"]
@@ -171,7 +165,7 @@ def test_the_commands_embed_and_generate_by_id(hub, commits, vit, tmp_path):
 
         output = tmp_path / f"generated-{token_size}"
         anchors = ("--anchors", "ada/vit@v1", "--anchors", "ada/vit")
-        result = run("generate", BACKBONE, "ada/vit@v1", *anchors, "--output", output, *revision)
+        result = hf_wsl("generate", BACKBONE, "ada/vit@v1", *anchors, "--output_dir", output, *revision)
         assert result.exit_code == 0, result.output
         provenance = json.loads((output / "000" / "provenance.json").read_text())
         assert provenance["backbone"]["revision"] == commit
@@ -183,14 +177,14 @@ def test_the_commands_embed_and_generate_by_id(hub, commits, vit, tmp_path):
 def test_a_token_of_the_environment_opens_what_the_commands_may_read(hub, old, vit, tmp_path, monkeypatch):
     hub.add("org/own", old, private=True)
     hub.add("org/gated-vit", vit[0], gated_to=("hf_alice",))
-    embed = ("embed", "org/own", "org/gated-vit", "--output", tmp_path / "table.parquet")
-    anchors = ("--anchors", "org/gated-vit", "--output", tmp_path / "generated")
+    embed = ("embed", "org/own", "org/gated-vit", "--output_file", tmp_path / "table.parquet")
+    anchors = ("--anchors", "org/gated-vit", "--output_dir", tmp_path / "generated")
     generate = ("generate", "org/own", "org/gated-vit", *anchors)
     for command in (embed, generate):
-        assert "org/own: is neither a local path nor a model on the Hub" in error_of(monkeypatch, *command)
+        assert "org/own: is neither a local path nor a model on the Hub" in error_of(*command)
     monkeypatch.setenv("HF_TOKEN", "hf_alice")
     for command in (embed, generate):
-        result = run(*command)
+        result = hf_wsl(*command)
         assert result.exit_code == 0, result.output
 
 
@@ -219,8 +213,10 @@ def test_a_backbone_that_cannot_be_had_is_one_line(
     hub.add("org/bert", {"config.json": '{"model_type": "bert"}', "model.safetensors": save(STATE)})
     hub.add("org/weights", {"model.safetensors": save(STATE)})
     backbone = str(tmp_path) if backbone == "{folder}" else backbone
-    for command in (("embed", backbone, BACKBONE), ("generate", backbone, "resnet18", "--anchors", BACKBONE)):
-        assert message in error_of(monkeypatch, *command, "--output", tmp_path / "out", *options)
+    embed = ("embed", backbone, BACKBONE, "--output_file", tmp_path / "out")
+    generate = ("generate", backbone, "resnet18", "--anchors", BACKBONE, "--output_dir", tmp_path / "out")
+    for command in (embed, generate):
+        assert message in error_of(*command, *options)
 
 
 def test_a_token_that_the_hub_does_not_know_is_named_as_the_fault(hub, old, monkeypatch):

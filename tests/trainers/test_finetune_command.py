@@ -7,16 +7,16 @@ import pytest
 import timm
 import torch
 from accelerate.state import AcceleratorState
+from command_line import hf_wsl
 from image_fixtures import image_rows, write_parquet
 from safetensors.torch import load_file, save_file
 from transformers import GPT2LMHeadModel
-from typer.testing import CliRunner
 
-from hf_wsl.cli import app
+from hf_wsl.options import parse
 from modeling_wsl.generation.targets import resolve_target
 from trainers import finetune as finetune_command
+from trainers.data.data_config import ImageDataConfig
 from trainers.data.images.image_data import load_images
-from trainers.data.images.image_data_config import ImageDataConfig
 from trainers.finetune import FinetuneCommandConfig, main, run
 from trainers.finetuning.measure import measure
 from trainers.pretraining.pretrain_config import RECIPES
@@ -134,7 +134,10 @@ def test_what_does_not_fit_is_said_in_one_line_before_any_training(folder, tmp_p
         (words(folder, out, model="resnet_eighteen"), "no timm architecture"),
         (words(folder, out, model=missing), "lacks .*head.bias"),
         (words(folder, out, **{"data.image_size": 24}), r"cannot take images of shape \(3, 24, 24\)"),
-        (words(folder, out, **{"data.imagesize": 24}), "unknown option 'imagesize'.*image_size"),
+        (
+            words(folder, out, **{"data.imagesize": 24}),
+            "unknown option '--data.imagesize'. Did you mean '--data.image_size'",
+        ),
         (words(folder, out, **{"data.images": missing}), "part.*neither Parquet files nor images"),
         (words(folder, out, epochs=-1), "epochs is -1"),
         (words(folder, ""), "'output_dir' is needed"),
@@ -146,7 +149,9 @@ def test_what_does_not_fit_is_said_in_one_line_before_any_training(folder, tmp_p
 
 @pytest.mark.parametrize("recipe", ["imagenet_finetune", "gpt2", "gpt2_small"])
 def test_every_recipe_is_readable(recipe):
-    config = FinetuneCommandConfig.from_command_line(["--config", recipe, "--model", "m", "--output_dir", "o"])
+    config = parse(
+        FinetuneCommandConfig, ["--config", recipe, "--model", "m", "--output_dir", "o"], program="finetune"
+    )
     assert (RECIPES / f"{recipe}.yaml").is_file()
     if recipe == "gpt2":  # Table 5 of the paper
         kwargs = config.target_kwargs
@@ -155,7 +160,7 @@ def test_every_recipe_is_readable(recipe):
 
 
 def test_the_command_lists_its_options():
-    result = CliRunner().invoke(app, ["finetune", "--help"])
+    result = hf_wsl("finetune", "--help")
     assert result.exit_code == 0
-    for name in ("--from_scratch", "--data.KEY", "--learning_rate", "image_size", "block_size"):
+    for name in ("--from_scratch", "--data.images", "--learning_rate", "image_size", "block_size"):
         assert name in result.output

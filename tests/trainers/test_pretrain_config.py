@@ -2,10 +2,14 @@ import pytest
 import torch
 import yaml
 
-from hf_wsl.options import ConfigError
+from hf_wsl.options import ConfigError, parse
 from modeling_wsl import WSLConfig
 from trainers.optimization import constant, one_cycle
 from trainers.pretraining.pretrain_config import RECIPES, PretrainConfig
+
+
+def options_of(arguments):
+    return parse(PretrainConfig, arguments, program="hf-wsl pretrain")
 
 
 def recipes_with(option):
@@ -43,7 +47,7 @@ def test_the_command_line_outranks_the_file_and_the_file_the_defaults(tmp_path):
         "learning_rate: 2e-5\nbatch_size: 8\ntorch_compile: yes\nmodel:\n  noise_std: 0\n  denoise: true\n"
     )
     arguments = ["--config", str(file), "--batch_size=16", "--model.noise_std", "0.2", "--max-steps", "7"]
-    config = PretrainConfig.from_command_line(arguments)
+    config = options_of(arguments)
     assert (config.learning_rate, config.batch_size, config.max_steps) == (2e-5, 16, 7)
     assert config.torch_compile is True
     assert config.model == {"noise_std": 0.2, "denoise": True}
@@ -69,13 +73,13 @@ def test_a_number_that_is_none_is_refused_from_python_too(name):
 
 
 def test_a_flag_needs_no_value():
-    assert PretrainConfig.from_command_line(["--torch_compile", "--seed", "3"]).torch_compile is True
+    assert options_of(["--torch_compile", "--seed", "3"]).torch_compile is True
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--learning_rte", "1e-3"], "unknown option '--learning_rte'. Did you mean 'learning_rate'?"),
+        (["--learning_rte", "1e-3"], "unknown option '--learning_rte'. Did you mean '--learning_rate'?"),
         (["--batch_size", "many"], "takes a whole number, not 'many'"),
         (["--batch_size", "2.5"], "takes a whole number"),
         (["--batch_size", "0"], "'batch_size' must be above 0"),
@@ -91,14 +95,15 @@ def test_a_flag_needs_no_value():
         (["--model.max_positions", "[1,"], "'--model.max_positions' cannot be read from '[1,'"),
         (["--epochs", "0"], "set one of them"),
         (["--model.noise_std"], "needs a value"),
-        (["--batch_size"], "expected one argument"),
+        (["--batch_size"], "option '--batch_size' needs a value"),
         (["data"], "unexpected argument 'data'"),
         (["--config", "nowhere.yaml"], "nowhere.yaml: there is no such file"),
+        (["--config", "tinny"], "Did you mean 'tiny'? The recipes are hf_large, hf_small, "),
     ],
 )
 def test_an_option_that_cannot_be_read_is_refused_with_the_remedy(arguments, message):
     with pytest.raises(ConfigError) as error:
-        PretrainConfig.from_command_line(arguments)
+        options_of(arguments)
     assert message in str(error.value)
 
 
@@ -111,7 +116,7 @@ def test_an_unknown_key_in_a_file_is_refused_with_the_file_and_the_nearest_optio
 
 def test_help_shows_every_option_with_an_example(capsys):
     with pytest.raises(SystemExit):
-        PretrainConfig.from_command_line(["--help"])
+        options_of(["--help"])
     text = capsys.readouterr().out
     assert "--gradient_accumulation_steps" in text and "--model.KEY" in text and "--config tiny --dataset DIR" in text
 

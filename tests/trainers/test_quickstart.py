@@ -14,7 +14,7 @@ from PIL import Image
 from torch.utils.data import Subset
 
 from trainers.data.images.digits import digits_splits
-from trainers.evaluation.initial_weights import ARMS, ON_REQUEST
+from trainers.evaluation.evaluate_config import ARMS, ON_REQUEST
 from trainers.finetuning.finetune_config import FinetuneConfig
 from trainers.finetuning.measure import measure
 from trainers.quickstart.figures import FIGURES

@@ -19,48 +19,14 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedToken
 
 from datasets_scripts.schema import SPLITS
 from hf_wsl.errors import one_line
-from hf_wsl.options import option
 
+from .data_config import TextDataConfig
 from .public_dataset import FixedRows, PublicDatasetError, existing, read_dataset
 
 
 logger = logging.getLogger(__name__)
 END_OF_TEXT = "<|endoftext|>"
 _LINE, _DOCUMENT, _TOKENS = "line", "document", "input_ids"
-
-
-@dataclass(frozen=True)
-class TextDataConfig:
-    """Which text, how it is split and how it becomes tokens.
-
-    Raises:
-        ValueError: a value that cannot work; the message names the option.
-    """
-
-    text: str = option("", "text files, folders of .txt files or dataset ids on the Hub, several separated by commas")
-    revision: str | None = option(None, "branch, tag or commit of a dataset on the Hub")
-    subset: str | None = option(None, "configuration of a dataset on the Hub")
-    text_column: str = option("text", "column of a dataset on the Hub")
-    end_of_text: bool = option(False, "put the end-of-text token after every row of a dataset on the Hub")
-    tokenizer: str = option("", "folder or Hub id; empty: a byte-level BPE is trained on the training part")
-    vocab_size: int = option(2048, "tokens of a tokenizer that is trained, at most")
-    block_size: int = option(128, "tokens of an example")
-    validation_fraction: float = option(0.1, "of every source that has no such split, near its end")
-    test_fraction: float = option(0.1, "of every source that has no such split, at its end")
-    max_train_tokens: int = option(0, "training tokens to use, the first ones; 0: all")
-    max_validation_tokens: int = option(0, "validation tokens to use, the first ones; 0: all")
-    max_test_tokens: int = option(0, "test tokens to use, the first ones; 0: all")
-
-    def __post_init__(self):
-        lowest_of = {"vocab_size": 257, "block_size": 2} | {f"max_{split}_tokens": 0 for split in SPLITS}
-        for name, lowest in lowest_of.items():
-            if getattr(self, name) < lowest:
-                raise ValueError(f"{name} is {getattr(self, name)}; it must be at least {lowest}.")
-        parts = (self.validation_fraction, self.test_fraction)
-        if min(parts) <= 0 or sum(parts) >= 1:
-            raise ValueError(
-                f"validation_fraction={parts[0]}, test_fraction={parts[1]}: both must be above 0, their sum below 1."
-            )
 
 
 class TextBlocks(Dataset):

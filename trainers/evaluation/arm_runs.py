@@ -25,7 +25,8 @@ from modeling_wsl.generation.generated_model import GeneratedModel
 from ..finetuning.tasks import IMAGE_CLASSIFICATION
 from ..finetuning.training_loop import DivergedError, Measurement, finetune
 from .comparison import AGREEMENT_EXAMPLES, Comparison
-from .initial_weights import ARMS, FROM_GENERATED, InitialWeights, Reference, initial_weights, reference_of
+from .evaluate_config import ARMS
+from .initial_weights import FROM_GENERATED, InitialWeights, Reference, initial_weights, reference_of
 from .weight_comparison import compare_weights, function_agreement
 
 

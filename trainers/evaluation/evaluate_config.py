@@ -2,21 +2,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from hf_wsl.options import ConfigError, build, build_from_command_line, nearest, option
+from hf_wsl.options import ConfigError, build, nearest, option
 
-from ..data.images.image_data_config import ImageDataConfig
-from ..data.text_data import TextDataConfig
+from ..data.data_config import DATA, ImageDataConfig, TextDataConfig
 from ..finetuning.finetune_config import FinetuneConfig
-from ..finetuning.tasks import CAUSAL_LANGUAGE_MODELING, IMAGE_CLASSIFICATION
-from .initial_weights import ARMS, ON_REQUEST
 
 
 INIT, FEW_SHOT = "init", "few-shot"
-DATA = {IMAGE_CLASSIFICATION.name: ImageDataConfig, CAUSAL_LANGUAGE_MODELING.name: TextDataConfig}
+# arm -> what its initial weights are; the order of tables and legends.
+ARMS = {
+    "anchor": "the trained model itself: the upper bound",
+    "generated": "drawn by the backbone around the anchors' latents, the best of the draws on the validation split",
+    "bootstrapped": "drawn like 'generated', the best draws of a round being the anchors of the next",
+    "interpolated": "decoded from points between the latents of the first two anchors",
+    "reconstructed": "the anchor through the backbone and back, without the noise of a draw",
+    "PCA": "the anchor through PCA over tokens to the same latent size, fitted on the backbone's training models",
+    "random projection": "the anchor through a random orthogonal projection to the same latent size",
+    "anchor + noise": "the anchor plus Gaussian noise, each tensor as far off as the generated one's; as many draws, "
+    "selected alike",
+    "anchor permuted": "the anchor with the entries of each sampled tensor shuffled: its statistics, nothing else",
+    "inherited only": "what generation took from the anchor untouched, all else as in scratch",
+    "prior": "drawn from the backbone's prior over latents, without an anchor; as many draws, selected alike",
+    "scratch": "the architecture's own random initialization: the lower bound",
+}
+# Arms of the few-shot protocol that must be asked for, by their options.
+ON_REQUEST = {"bootstrapped": "bootstrap_rounds", "interpolated": "interpolation_points"}
 # What may change between two runs in one folder: each outcome is that of its own arm and seed.
 FREE = ("arms", "seeds", "num_workers", "cache_dir", "output_dir")
 
@@ -29,6 +42,11 @@ class EvaluateConfig:
     best, "few-shot" draws 50 around 5 anchors, keeps 10 and trains none.
     """
 
+    EXAMPLE = (
+        "hf-wsl evaluate --backbone backbone --target resnet18 --anchors models/resnet18 --data.images cifar10 "
+        "--data.image_size 32 --tokens tokens --output_dir evaluation"
+    )
+
     backbone: str = option("", "folder or Hub id of a WSL model")
     target: str = option("", "timm name, or folder or Hub id of a transformers or timm model: what is generated")
     target_kwargs: dict = option({}, "of the target, as its library takes them: --target_kwargs.img_size 32")
@@ -36,10 +54,10 @@ class EvaluateConfig:
     stem: str = option(
         "adapt", "of an anchor for images of another number of channels", choices=("adapt", "initialize")
     )
-    task: str = option(IMAGE_CLASSIFICATION.name, "what the models are for", choices=tuple(DATA))
+    task: str = option("image-classification", "what the models are for", choices=tuple(DATA))
     protocol: str = option(INIT, "fine-tune the best draw, or measure the best ones as they are", (INIT, FEW_SHOT))
-    data: dict = option({}, "any option of the data: --data.images DIR --data.image_size 32, or --data.text FILE")
-    finetune: dict = option({}, "any option of the fine-tuning: --finetune.epochs 5 --finetune.learning_rate 1e-3")
+    data: dict = option({}, "options of the data, images or text by the task", of=tuple(DATA.values()))
+    finetune: dict = option({}, "options of the fine-tuning", of=(FinetuneConfig,), hidden=("seed",))
     tokens: str = option("", "tokenized dataset that PCA is fitted on: that of the backbone; empty: no PCA")
     pca_tokens: int = option(500_000, "tokens that PCA is fitted on, evenly spaced")
     arms: list = option([], f"arms to run, separated by commas; empty: all that can be ({', '.join(ARMS)})")
@@ -125,15 +143,3 @@ class EvaluateConfig:
         resolved = {"data": asdict(self.data_config), "finetune": asdict(self.finetune_config)}
         own = {"num_candidates": self.candidates, "num_kept": self.kept}
         return {name: value for name, value in {**asdict(self), **own, **resolved}.items() if name not in FREE}
-
-    @classmethod
-    def from_command_line(cls, argv: Sequence[str]) -> EvaluateConfig:
-        """Reads `--config FILE --option value …`; the command line outranks the file."""
-        return build_from_command_line(
-            cls,
-            argv,
-            program="hf-wsl evaluate",
-            description="Compare generated weights with every control, on one architecture and one dataset.",
-            example="hf-wsl evaluate --backbone backbone --target resnet18 --anchors models/resnet18 "
-            "--data.images cifar10 --data.image_size 32 --tokens tokens --output_dir evaluation",
-        )

@@ -11,29 +11,12 @@ from modeling_wsl.generation.sampling import draw_seeds
 
 from .comparison import Comparison, State
 from .controls import inherited_only, permuted, projected, with_noise
+from .evaluate_config import ON_REQUEST
 from .weight_comparison import relative_error
 
 
-# arm -> what its initial weights are; the order of tables and legends.
-ARMS = {
-    "anchor": "the trained model itself: the upper bound",
-    "generated": "drawn by the backbone around the anchors' latents, the best of the draws on the validation split",
-    "bootstrapped": "drawn like 'generated', the best draws of a round being the anchors of the next",
-    "interpolated": "decoded from points between the latents of the first two anchors",
-    "reconstructed": "the anchor through the backbone and back, without the noise of a draw",
-    "PCA": "the anchor through PCA over tokens to the same latent size, fitted on the backbone's training models",
-    "random projection": "the anchor through a random orthogonal projection to the same latent size",
-    "anchor + noise": "the anchor plus Gaussian noise, each tensor as far off as the generated one's; as many draws, "
-    "selected alike",
-    "anchor permuted": "the anchor with the entries of each sampled tensor shuffled: its statistics, nothing else",
-    "inherited only": "what generation took from the anchor untouched, all else as in scratch",
-    "prior": "drawn from the backbone's prior over latents, without an anchor; as many draws, selected alike",
-    "scratch": "the architecture's own random initialization: the lower bound",
-}
 # Arms that need the generated models of their seed; they are made one after the other.
 FROM_GENERATED = ("generated", "anchor + noise", "inherited only")
-# Arms of the few-shot protocol that must be asked for, by their options.
-ON_REQUEST = {"bootstrapped": "bootstrap_rounds", "interpolated": "interpolation_points"}
 
 
 @dataclass(frozen=True)

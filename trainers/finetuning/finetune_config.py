@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 
-from hf_wsl.options import option
+from hf_wsl.options import ConfigError, option, part_of
+
+from ..data.data_config import DATA
 
 
 SCHEDULES = ("constant", "onecycle")
 PRECISIONS = ("no", "bf16")
+RECIPES = Path(__file__).parents[1] / "recipes"
+RESULT_FILE = "finetuning.json"
 
 
 @dataclass(frozen=True)
@@ -55,3 +60,37 @@ class FinetuneConfig:
                 raise ValueError(
                     f"{name}={getattr(self, name)!r} is not known; choose {' or '.join(map(repr, known))}."
                 )
+
+
+@dataclass(frozen=True)
+class FinetuneCommandConfig(FinetuneConfig):
+    """What is trained on what, and where the result goes."""
+
+    EXAMPLE = "hf-wsl finetune --model generated/000 --data.images cifar10 --output_dir out"
+    RECIPES = RECIPES
+
+    task: str = option("image-classification", "what is learned", choices=tuple(DATA))
+    model: str = option(
+        "", "folder of a generated or trained model, or Hub id; with `from_scratch` also a timm or transformers name"
+    )
+    model_revision: str | None = option(None, "branch, tag or commit of a model on the Hub")
+    target_kwargs: dict = option({}, "of the architecture: --target_kwargs.img_size 32, --target_kwargs.n_layer 4")
+    from_scratch: bool = option(False, "start from the library's own initialization, drawn from the seed")
+    new_head: bool = option(False, "give the model a new classifier with as many classes as the data has")
+    data: dict = option({}, "options of the data, images or text by the task", of=tuple(DATA.values()))
+    output_dir: str = option("", f"folder of the run: checkpoints, the trained model, {RESULT_FILE}")
+    save_steps: int | None = option(None, "optimizer steps between checkpoints; none: at every measurement")
+
+    def __post_init__(self):
+        super().__post_init__()
+        for name in ("model", "output_dir"):
+            if not getattr(self, name):
+                raise ConfigError(f"option '{name}' is needed")
+        if self.save_steps is not None and self.save_steps < 1:
+            raise ConfigError(f"option 'save_steps' is {self.save_steps}; it must be at least 1")
+        if self.from_scratch and self.new_head:
+            raise ConfigError("option 'new_head': a model from scratch has a new head in any case; leave it out")
+
+    @property
+    def training(self) -> FinetuneConfig:
+        return part_of(self, FinetuneConfig)

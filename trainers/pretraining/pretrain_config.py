@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from hf_wsl.options import ConfigError, build, build_from_command_line, option, read_yaml
+from hf_wsl.options import ConfigError, build, option, read_yaml
+from hf_wsl.options import find_recipe as find_file
 
 
 RECIPES = Path(__file__).parents[1] / "recipes"
@@ -24,6 +24,9 @@ class PretrainConfig:
 
     The optimizer's defaults are the paper's (Table 4: AdamW 2e-5, weight decay 3e-9, OneCycle); recipes set the rest.
     """
+
+    EXAMPLE = "hf-wsl pretrain --config tiny --dataset DIR --output_dir OUT --max_minutes 30"
+    RECIPES = RECIPES
 
     # data
     dataset: str = option("", "tokenized dataset: a folder written by `hf-wsl tokenize`, or a dataset id on the Hub")
@@ -192,20 +195,7 @@ class PretrainConfig:
         path = find_recipe(path)
         return build(cls, (str(path), read_yaml(path)), ("keyword arguments", overrides))
 
-    @classmethod
-    def from_command_line(cls, argv: Sequence[str]) -> PretrainConfig:
-        """Reads `--config FILE --option value …`; the command line outranks the file."""
-        return build_from_command_line(
-            cls,
-            argv,
-            program="hf-wsl pretrain",
-            description="Pretrain a weight-space backbone on tokenized models.",
-            example="hf-wsl pretrain --config tiny --dataset DIR --output_dir OUT --max_minutes 30",
-            find_file=find_recipe,
-        )
-
 
 def find_recipe(path: str | Path) -> Path:
     """A file as given, or a shipped recipe by its bare name (`tiny`, `hf_small`)."""
-    shipped = RECIPES / f"{path}.yaml"
-    return shipped if not Path(path).is_file() and shipped.is_file() else Path(path)
+    return find_file(path, RECIPES)

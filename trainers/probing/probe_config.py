@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from datasets_scripts.embedding import METHODS, EmbedConfig
+from datasets_scripts.embedding.embed_config import METHODS, POOLINGS, EmbedConfig
 from datasets_scripts.schema import SPLITS
-from hf_wsl.options import ConfigError, build, build_from_command_line, nearest, option
-
-from .probes import PROBES
+from hf_wsl.options import ConfigError, build, nearest, option
 
 
+PROBES = ("ridge", "mlp")  # those of `.probes`, without its imports
 RANDOM, LEAVE_GROUP_OUT = "random", "leave-group-out"
 UNTRAINED, MEAN, MAJORITY = "untrained", "mean", "majority"  # lines of every table, beside METHODS
 GIVEN_NAME = re.compile(r"([\w.-]+)=(.+)")
@@ -23,6 +21,8 @@ OWN = ("pooling", "seed", "untrained", "per_layer", "fit_on")  # of EmbedConfig:
 @dataclass(frozen=True)
 class ProbeConfig:
     """What is read off which embeddings, and how it is measured. Raises ConfigError, naming the option."""
+
+    EXAMPLE = "hf-wsl probe --models zoo --target test_accuracy,epoch --backbones backbone --output_dir probe"
 
     models: list = option([], "models, folders of models, zoos, Hub ids or lists of these, separated by commas")
     properties: str = option(
@@ -46,8 +46,8 @@ class ProbeConfig:
     untrained: bool = option(True, "also the first backbone's architecture with fresh weights")
     baselines: list = option(list(METHODS), "embeddings without a backbone, separated by commas; none: '-'")
     tables: dict = option({}, "further tables of embeddings, made before: --tables.NAME FILE")
-    pooling: str = option("mean", "of tokens to an embedding, see hf-wsl embed")
-    embedding: dict = option({}, "any other option of hf-wsl embed: --embedding.latent_size 64")
+    pooling: str = option("mean", "of tokens to an embedding, see hf-wsl embed", POOLINGS)
+    embedding: dict = option({}, "options of the embeddings", of=(EmbedConfig,), hidden=OWN)
     probes: list = option(list(PROBES), "ridge, mlp, or both")
     bootstrap: int = option(1000, "resamples of groups that intervals are made of; 0: no intervals")
     confidence: float = option(0.95, "of the intervals")
@@ -59,7 +59,7 @@ class ProbeConfig:
         for name in ("models", "target", "output_dir"):
             if not getattr(self, name):
                 raise ConfigError(f"option '{name}' is missing")
-        for name, known, none in (("baselines", METHODS, "-"), ("probes", tuple(PROBES), None)):
+        for name, known, none in (("baselines", METHODS, "-"), ("probes", PROBES, None)):
             for value in getattr(self, name):
                 if value not in known and value != none:
                     raise ConfigError(
@@ -112,14 +112,3 @@ class ProbeConfig:
     def embed_config(self, **own: object) -> EmbedConfig:
         given = {**self.embedding, "pooling": self.pooling, "seed": self.seed, **own}
         return build(EmbedConfig, ("option 'embedding'", given))
-
-    @classmethod
-    def from_command_line(cls, argv: Sequence[str]) -> ProbeConfig:
-        """Reads `--config FILE --option value …`; the command line outranks the file."""
-        return build_from_command_line(
-            cls,
-            argv,
-            program="hf-wsl probe",
-            description="Predict properties of models from embeddings of their weights, beside every baseline.",
-            example="hf-wsl probe --models zoo --target test_accuracy,epoch --backbones backbone --output_dir probe",
-        )

@@ -17,7 +17,8 @@ from ..data.images.digits import NUM_CLASSES, digits_splits
 from ..data.windows.dataset_source import DatasetSource
 from ..evaluation.arm_runs import run_arms
 from ..evaluation.comparison import Comparison, EvaluationProtocol, backbone_generator, prior_problem
-from ..evaluation.initial_weights import ARMS, ON_REQUEST, why_skipped
+from ..evaluation.evaluate_config import ARMS, ON_REQUEST
+from ..evaluation.initial_weights import why_skipped
 from ..evaluation.pca_cache import cached_pca
 from ..finetuning.finetune_config import FinetuneConfig
 from ..finetuning.tasks import IMAGE_CLASSIFICATION

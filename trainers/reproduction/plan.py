@@ -21,7 +21,7 @@ from datasets_scripts.sources import expand_sources
 from hf_wsl.options import ConfigError, nearest, read_yaml
 from modeling_wsl import WSLConfig
 
-from ..evaluation.initial_weights import ON_REQUEST
+from ..evaluation.evaluate_config import ON_REQUEST
 from ..pretraining.pretrain_config import PretrainConfig, find_recipe
 from .paper_tables import DISTRIBUTIONS, FEW_SHOT, PROBING, PaperTable
 from .scale import Scale

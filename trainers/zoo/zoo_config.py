@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from datasets_scripts.tokenize_config import TokenizeConfig
-from hf_wsl.options import ConfigError, build, build_from_command_line, coerce, option
+from hf_wsl.options import ConfigError, build, coerce, option
 
-from ..data.images.image_data_config import ImageDataConfig
+from ..data.data_config import ImageDataConfig
 
 
 OPTIMIZERS = ("sgd", "adam", "adamw")
@@ -39,9 +38,14 @@ class ZooConfig:
     after every epoch.
     """
 
+    EXAMPLE = (
+        "hf-wsl zoo --data.images mnist --data.channels 1 --seeds 50 --learning_rates 3e-4,1e-3 "
+        "--activations relu,tanh --epochs 10 --num_workers 2 --output_dir zoo"
+    )
+
     architecture: str = option("small_cnn", "small_cnn, resnet18_slim, or the name of a timm architecture")
     architecture_args: dict = option({}, "of a timm architecture: --architecture_args.img_size 32")
-    data: dict = option({}, "any option of the images: --data.images DIR --data.channels 1 --data.max_train 5000")
+    data: dict = option({}, "options of the images", of=(ImageDataConfig,))
     augment: bool = option(False, "random crops and flips of training images, as the options of the data say")
     seeds: int = option(1, "members of every combination of the settings below; no two members share a seed")
     learning_rates: list = option(["1e-3"], "constant over a run")
@@ -62,7 +66,7 @@ class ZooConfig:
     license: str = option("", "of the members, for those who get them: cc0-1.0, mit ...; empty: none is stated")
     num_workers: int = option(1, "processes, each on one thread; the zoo does not depend on it")
     tokenize: bool = option(False, "make the tokenized dataset too, in the folder tokens")
-    tokens: dict = option({}, "any option of the tokenization: --tokens.tokenization sparse --tokens.token_size 288")
+    tokens: dict = option({}, "options of the tokenized dataset, see --tokenize", of=(TokenizeConfig,))
     output_dir: str = option("", "gets models/, properties.parquet and settings.json")
 
     def __post_init__(self) -> None:
@@ -127,15 +131,3 @@ class ZooConfig:
             resolved["parents"] = str(Path(self.parents).absolute())  # the zoo may be gone on with from elsewhere
         unset = () if self.license else ("license",)
         return {name: value for name, value in resolved.items() if name not in (*FREE, *unset)}
-
-    @classmethod
-    def from_command_line(cls, argv: Sequence[str]) -> ZooConfig:
-        """Reads `--config FILE --option value …`; the command line outranks the file."""
-        return build_from_command_line(
-            cls,
-            argv,
-            program="hf-wsl zoo",
-            description="Train a zoo of small models over a grid of settings, with checkpoints and their metrics.",
-            example="hf-wsl zoo --data.images mnist --data.channels 1 --seeds 50 --learning_rates 3e-4,1e-3 "
-            "--activations relu,tanh --epochs 10 --num_workers 2 --output_dir zoo",
-        )

@@ -9,8 +9,8 @@ from torch import Tensor
 
 from hf_wsl.options import ConfigError
 
+from ..data.data_config import ImageDataConfig
 from ..data.images.image_data import ImageExamples, load_images
-from ..data.images.image_data_config import ImageDataConfig
 
 
 MAX_BYTES = 4_000_000_000  # of pixels in a process: every worker holds all of them

@@ -93,11 +93,11 @@ def test_the_command_collects_prints_the_outcomes_and_plans_without_collecting(h
     recipe.write_text("".join(f"{key}: {value}\n" for key, value in CONFIG.settings().items() if value is not None))
     command = [sys.executable, "-m", "hf_wsl.cli", "-q", "collect", "--config", str(recipe)]
     command += ["--retries", "1", "--retry-pause", "0.01"]
-    first = subprocess.run([*command, "--output", str(tmp_path / "out")], capture_output=True, text=True)
+    first = subprocess.run([*command, "--output_dir", str(tmp_path / "out")], capture_output=True, text=True)
     assert first.returncode == 0, first.stderr
     assert "27 accepted" in first.stdout and "3 duplicate" in first.stdout and "1 network" in first.stdout
     assert hashes(tmp_path / "out") == undisturbed
     plan = subprocess.run(
-        [*command, "--output", str(tmp_path / "no"), "--dry-run"], capture_output=True, text=True, check=True
+        [*command, "--output_dir", str(tmp_path / "no"), "--dry-run"], capture_output=True, text=True, check=True
     )
     assert "models listed: 60" in plan.stdout and not (tmp_path / "no").exists()

@@ -5,8 +5,8 @@ from dataclasses import asdict
 
 import pytest
 import torch
+from command_line import hf_wsl
 from safetensors.torch import save, save_file
-from typer.testing import CliRunner
 from zoo_fixtures import add_model, add_refused, tiny_state
 
 from datasets_scripts.embedding import EmbedConfig, embed
@@ -14,7 +14,6 @@ from datasets_scripts.inspection import model_inspection, reconstruction
 from datasets_scripts.inspection.model_inspection import inspect_model
 from datasets_scripts.inspection.page import inspection_page
 from datasets_scripts.inspection.report import text_report
-from hf_wsl.cli import app
 from modeling_wsl import CheckpointError, WSLConfig, WSLFeatureExtractor, WSLModel
 from modeling_wsl.backbone.losses import reconstruction_r2
 from modeling_wsl.generation.sampling import HaloedWindows
@@ -283,12 +282,12 @@ def test_what_is_no_model_or_several_is_refused(tmp_path):
 def test_the_command_prints_the_text_and_writes_the_page(tmp_path):
     folder = add_model(tmp_path, "net", deep_state())
     page = tmp_path / "out" / "page.html"
-    result = CliRunner().invoke(app, ["inspect", str(folder), "--output", str(page)], catch_exceptions=False)
+    result = hf_wsl("inspect", folder, "--output_file", page)
     assert result.exit_code == 0 and "Nothing odd." in result.stdout and str(page) in result.stdout
     assert page.read_text().startswith("<!doctype html>") and [p.name for p in page.parent.iterdir()] == ["page.html"]
 
 
 @pytest.mark.parametrize("command", [["inspect", "nowhere"], ["embed", "statistics", "nowhere"]])
 def test_an_output_that_is_a_folder_is_refused_before_any_work(tmp_path, command):
-    result = CliRunner().invoke(app, [*command, "--output", str(tmp_path)], env={"COLUMNS": "300"})
-    assert result.exit_code == 2 and "is a directory" in result.output
+    result = hf_wsl(*command, "--output_file", tmp_path)
+    assert result.exit_code == 1 and "is a folder" in result.output

@@ -5,15 +5,14 @@ import json
 import numpy as np
 import pytest
 import torch
+from command_line import hf_wsl
 from search_fixtures import write_model, write_population
-from typer.testing import CliRunner
 
 from datasets_scripts.embedding import EmbedConfig, EmbeddingTable, embed
 from datasets_scripts.search import nearest as nearest_module
 from datasets_scripts.search.nearest import METRICS, FeatureSpace, nearest, nearest_of_other_groups, pairs_within
 from datasets_scripts.search.search import search
 from datasets_scripts.search.search_config import SearchConfig
-from hf_wsl.cli import app
 from hf_wsl.options import ConfigError
 from modeling_wsl import WSLConfig, WSLFeatureExtractor, WSLModel
 
@@ -137,8 +136,8 @@ def population(tmp_path_factory):
 def test_a_row_of_the_table_and_a_path_to_the_same_model_have_the_same_neighbors(population, tmp_path):
     table, output = tmp_path / "table.parquet", tmp_path / "found.json"
     embed("pooled-statistics", [population], table)
-    options = ["--top", "3", "--metric", "euclidean", "--output", str(output)]
-    result = CliRunner().invoke(app, ["search", str(table), "owner03--net", *options], catch_exceptions=False)
+    options = ["--top", "3", "--metric", "euclidean", "--output_file", str(output)]
+    result = hf_wsl("search", table, "owner03--net", *options)
     assert result.exit_code == 0, result.output
     by_row = json.loads(output.read_text())
     assert [row["rank"] for row in by_row] == [1, 2, 3] and "owner03--net" not in [row["model_id"] for row in by_row]
@@ -203,7 +202,7 @@ def test_an_unknown_query_is_refused_with_the_closest_row(population, tmp_path):
     [
         ({"duplicates": True, "lineage": True}, "choose one of"),
         ({"lineage": True}, "name the models of the table with --models"),
-        ({"calibrate": True, "models": ["m"]}, "name it with --output"),
+        ({"calibrate": True, "models": ["m"]}, "name it with --output_file"),
         ({"calibration": "file"}, "is of --duplicates"),
         ({"fine_tunes": ["a,b"]}, "write PARENT=CHILD"),
         ({"noises": ["much"]}, "takes numbers"),

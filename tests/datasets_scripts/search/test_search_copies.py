@@ -150,7 +150,7 @@ def calibrated(models, tmp_path_factory):
     folder = tmp_path_factory.mktemp("calibrated")
     embed("pooled-statistics", [models], folder / "table.parquet")
     options = {"models": [str(models)], "noises": ["0.01", "0.1"], "sample": 12}
-    config = SearchConfig(calibrate=True, output=str(folder / "calibration.json"), **options)
+    config = SearchConfig(calibrate=True, output_file=str(folder / "calibration.json"), **options)
     lines = search(folder / "table.parquet", None, config)
     return folder, lines
 
@@ -184,13 +184,15 @@ def test_calibration_finds_copies_and_says_how_well(calibrated):
 def test_calibration_is_the_same_every_time(calibrated, models, tmp_path):
     folder, _ = calibrated
     options = {"models": [str(models)], "noises": ["0.01", "0.1"], "sample": 12}
-    search(folder / "table.parquet", None, SearchConfig(calibrate=True, output=str(tmp_path / "c.json"), **options))
+    search(
+        folder / "table.parquet", None, SearchConfig(calibrate=True, output_file=str(tmp_path / "c.json"), **options)
+    )
     assert (tmp_path / "c.json").read_bytes() == (folder / "calibration.json").read_bytes()
 
 
 def found_groups(table, tmp_path, **options):
     output = tmp_path / "groups.json"
-    search(table, None, SearchConfig(duplicates=True, output=str(output), **options))
+    search(table, None, SearchConfig(duplicates=True, output_file=str(output), **options))
     return [
         {c["model_id"]: (c["verdict"], c["by_weights"]) for c in group} for group in json.loads(output.read_text())
     ]
@@ -233,7 +235,7 @@ def test_fine_tunes_that_are_named_are_a_kind_of_copy(models, tmp_path):
         noises=["0.1"],
         sample=3,
         fine_tunes=["owner03--net=tuner--tuned"],
-        output=str(tmp_path / "c.json"),
+        output_file=str(tmp_path / "c.json"),
     )
     search(tmp_path / "table.parquet", None, config)
     assert Calibration.read(tmp_path / "c.json").metrics["cosine"]["kinds"]["fine-tune"]["copies"] == 1
@@ -252,10 +254,12 @@ def test_a_calibration_of_another_method_or_of_changed_weights_is_refused(calibr
     for i in range(3):
         write_model(changed / f"owner{i:02d}--net", new_net(40 + i, scale=3).state_dict())
     with pytest.raises(ValueError, match="not what its weights give"):
-        config = SearchConfig(calibrate=True, models=[str(changed)], output=str(tmp_path / "c.json"))
+        config = SearchConfig(calibrate=True, models=[str(changed)], output_file=str(tmp_path / "c.json"))
         search(folder / "table.parquet", None, config)
     with pytest.raises(ValueError, match="Calibration needs at least 2"):
-        config = SearchConfig(calibrate=True, models=[str(changed / "owner00--net")], output=str(tmp_path / "c.json"))
+        config = SearchConfig(
+            calibrate=True, models=[str(changed / "owner00--net")], output_file=str(tmp_path / "c.json")
+        )
         search(folder / "table.parquet", None, config)
 
 
@@ -265,7 +269,7 @@ def test_a_calibration_of_one_architecture_is_refused_for_another(tmp_path):
             write_model(tmp_path / f"{width}" / f"owner{i}--net", new_net(i, hidden=width).state_dict())
         embed("statistics", [tmp_path / f"{width}"], tmp_path / f"{width}.parquet")
     options = {"calibrate": True, "models": [str(tmp_path / "16")], "noises": ["0.01"]}
-    search(tmp_path / "16.parquet", None, SearchConfig(output=str(tmp_path / "c.json"), **options))
+    search(tmp_path / "16.parquet", None, SearchConfig(output_file=str(tmp_path / "c.json"), **options))
     config = SearchConfig(duplicates=True, calibration=str(tmp_path / "c.json"))
     assert search(tmp_path / "16.parquet", None, config)
     with pytest.raises(ConfigError, match="made with tensors="):
@@ -280,7 +284,7 @@ def test_a_calibration_needs_the_pca_of_its_table(models, tmp_path):
     for name, fit_on in (("all", models), ("one", models / "owner00--net")):
         embed("pca", [models], tmp_path / f"{name}.parquet", EmbedConfig(latent_size=8, fit_on=[str(fit_on)]))
     options = {"calibrate": True, "models": [str(models)], "noises": ["0.01"], "sample": 2}
-    search(tmp_path / "all.parquet", None, SearchConfig(output=str(tmp_path / "c.json"), **options))
+    search(tmp_path / "all.parquet", None, SearchConfig(output_file=str(tmp_path / "c.json"), **options))
     with pytest.raises(ConfigError, match="made with fit_on="):
         search(tmp_path / "one.parquet", None, SearchConfig(duplicates=True, calibration=str(tmp_path / "c.json")))
 
@@ -289,7 +293,7 @@ def test_models_that_are_not_at_hand_are_told(calibrated, models, tmp_path, capl
     table = calibrated[0] / "table.parquet"
     write_model(tmp_path / "other" / "one", new_net(0).state_dict())
     write_model(tmp_path / "other" / "two", new_net(1).state_dict())
-    options = {"calibrate": True, "output": str(tmp_path / "c.json"), "noises": ["0.1"], "sample": 1}
+    options = {"calibrate": True, "output_file": str(tmp_path / "c.json"), "noises": ["0.1"], "sample": 1}
     with pytest.raises(ValueError, match="they are called one, two ..., and the table's rows owner00--net, owner01"):
         search(table, None, SearchConfig(models=[str(tmp_path / "other")], **options))
     some = [str(tmp_path / "other"), *(str(models / f"owner{i:02d}--net") for i in range(5))]
@@ -299,7 +303,7 @@ def test_models_that_are_not_at_hand_are_told(calibrated, models, tmp_path, capl
     with pytest.raises(ConfigError, match="the fine-tunes name nope, which is no row"):
         search(table, None, SearchConfig(models=some, fine_tunes=["nope=owner01--net"], **options))
     with pytest.raises(ConfigError, match="is a folder; name a JSON file"):
-        search(table, None, SearchConfig(models=some, **(options | {"output": str(tmp_path)})))
+        search(table, None, SearchConfig(models=some, **(options | {"output_file": str(tmp_path)})))
 
 
 def test_planted_copies_are_models_that_can_be_read(models, tmp_path):

@@ -5,17 +5,16 @@ import json
 import numpy as np
 import pytest
 import torch
+from command_line import hf_wsl
 from safetensors.torch import load_file
 from scipy.stats import kurtosis
 from search_fixtures import TREE, write_family, write_model
-from typer.testing import CliRunner
 
 from datasets_scripts.embedding import embed
 from datasets_scripts.search import weight_distances
 from datasets_scripts.search.lineage import lineage_trees
 from datasets_scripts.search.weight_distances import compare_weights
 from datasets_scripts.sources import expand_sources
-from hf_wsl.cli import app
 from modeling_wsl import open_checkpoint
 
 
@@ -60,8 +59,8 @@ def test_the_tree_of_fine_tunes_is_found_and_strangers_are_left_out(family):
 def test_the_command_prints_the_tree(family, tmp_path):
     table, output = tmp_path / "table.parquet", tmp_path / "trees.json"
     embed("pooled-statistics", [family], table)
-    options = ["--lineage", "--models", str(family), "--output", str(output)]
-    result = CliRunner().invoke(app, ["search", str(table), *options], catch_exceptions=False)
+    options = ["--lineage", "--models", str(family), "--output_file", str(output)]
+    result = hf_wsl("search", table, *options)
     lines = result.output.splitlines()
     assert lines[0].startswith("root  (root: ") and sum("─ " in line for line in lines) == len(TREE)
     assert next(line for line in lines if "b11" in line).startswith(("   ", "│  "))

@@ -6,16 +6,15 @@ from dataclasses import replace
 import pytest
 import timm
 import torch
+from command_line import hf_wsl
 from generation_fixtures import EXTRACTOR, Net, generated, same, small_backbone
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import nn
 from transformers import AutoModel, GPT2Config, pipeline
-from typer.testing import CliRunner
 
 from datasets_scripts.tokenize import tokenize
 from datasets_scripts.tokenize_config import TokenizeConfig
-from hf_wsl import cli
 from modeling_wsl import CheckpointError, WSLConfig, WSLFeatureExtractor, WSLForPreTraining
 from modeling_wsl.generation.latent_prior import FORMAT, PRIOR_FILE, LatentPrior
 from modeling_wsl.generation.prior_moments import KindMoments, LayerMoments
@@ -288,7 +287,7 @@ def test_the_command_fits_on_a_dataset_and_the_pipeline_then_needs_no_anchor(dat
     generator = load_pipeline("weight-generation", backbone, device="cpu", progress=False)
     with pytest.raises(CheckpointError, match="has no latent_prior.safetensors"):
         generator("test_vit")
-    result = CliRunner().invoke(cli.app, ["prior", str(backbone), "--dataset", str(dataset), "--max-tokens", "2000"])
+    result = hf_wsl("prior", backbone, "--dataset", dataset, "--max-tokens", "2000")
     assert result.exit_code == 0, result.output
     assert "fitted on" in result.output
     models = generator("test_vit", num_classes=3, num_samples=2)
@@ -297,8 +296,8 @@ def test_the_command_fits_on_a_dataset_and_the_pipeline_then_needs_no_anchor(dat
     first = (backbone / PRIOR_FILE).read_bytes()
     fit_and_save_prior(backbone, str(dataset), max_tokens=2000, device="cpu", progress=False)
     assert (backbone / PRIOR_FILE).read_bytes() == first
-    arguments = [str(backbone), "test_vit", "--output", str(tmp_path / "drawn"), "--num-classes", "3"]
-    result = CliRunner().invoke(cli.app, ["generate", *arguments])
+    arguments = [backbone, "test_vit", "--output_dir", str(tmp_path / "drawn"), "--num-classes", "3"]
+    result = hf_wsl("generate", *arguments)
     assert result.exit_code == 0, result.output
     assert timm.create_model(f"local-dir:{tmp_path / 'drawn' / '000'}", pretrained=True).num_classes == 3
 

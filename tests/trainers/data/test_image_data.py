@@ -11,9 +11,9 @@ from torch.utils.data import DataLoader
 from torchvision.transforms.v2 import RandomResizedCrop
 from torchvision.transforms.v2 import functional as transforms
 
+from trainers.data.data_config import ImageDataConfig
 from trainers.data.images.image_crops import MEAN, STD, central_crops, crop_one, crop_together, random_crops
 from trainers.data.images.image_data import load_images
-from trainers.data.images.image_data_config import ImageDataConfig
 from trainers.data.images.image_source import DecodedImages, EncodedImages
 from trainers.data.public_dataset import PublicDatasetError
 

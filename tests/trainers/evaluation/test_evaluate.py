@@ -9,6 +9,7 @@ import pytest
 import timm
 import torch
 from accelerate.state import AcceleratorState
+from command_line import hf_wsl
 from evaluate_fixtures import (
     DATA,
     TARGET,
@@ -22,17 +23,15 @@ from evaluate_fixtures import (
 )
 from PIL import Image
 from safetensors.torch import load_file
-from typer.testing import CliRunner
 
-from hf_wsl.cli import app
 from hf_wsl.options import ConfigError
 from trainers.evaluation import arm_runs
 from trainers.evaluation.arm_figure import ARM_STYLES
 from trainers.evaluation.arm_runs import summarize
 from trainers.evaluation.evaluate import EvaluationOpener, evaluate
-from trainers.evaluation.evaluate_config import EvaluateConfig
+from trainers.evaluation.evaluate_config import ARMS, ON_REQUEST, EvaluateConfig
 from trainers.evaluation.evaluate_report import evaluation_figure, evaluation_page
-from trainers.evaluation.initial_weights import ARMS, ON_REQUEST, initial_weights
+from trainers.evaluation.initial_weights import initial_weights
 from trainers.pretraining.fit_prior import fit_and_save_prior
 
 
@@ -373,7 +372,7 @@ def test_the_command_reads_lists_and_groups_and_runs(init, place):
         "--finetune.epochs", "0", "--finetune.use_cpu", "true", "--arms", "anchor,scratch", "--seeds", "1",
         "--output_dir", str(place / "command"),
     ]  # fmt: skip
-    outcome = CliRunner().invoke(app, arguments)
+    outcome = hf_wsl(*arguments)
     assert outcome.exit_code == 0, outcome.output
     assert "2 arms" in outcome.output
     assert list(json.loads((place / "command" / "evaluation.json").read_text())["arms"]) == ["anchor", "scratch"]

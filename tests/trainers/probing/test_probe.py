@@ -5,13 +5,12 @@ import shutil
 
 import numpy as np
 import pytest
+from command_line import hf_wsl
 from evaluate_fixtures import save_backbone
 from probe_fixtures import write_population
 from safetensors.torch import load_file, save_file
-from typer.testing import CliRunner
 
 from datasets_scripts.embedding import METHODS, EmbeddingTable
-from hf_wsl.cli import app
 from trainers.probing.probe import probe
 from trainers.probing.probe_config import ProbeConfig
 
@@ -178,7 +177,7 @@ def test_the_command_reads_its_options_and_names_the_page(place, tmp_path):
         "--output_dir",
         str(tmp_path),
     ]
-    ran = CliRunner().invoke(app, arguments, catch_exceptions=False)
+    ran = hf_wsl(*arguments)
     assert ran.exit_code == 0 and f"{tmp_path / 'probe.md'}: 1 embeddings of 36 models" in ran.output
     record = json.loads((tmp_path / "probe.json").read_text())
     assert record["models"]["groups"] == 36

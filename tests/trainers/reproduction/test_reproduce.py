@@ -8,10 +8,9 @@ from statistics import mean, stdev
 import pytest
 import timm
 from accelerate.state import AcceleratorState
+from command_line import hf_wsl
 from reproduce_fixtures import BACKBONE, TINY, write_data, write_scale
-from typer.testing import CliRunner
 
-from hf_wsl import cli
 from hf_wsl.options import ConfigError
 from trainers.reproduction.paper_tables import NAMES, load_table, load_tables
 from trainers.reproduction.plan import EVALUATION, Given, Planner, ordered_steps
@@ -262,7 +261,7 @@ def test_the_committed_page_is_that_of_the_committed_results():
 
 
 def test_the_command_prints_the_plan(tmp_path):
-    done = CliRunner().invoke(cli.app, ["reproduce", "figure6", "--dry-run", "--work-dir", str(tmp_path / "work")])
+    done = hf_wsl("reproduce", "figure6", "--dry-run", "--work-dir", tmp_path / "work")
     assert done.exit_code == 0, done.output
     assert "Figure 6: Weight distributions" in done.stdout
     assert "reconstruction: 3 steps, 0 done" in done.stdout
@@ -270,7 +269,7 @@ def test_the_command_prints_the_plan(tmp_path):
 
 def test_the_command_rewrites_the_page_alone(tmp_path):
     page = tmp_path / "RESULTS.md"
-    done = CliRunner().invoke(cli.app, ["reproduce", "--results", str(tmp_path), "--page", str(page)])
+    done = hf_wsl("reproduce", "--output_dir", tmp_path, "--page", page)
     assert done.exit_code == 0, done.output
     assert page.read_text() == results_page(tmp_path, page)
 

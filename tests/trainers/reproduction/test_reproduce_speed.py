@@ -9,10 +9,9 @@ from pathlib import Path
 import pytest
 import transformers
 from accelerate.state import AcceleratorState
-from typer.testing import CliRunner
+from command_line import hf_wsl
 from window_fixtures import write_dataset
 
-from hf_wsl import cli
 from hf_wsl.options import ConfigError
 from modeling_wsl import WSLConfig
 from trainers.reproduction.speed import HEADER, TFLOP_PER_CROP, speed_table
@@ -96,11 +95,11 @@ def run_script(monkeypatch, name, *arguments):
 
 
 def run(*arguments):
-    return CliRunner().invoke(cli.app, ["reproduce", *map(str, arguments)])
+    return hf_wsl("reproduce", *arguments)
 
 
 def test_without_results_the_table_has_no_rows_and_every_script_is_named(tmp_path):
-    done = run("speed", "--results", tmp_path / "nowhere")
+    done = run("speed", "--output_dir", tmp_path / "nowhere")
     assert done.exit_code == 0, done.output
     assert not cells_of(done.stdout)
     assert done.stdout.startswith(f"| {' | '.join(HEADER)} |")
@@ -255,17 +254,17 @@ def test_a_file_that_its_script_would_not_write_now_is_refused_by_name(content, 
 def test_speed_alone_runs_nothing_and_goes_with_a_page(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     write(tmp_path, data_loading=LOADING)
-    alone = run("speed", "--results", tmp_path, "--scale", "none of them")
+    alone = run("speed", "--output_dir", tmp_path, "--scale", "none of them")
     assert alone.stdout == speed_table(tmp_path) + "\n"
     assert [path.name for path in tmp_path.iterdir()] == ["data_loading.json"]
-    both = run("speed", "--results", tmp_path, "--page", tmp_path / "RESULTS.md")
+    both = run("speed", "--output_dir", tmp_path, "--page", tmp_path / "RESULTS.md")
     assert both.exit_code == 0, both.output
     assert both.stdout == alone.stdout + f"{tmp_path / 'RESULTS.md'}\n"
     assert (tmp_path / "RESULTS.md").is_file()
 
 
 def test_the_plan_of_a_table_follows_the_speeds(tmp_path):
-    done = run("speed", "figure6", "--dry-run", "--results", tmp_path, "--work-dir", tmp_path / "work")
+    done = run("speed", "figure6", "--dry-run", "--output_dir", tmp_path, "--work-dir", tmp_path / "work")
     assert done.exit_code == 0, done.output
     assert done.stdout.startswith(speed_table(tmp_path))
     assert "Figure 6: Weight distributions" in done.stdout

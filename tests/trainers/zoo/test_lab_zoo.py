@@ -9,14 +9,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+from command_line import hf_wsl
 from image_fixtures import image_rows, write_parquet
 from interrupted_runs import hashes, run_and_die
 from safetensors.torch import load_file
-from typer.testing import CliRunner
 
 from datasets_scripts.model_facts import find_facts
 from datasets_scripts.sources import expand_sources
-from hf_wsl.cli import app
 from hf_wsl.errors import RunError
 from hf_wsl.options import ConfigError
 from hf_wsl.run_folder import claim_folder
@@ -201,7 +200,7 @@ def test_a_resnet_is_trained_by_itself_with_its_running_statistics(images, tmp_p
 def test_the_command_reads_its_options_from_a_file_and_the_command_line(images, tmp_path):
     (tmp_path / "zoo.yaml").write_text(f"data: {{images: {images}, image_size: 20}}\nlearning_rates: [1e-3, 1e-2]\n")
     arguments = ["zoo", "--config", str(tmp_path / "zoo.yaml"), "--epochs", "1", "--output_dir", str(tmp_path / "zoo")]
-    result = CliRunner().invoke(app, arguments)
+    result = hf_wsl(*arguments)
     assert result.exit_code == 0, result.output
     assert "2 members, 2 checkpoints; 0 members diverged" in result.output
 

@@ -14,10 +14,10 @@ import torch
 from datasets.packaged_modules.imagefolder.imagefolder import ImageFolder
 from torch import Tensor
 
+from ..data_config import ImageDataConfig
 from ..example_order import EpochDataset
 from ..public_dataset import PublicDatasetError, existing, read_dataset
 from .image_crops import central_crops, crop_one, crop_together, normalize, random_crops
-from .image_data_config import ImageDataConfig
 from .image_source import DecodedImages, EncodedImages, decode_all
 from .image_splits import split_images
 

@@ -8,8 +8,8 @@ import datasets
 import numpy as np
 from sklearn.model_selection import train_test_split
 
+from ..data_config import ImageDataConfig
 from ..public_dataset import PublicDatasetError, take_split
-from .image_data_config import ImageDataConfig
 
 
 _VALIDATION_NAMES = ("validation", "val", "valid", "dev")
