@@ -17,7 +17,7 @@ $(VENV)/.installed: pyproject.toml
 	@touch $@
 
 quickstart: $(VENV)/.installed ## Train a zoo, tokenize it, pretrain, embed, generate; writes quickstart/report.html
-	$(BIN)/hf-wsl quickstart --output quickstart
+	$(BIN)/hf-wsl quickstart --output_dir quickstart
 
 test: $(VENV)/.installed ## Run the tests
 	$(BIN)/python -m pytest -q -n 2 --dist worksteal

@@ -42,7 +42,7 @@ class WSLFeatureExtractor(FeatureExtractionMixin):
         batch_norm_statistics: "carry" leaves running means and variances out of the tokens (paper, appendix B.2.2);
             "tokenize" takes them in.
         layer_normalization: layer name -> [mean, standard deviation] over a zoo: tokens then hold each layer's weights
-            in these units (SANE's layer-wise normalization; `hf-wsl tokenize --layer-normalization` fits it), models
+            in these units (SANE's layer-wise normalization; `hf-wsl tokenize --layer_normalization` fits it), models
             with other layers are refused, and `decode` gives back the weights up to float32 rounding, not their bits.
     """
 

@@ -1,4 +1,4 @@
-"""`hf-wsl collect --dry-run`: what a collection would take; headers are read, weights are not."""
+"""`hf-wsl collect --dry_run`: what a collection would take; headers are read, weights are not."""
 
 import random
 import tempfile

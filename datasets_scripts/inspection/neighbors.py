@@ -74,7 +74,7 @@ class NeighborSearch:
         if own is None and table.made_by["method"] == "pca" and not table.made_by.get("fit_on"):
             raise ConfigError(
                 f"The PCA of {path} was fitted on the models in it, which it does not name. Make the table with "
-                "`hf-wsl embed pca --fit-on MODELS`, or inspect a model of the Hub that has a row there."
+                "`hf-wsl embed pca --fit_on MODELS`, or inspect a model of the Hub that has a row there."
             )
         return cls(path, table, model, commit, own)
 

@@ -28,7 +28,7 @@ def check_statistics(statistics: LayerStatistics) -> dict[str, list[float]]:
         if len(values) != 2 or not all(map(math.isfinite, values)) or values[1] <= 0:
             raise ValueError(
                 f"layer_normalization of layer {name!r} is {values}; give its mean and its standard deviation, above "
-                "0, as `hf-wsl tokenize --layer-normalization` writes them."
+                "0, as `hf-wsl tokenize --layer_normalization` writes them."
             )
     return checked
 
