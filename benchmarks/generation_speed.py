@@ -30,9 +30,9 @@ from transformers import pipeline
 
 from hf_wsl.files import write_json
 from modeling_wsl import WSLConfig, WSLFeatureExtractor, WSLModel, pipelines
+from modeling_wsl.backbone.encoding import HaloedWindows
+from modeling_wsl.generation import draws
 from modeling_wsl.generation import generate as generation
-from modeling_wsl.generation import latent_sources
-from modeling_wsl.generation.sampling import HaloedWindows
 
 
 HALO, BATCH = 64, 8
@@ -40,7 +40,7 @@ HALO, BATCH = 64, 8
 PHASES = {
     "plan": (pipelines, "plan_generation"),
     "encode": (generation, "latent_source"),
-    "draw": (latent_sources.AnchorDensity, "draw"),
+    "draw": (draws.AnchorDensity, "draw"),
     "decode": (generation, "decode_haloed"),
     "tokens to weights": (WSLFeatureExtractor, "decode"),
     "facts and hashes": (generation, "_facts"),

@@ -3,6 +3,7 @@
 from typing import Any
 
 from modeling_wsl import WSLConfig
+from modeling_wsl.codes.registry import code_of
 from trainers.data.windows.window_data import WindowDataset
 
 
@@ -17,7 +18,7 @@ def forward_operations(config: WSLConfig, tokens: int) -> int:
     """
     width, inner, latent = config.hidden_size, config.intermediate_size, config.latent_size
     content = latent - config.num_token_statistics
-    into_decoder = latent + (config.token_size if config.latent_code == "matrix" else 0)
+    into_decoder = code_of(config).decoder_size
     block = tokens * (4 * width * width + 2 * width * inner) + 2 * tokens * tokens * width
     ends = (config.token_size + content) * width + (into_decoder + config.token_size) * width
     linear = 2 * config.token_size * content if config.linear_path else 0

@@ -13,7 +13,6 @@ from datasets_scripts.embedding.linear_projection import LinearBaseline, standar
 from modeling_wsl import WSLModel
 from modeling_wsl.backbone.losses import MIN_STD, token_moments
 from modeling_wsl.codes.low_rank import Layout, Piece, weighted_matrix
-from modeling_wsl.codes.matrix import HEADER, read_windows
 from modeling_wsl.tokens.manifest import LayerSpec
 
 
@@ -219,17 +218,15 @@ def factor_scales(left: torch.Tensor, right: torch.Tensor) -> Parts:
 
 @torch.no_grad()
 def backbone_code(model: HeldOutModel, backbone: WSLModel) -> Encoded:
-    """The latents of a backbone, window by window of its own size; `matrix_code` fills a window up with zeros."""
+    """The latents of a backbone, window by window of its own size; the matrix code fills a window up with zeros."""
     parts, scales, places, indices, used = [], [], [], 0, 0
-    token_size = backbone.config.token_size
     row_sizes = model.manifest.row_sizes()
     for start in range(0, len(model.tokens), backbone.config.window_size):
         place = slice(start, start + backbone.config.window_size)
         window = (model.tokens[None, place], model.token_mask[None, place], model.positions[None, place])
         latents = backbone.encode(*window, row_sizes=row_sizes[None, place])[0].float()
-        if backbone.has_matrix_code:
-            of_window = matrix_code_size(latents, token_size)
-            indices, used = indices + of_window[0], used + of_window[1]
+        of_window = backbone.code.size(latents)
+        indices, used = indices + of_window[0], used + of_window[1]
         parts.append(latents)
         scales.append(backbone.noise_scale(latents[None])[0])
         places.append(place)
@@ -240,15 +237,5 @@ def backbone_code(model: HeldOutModel, backbone: WSLModel) -> Encoded:
         windows = [backbone.decode(latents[None], model.positions[None, place])[0] for latents, place in pairs]
         return torch.cat(windows).float()
 
-    unused = sum(latents.numel() for latents in parts) - used if backbone.has_matrix_code else 0
+    unused = sum(latents.numel() for latents in parts) - used
     return Encoded(parts, scales, decode, indices, unused)
-
-
-def matrix_code_size(latents: torch.Tensor, token_size: int) -> tuple[int, int]:
-    """Of the matrix code of one window [tokens, latent_size]: how many indices and counts, how many numbers in all.
-
-    The latter without the zeros that fill the window up.
-    """
-    ((_, _, pieces),) = read_windows(latents, token_size)
-    pivots = sum(len(piece.factors.pivots) for piece in pieces if piece.factors is not None)
-    return 1 + HEADER * len(pieces) + pivots, pieces[-1].first_number + len(pieces[-1].noise_scale())

@@ -8,6 +8,7 @@ from huggingface_hub import EvalResult, ModelCardData
 
 from datasets_scripts.licenses import OTHER, License, Strictest
 from modeling_wsl import WSLConfig
+from modeling_wsl.codes.registry import code_of
 
 from .card_text import fill_template, model_card, number, table
 from .local_paths import shortened
@@ -93,7 +94,7 @@ def backbone_card(facts: BackboneFacts) -> str:
             "token_size": config.token_size,
             "latent_size": config.latent_size,
             "held_out": f"{training['validation_tokens']:,} tokens of the validation split",
-            "statistics": pays if config.token_standardization and config.latent_code == "token" else "",
+            "statistics": pays if config.token_standardization and code_of(config).holds_statistics else "",
             "evaluation": table(("", "R2"), [(name, number(value)) for name, value in scores.items()]),
             "verdict": _verdict(training),
             "training": table(("fact", "value"), _training_rows(facts)),
@@ -107,16 +108,10 @@ def backbone_card(facts: BackboneFacts) -> str:
 
 def _summary(training: Mapping[str, Any], config: WSLConfig) -> str:
     size = f"size `{training['size']}`, " if training["size"] else ""
-    codes = f"turns each token into {config.latent_size} numbers and those back into it"
-    if config.latent_code == "matrix":
-        codes = (
-            f"writes a window as {config.latent_size} numbers a token: low-rank factors of its weight matrices, for "
-            "which nothing is learned, and which the network corrects"
-        )
     return (
         f"It has {training['parameters']:,} parameters ({size}width {config.hidden_size}, depth "
         f"{config.num_hidden_layers} on each side), reads windows of {config.window_size} tokens of "
-        f"{config.token_size} weights, and {codes}."
+        f"{config.token_size} weights, and {code_of(config).summary}."
     )
 
 

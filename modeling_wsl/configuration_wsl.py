@@ -7,6 +7,7 @@ from typing import Any, Literal
 from huggingface_hub.dataclasses import strict
 from transformers.configuration_utils import PreTrainedConfig
 
+from .codes.registry import code_of
 from .remote_code import AUTO_MAP, CUSTOM_PIPELINES, copy_code_files, is_remote_code, without_code_files
 
 
@@ -113,7 +114,7 @@ class WSLConfig(PreTrainedConfig):
     intermediate_size: int | None = None
     latent_size: int = 128
     position_encoding: Literal["sinusoidal", "learned"] = "sinusoidal"
-    latent_code: Literal["token", "matrix"] = "token"
+    latent_code: str = "token"
     max_positions: list[int] | tuple[int, ...] = field(default_factory=lambda: [55000, 100, 550])
     tokenization: Literal["dense", "sparse"] = "dense"
     position_unit: Literal["token", "row"] = "token"
@@ -191,19 +192,7 @@ class WSLConfig(PreTrainedConfig):
             )
 
     def validate_latent_code(self):
-        if self.latent_code == "token":
-            return
-        if self.tokenization != "dense":
-            raise ValueError(
-                f'latent_code="matrix" needs tokenization="dense", got {self.tokenization!r}: matrices are found in '
-                "weights that follow each other without padding."
-            )
-        if not self.token_standardization or self.linear_path:
-            raise ValueError(
-                'latent_code="matrix" needs token_standardization=True (what the factors give is corrected in units '
-                "of each token's deviation) and linear_path=False (the factors take its place); got "
-                f"{self.token_standardization} and {self.linear_path}."
-            )
+        code_of(self).check_config()
 
     def validate_max_positions(self):
         if len(self.max_positions) != 3 or min(self.max_positions) < 1:

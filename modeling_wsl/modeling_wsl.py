@@ -13,9 +13,8 @@ from .backbone.losses import MIN_STD, nt_xent, reconstruction_loss, reconstructi
 from .backbone.positions import LearnedPositions, SinusoidalPositions, default_positions
 from .backbone.stack import WSLPreTrainedModel, WSLStack, WSLStackOutput
 from .backbone.views import two_views
-from .backbone.window_inputs import attendable_tokens, check_inputs, check_token_level, valid_mask
-from .codes.matrix import decode_windows, encode_window
-from .codes.matrix import noise_scale as matrix_noise_scale
+from .backbone.window_inputs import attendable_tokens, check_inputs, valid_mask
+from .codes.registry import code_of
 from .configuration_wsl import WSLConfig
 
 
@@ -84,12 +83,12 @@ class WSLModel(WSLPreTrainedModel):
 
     def __init__(self, config: WSLConfig):
         super().__init__(config)
+        self.code = code_of(config)
         content_size = config.latent_size - config.num_token_statistics
         linear = config.linear_path
         self.encoder = WSLStack(config, config.token_size, content_size, starts_silent=linear)
-        # With the matrix code the decoder corrects tokens, and sees them beside the encoder's features.
-        decoder_size = config.latent_size + (config.token_size if self.has_matrix_code else 0)
-        self.decoder = WSLStack(config, decoder_size, config.token_size, starts_silent=linear or self.has_matrix_code)
+        silent = linear or self.code.starts_silent
+        self.decoder = WSLStack(config, self.code.decoder_size, config.token_size, starts_silent=silent)
         if config.position_encoding == "learned":
             self.positions = LearnedPositions(config.hidden_size, config.max_positions)
         else:
@@ -98,10 +97,6 @@ class WSLModel(WSLPreTrainedModel):
             self.linear_encoder = nn.Linear(config.token_size, content_size)
             self.linear_decoder = nn.Linear(content_size, config.token_size)
         self.post_init()
-
-    @property
-    def has_matrix_code(self) -> bool:
-        return self.config.latent_code == "matrix"
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
@@ -144,10 +139,8 @@ class WSLModel(WSLPreTrainedModel):
         Raises:
             ValueError: for a wrong shape or dtype, naming the tensor.
         """
-        if self.has_matrix_code:
-            check_inputs("tokens", tokens, self.config.token_size, token_mask, positions, attention_mask)
-            return self._matrix_latents(tokens, token_mask, positions, attention_mask, row_sizes)
-        return self.token_features(tokens, token_mask, positions, attention_mask)
+        check_inputs("tokens", tokens, self.config.token_size, token_mask, positions, attention_mask)
+        return self.code.encode(self, tokens, token_mask, positions, attention_mask, row_sizes)
 
     def token_features(
         self,
@@ -162,7 +155,7 @@ class WSLModel(WSLPreTrainedModel):
         """
         check_inputs("tokens", tokens, self.config.token_size, token_mask, positions, attention_mask)
         attention_mask = attendable_tokens(token_mask, attention_mask)
-        return self._encode(tokens, token_mask, self._embed_positions(tokens, positions), attention_mask)[0]
+        return self.run_encoder(tokens, token_mask, self.embed_positions(tokens, positions), attention_mask)[0]
 
     def decode(
         self,
@@ -178,39 +171,7 @@ class WSLModel(WSLPreTrainedModel):
             MatrixCodeError: with `latent_code="matrix"`, latents that are not those of whole windows.
         """
         check_inputs("latents", latents, self.config.latent_size, None, positions, attention_mask)
-        if self.has_matrix_code:
-            return self.refine(*self.decode_matrices(latents, attention_mask), positions, attention_mask)
-        return self._decode(latents, self._embed_positions(latents, positions), attention_mask)[0]
-
-    @torch.compiler.disable
-    def decode_matrices(
-        self, latents: torch.Tensor, attention_mask: torch.Tensor | None = None
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """The first half of `decode` with `latent_code="matrix"`: the tokens that the factors give.
-
-        Latents [batch, tokens, latent_size] -> float32 [batch, tokens, token_size], and bool of that shape, true where
-        an entry is a weight. Without `attention_mask`, padding within a window is not told from its numbers.
-        """
-        check_token_level(attention_mask)
-        shape = (*latents.shape[:2], self.config.token_size)
-        tokens = torch.zeros(shape, dtype=torch.float32, device="cpu")
-        token_mask = torch.zeros(shape, dtype=torch.bool, device="cpu")
-        for row, window in enumerate(latents.cpu()):
-            kept = slice(None) if attention_mask is None else attention_mask[row].bool().cpu()
-            tokens[row, kept], token_mask[row, kept] = decode_windows(window[kept], self.config.token_size)
-        return tokens.to(latents.device), token_mask.to(latents.device)
-
-    def refine(
-        self,
-        tokens: torch.Tensor,
-        token_mask: torch.Tensor,
-        positions: torch.Tensor | None = None,
-        attention_mask: torch.Tensor | None = None,
-    ) -> torch.Tensor:
-        """The second half: corrects the tokens of `decode_matrices`, [batch, tokens, token_size] -> the same."""
-        check_inputs("tokens", tokens, self.config.token_size, token_mask, positions, attention_mask)
-        attention_mask = attendable_tokens(token_mask, attention_mask)
-        return self._refine(tokens, token_mask, self._embed_positions(tokens, positions), attention_mask)[0]
+        return self.code.decode(self, latents, positions, attention_mask)
 
     @can_return_tuple
     def forward(
@@ -231,25 +192,15 @@ class WSLModel(WSLPreTrainedModel):
         check_inputs("tokens", tokens, self.config.token_size, token_mask, positions, attention_mask)
         if not attend_all:
             attention_mask = attendable_tokens(token_mask, attention_mask)
-        embedded = self._embed_positions(tokens, positions)
-        if self.has_matrix_code:
-            latents = self._matrix_latents(tokens, token_mask, positions, attention_mask)
-            decoded_tokens, decoded_mask = self.decode_matrices(latents, attention_mask)
-            reconstruction, features, encoded, decoded = self._refine(
-                decoded_tokens, decoded_mask, embedded, attention_mask, **kwargs
-            )
-        else:
-            latents, encoded = self._encode(tokens, token_mask, embedded, attention_mask, **kwargs)
-            reconstruction, decoded = self._decode(latents, embedded, attention_mask, **kwargs)
-            features = latents
+        coded = self.code.forward(self, tokens, token_mask, positions, attention_mask, **kwargs)
         return WSLModelOutput(
-            latents=latents,
-            features=features,
-            reconstruction=reconstruction,
-            hidden_states=encoded.hidden_states,
-            attentions=encoded.attentions,
-            decoder_hidden_states=decoded.hidden_states,
-            decoder_attentions=decoded.attentions,
+            latents=coded.latents,
+            features=coded.features,
+            reconstruction=coded.reconstruction,
+            hidden_states=coded.encoder.hidden_states,
+            attentions=coded.encoder.attentions,
+            decoder_hidden_states=coded.decoder.hidden_states,
+            decoder_attentions=coded.decoder.attentions,
         )
 
     @torch.no_grad()
@@ -287,20 +238,13 @@ class WSLModel(WSLPreTrainedModel):
     def noise_scale(self, latents: torch.Tensor) -> torch.Tensor:
         """What one unit of noise is worth in each latent number, [batch, tokens, latent_size] -> same shape.
 
-        1 everywhere, but the standard deviation of the token for the number that is its mean (with
-        `token_standardization`): a mean is in units of the weights, whose scale differs from layer to layer. With
-        `latent_code="matrix"`, see `matrix_code.noise_scale`.
+        With `latent_code="token"` 1 everywhere, but the standard deviation of the token for the number that is its
+        mean (with `token_standardization`), in units of the weights, whose scale differs from layer to layer.
+        With `latent_code="matrix"`, what moves each weight by its row's deviation, and 0 for counts and indices.
         """
-        if self.has_matrix_code:
-            shape = (-1, *latents.shape[-2:])
-            rows = [matrix_noise_scale(row, self.config.token_size) for row in latents.reshape(shape)]
-            return torch.stack(rows).view(latents.shape).to(latents)
-        scale = torch.ones_like(latents)
-        if self.config.token_standardization:
-            scale[..., -2] = latents[..., -1].exp()
-        return scale
+        return self.code.noise_scale(latents)
 
-    def _encode(
+    def run_encoder(
         self,
         tokens: torch.Tensor,
         token_mask: torch.Tensor | None,
@@ -308,6 +252,12 @@ class WSLModel(WSLPreTrainedModel):
         attention_mask: torch.Tensor | None,
         **kwargs,
     ) -> tuple[torch.Tensor, WSLStackOutput]:
+        """What the encoder says of tokens, arguments as in `encode` and embedded positions.
+
+        Returns:
+            [batch, tokens, latent_size]; with `token_standardization` in float32, the last two numbers a token's mean
+            and the logarithm of its standard deviation. And the transformer's output.
+        """
         dtype = self.encoder.proj_in.weight.dtype
         if attention_mask is not None and attention_mask.ndim == 2:
             # Not only unattended: 0 times the NaN that a padded token may hold would reach the others.
@@ -336,75 +286,18 @@ class WSLModel(WSLPreTrainedModel):
             latents = torch.cat([latents.float(), statistics], dim=-1)
         return latents, encoded
 
-    @torch.compiler.disable  # one window at a time, on the CPU
-    @torch.no_grad()
-    def _matrix_latents(
+    def run_decoder(
         self,
-        tokens: torch.Tensor,
-        token_mask: torch.Tensor | None,
-        positions: torch.Tensor | None,
-        attention_mask: torch.Tensor | None,
-        row_sizes: torch.Tensor | None = None,
-    ) -> torch.Tensor:
-        """The matrix code of each window, float32; zeros for the tokens that are not attended to."""
-        check_token_level(attention_mask)
-        if row_sizes is not None and row_sizes.shape != tokens.shape[:2]:
-            raise ValueError(
-                f"row_sizes must have shape {list(tokens.shape[:2])} ([batch, tokens]), got {list(row_sizes.shape)}. "
-                "A single window needs its batch dimension: row_sizes[None]."
-            )
-        if positions is None:
-            positions = default_positions(1, tokens.shape[1])
-        attended = attendable_tokens(token_mask, attention_mask)
-        fields = [tokens, token_mask, positions.expand(len(tokens), -1, -1), attended, row_sizes]
-        fields = [None if field is None else field.cpu() for field in fields]
-        latents = torch.zeros(*tokens.shape[:2], self.config.latent_size, dtype=torch.float32, device="cpu")
-        for row, out in enumerate(latents):
-            window, mask, places, kept, sizes = (None if field is None else field[row] for field in fields)
-            kept = slice(None) if kept is None else kept.bool().nonzero().squeeze(1)
-            parts = (None if part is None else part[kept] for part in (window, mask, places))
-            if len(window[kept]):
-                out[kept] = encode_window(*parts, self.config.latent_size, None if sizes is None else sizes[kept])
-        return latents.to(tokens.device)
-
-    def _refine(
-        self,
-        tokens: torch.Tensor,
-        token_mask: torch.Tensor,
-        position_embeddings: torch.Tensor,
-        attention_mask: torch.Tensor | None,
-        **kwargs,
-    ) -> tuple[torch.Tensor, torch.Tensor, WSLStackOutput, WSLStackOutput]:
-        """Corrected tokens, features, and the outputs of encoder and decoder."""
-        features, encoded = self._encode(tokens, token_mask, position_embeddings, attention_mask, **kwargs)
-        content, mean, log_std = features.split([features.shape[-1] - 2, 1, 1], dim=-1)
-        tokens, token_mask = tokens.to(mean.device), token_mask.to(mean.device)
-        standardized = torch.where(token_mask, (tokens - mean) * (-log_std).exp(), 0)
-        decoder_inputs = torch.cat([content, mean.asinh(), log_std, standardized], dim=-1)
-        decoded = self.decoder(
-            decoder_inputs.to(self.decoder.proj_in.weight.dtype),
-            position_embeddings=position_embeddings,
-            attention_mask=attention_mask,
-            return_dict=True,
-            **kwargs,
-        )
-        correction = self.decoder.proj_out(decoded.last_hidden_state).float()
-        correction = correction * log_std.exp().to(correction.device)
-        return tokens.to(correction.device) + correction, features, encoded, decoded
-
-    def _decode(
-        self,
-        latents: torch.Tensor,
+        features: torch.Tensor,
         position_embeddings: torch.Tensor,
         attention_mask: torch.Tensor | None,
         **kwargs,
     ) -> tuple[torch.Tensor, WSLStackOutput]:
-        features = latents
-        if self.config.token_standardization:
-            # A rare token with a mean in the thousands must not flood the residual stream; asinh(x) is x near 0.
-            content, mean, log_std = latents.split([latents.shape[-1] - 2, 1, 1], dim=-1)
-            features = torch.cat([content, mean.asinh(), log_std], dim=-1)
-        features = features.to(self.decoder.proj_in.weight.dtype)
+        """What the decoder says of features [batch, tokens, code.decoder_size], in the parameters' dtype.
+
+        Returns:
+            [batch, tokens, token_size], and the transformer's output.
+        """
         decoded = self.decoder(
             features,
             position_embeddings=position_embeddings,
@@ -412,16 +305,10 @@ class WSLModel(WSLPreTrainedModel):
             return_dict=True,
             **kwargs,
         )
-        reconstruction = self.decoder.proj_out(decoded.last_hidden_state)
-        if self.config.linear_path:
-            content = features[..., : self.linear_decoder.in_features]
-            reconstruction = reconstruction + self.linear_decoder(content).to(reconstruction.device)
-        if self.config.token_standardization:
-            mean, log_std = (part.float().to(reconstruction.device) for part in (mean, log_std))
-            reconstruction = reconstruction.float() * log_std.exp() + mean
-        return reconstruction, decoded
+        return self.decoder.proj_out(decoded.last_hidden_state), decoded
 
-    def _embed_positions(self, tokens: torch.Tensor, positions: torch.Tensor | None) -> torch.Tensor:
+    def embed_positions(self, tokens: torch.Tensor, positions: torch.Tensor | None) -> torch.Tensor:
+        """Embeddings [batch or 1, tokens, hidden_size] of positions; None: of the first tokens of one layer."""
         if positions is None:
             positions = default_positions(1, tokens.shape[1], device=tokens.device)
         return self.positions(positions)

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from transformers import Pipeline, PreTrainedModel, pipeline
 
+from .backbone.encoding import STREAM_WINDOW, encode_stream
 from .checkpoints.errors import CheckpointError, shorten
 from .checkpoints.folders import read_config
 from .checkpoints.hub import download_config, hub_source
@@ -19,10 +20,8 @@ from .feature_extraction_wsl import Source
 from .generation.anchors import AnchorSource
 from .generation.generate import generate
 from .generation.generated_model import GeneratedModel
-from .generation.latent_prior import LatentPrior, check_has_prior
-from .generation.latent_sources import STREAM_WINDOW
+from .generation.latent_prior import LatentPrior
 from .generation.plan import list_anchors, plan_generation
-from .generation.sampling import encode_stream
 from .generation.settings import GenerationSettings
 from .loading import DEFAULT_BACKBONE, DEFAULT_FOLDER
 
@@ -263,7 +262,7 @@ class WeightGenerationPipeline(WeightPipeline):
         given = {name: options.pop(name) for name in GenerationSettings.__dataclass_fields__ if name in options}
         settings = GenerationSettings(**given) if settings is None else replace(settings, **given)
         if settings.method_for(len(list_anchors(anchors))) == "prior":
-            check_has_prior(self.model)
+            self.model.code.check_prior()
             if prior is None:
                 prior = self._own_prior(
                     backbone_revision, options.get("token") if backbone_token is None else backbone_token

@@ -22,6 +22,7 @@ from hf_wsl.errors import one_line
 from hf_wsl.files import write_json
 from hf_wsl.options import ConfigError, parse, run_command, set_log_level
 from modeling_wsl import WSLConfig, WSLForPreTraining
+from modeling_wsl.codes.registry import code_of
 from modeling_wsl.feature_extraction_wsl import WSLFeatureExtractor
 from modeling_wsl.generation.latent_prior import PRIOR_FILE
 
@@ -222,7 +223,7 @@ def save_prior(config: PretrainConfig, model_config: WSLConfig, commit: str | No
     The backbone is whole without a prior: what stands in its way is a warning.
     """
     (Path(config.output_dir) / PRIOR_FILE).unlink(missing_ok=True)
-    if config.streaming or not config.prior_tokens or model_config.latent_code == "matrix":
+    if config.streaming or not config.prior_tokens or not code_of(model_config).by_token:
         return
     options = {"max_tokens": config.prior_tokens, "batch_size": config.batch_size, "device": device}
     try:

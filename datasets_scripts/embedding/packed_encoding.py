@@ -11,11 +11,10 @@ from torch.nn.utils.rnn import pad_sequence
 
 from hf_wsl.workers import torch_threads
 from modeling_wsl import CheckpointError, WSLModel
+from modeling_wsl.backbone.encoding import STREAM_WINDOW, HaloedWindows, haloed_rows, run_batch
 from modeling_wsl.backbone.inference import inference_backbone
 from modeling_wsl.checkpoints.checkpoint import Checkpoint
 from modeling_wsl.embedding.pooling import LatentPool
-from modeling_wsl.generation.latent_sources import STREAM_WINDOW
-from modeling_wsl.generation.sampling import HaloedWindows, haloed_rows, run_batch
 from modeling_wsl.pipelines import WeightEmbeddingPipeline, load_pipeline
 from modeling_wsl.tokens.manifest import WeightManifest
 

@@ -11,10 +11,9 @@ from transformers import PreTrainedModel
 from transformers.utils.logging import is_progress_bar_enabled
 
 from modeling_wsl import WSLFeatureExtractor
+from modeling_wsl.backbone.encoding import STREAM_WINDOW, HaloedWindows, haloed_rows, run_batch
 from modeling_wsl.backbone.losses import MIN_STD, token_moments
 from modeling_wsl.checkpoints.checkpoint import Checkpoint
-from modeling_wsl.generation.latent_sources import STREAM_WINDOW
-from modeling_wsl.generation.sampling import HaloedWindows, haloed_rows, run_batch
 
 from ..embedding.linear_projection import Covariance, LinearBaseline, random_projection, standardize
 
@@ -106,7 +105,7 @@ def reconstruct_layers(
         maps["pca"] = halves
     errors = {method: LayerErrors(len(manifest.layers)) for method in ("backbone", *maps)}
     chunks = extractor.stream(checkpoint, STREAM_WINDOW)
-    halo = 0 if model.has_matrix_code else HALO  # the numbers of a window are those of its own tokens
+    halo = HALO if model.code.in_context else 0  # else a window's numbers are those of its own tokens
     windows = HaloedWindows(manifest.num_tokens, model.config.window_size, halo)
     for reconstruction, tokens, mask, positions in _reconstruct(model, chunks, windows):
         layers = positions[:, 1]

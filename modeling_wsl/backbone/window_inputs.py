@@ -48,15 +48,6 @@ def attendable_tokens(
     return attention_mask
 
 
-def check_token_level(attention_mask: torch.Tensor | None) -> None:
-    """Raises ValueError for a mask that does not say which tokens the factors of `latent_code="matrix"` are of."""
-    if attention_mask is not None and attention_mask.ndim != 2:
-        raise ValueError(
-            f'With latent_code="matrix" attention_mask must be [batch, tokens], got {list(attention_mask.shape)}: '
-            "it says which tokens the factors are of."
-        )
-
-
 def valid_mask(
     tokens: torch.Tensor, token_mask: torch.Tensor | None, attention_mask: torch.Tensor | None
 ) -> torch.Tensor | None:

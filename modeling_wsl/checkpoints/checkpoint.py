@@ -18,7 +18,7 @@ from .errors import (
     TooFewParametersError,
     shorten,
 )
-from .folders import ADAPTER_NAMES, WEIGHT_NAMES, choose_weights, list_files, read_config
+from .folders import ADAPTER_NAMES, WEIGHT_NAMES, choose_weights, list_files, local_subfolder, read_config
 from .hub import download, hub_source
 from .order import SIDECAR, Order, order_names
 
@@ -283,11 +283,3 @@ def check_size(checkpoint: Checkpoint, nested: bool, min_parameters: int | None)
     if checkpoint.num_parameters < minimum:
         reason = f"is degenerate: {checkpoint.num_parameters} floating-point entries, fewer than {minimum}"
         raise TooFewParametersError(checkpoint.source, reason, "Pass min_parameters=0 to admit it")
-
-
-def local_subfolder(path: Path, subfolder: str) -> Path:
-    """A folder inside a local folder."""
-    inside = path / subfolder
-    if not inside.is_dir() or not inside.resolve().is_relative_to(path.resolve()):
-        raise CheckpointError(path, f"has no folder {shorten(subfolder)} inside", "Correct subfolder=")
-    return inside

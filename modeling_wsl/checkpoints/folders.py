@@ -189,3 +189,11 @@ def refuse_json(path: Path, content: Any) -> None:
         what = "is a TensorFlow.js manifest, whose weights lie in shards of their own"
         raise CheckpointError(path, what, CONVERT)
     raise CheckpointError(path, "is JSON, not weights", "Pass the folder or the weight file beside it")
+
+
+def local_subfolder(path: Path, subfolder: str) -> Path:
+    """A folder inside a local folder."""
+    inside = path / subfolder
+    if not inside.is_dir() or not inside.resolve().is_relative_to(path.resolve()):
+        raise CheckpointError(path, f"has no folder {shorten(subfolder)} inside", "Correct subfolder=")
+    return inside

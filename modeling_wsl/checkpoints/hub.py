@@ -17,7 +17,7 @@ from transformers.utils import logging
 
 from .architectures import import_timm, is_timm_name
 from .errors import CheckpointError, read_json, shorten
-from .folders import INDEX_SUFFIX, choose_weights, parse_index
+from .folders import INDEX_SUFFIX, choose_weights, local_subfolder, parse_index
 from .formats import SAFETENSORS_SUFFIXES, SUFFIXES, TORCH_SUFFIXES
 from .order import SIDECAR
 
@@ -114,8 +114,6 @@ def download_config(repo_id: str, *, revision: str | None = None, token: str | b
 
 def cached(source: str, repo_id: str, revision: str | None, subfolder: str, error: Exception) -> tuple[Path, str]:
     """The snapshot in the local cache, where the Hub cannot be asked."""
-    from .checkpoint import local_subfolder  # here, because that module imports this one
-
     try:
         folder = Path(snapshot_download(repo_id, revision=revision, local_files_only=True))
     except LocalEntryNotFoundError:

@@ -20,11 +20,16 @@ It says itself where a window ends, so that the latents of a model may be decode
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import wraps
+from functools import partial, wraps
+from typing import Any
 
 import torch
+from transformers import PreTrainedModel
 
 from ..backbone.losses import masked_moments
+from ..backbone.positions import default_positions
+from ..backbone.window_inputs import attendable_tokens, check_inputs
+from .code import CodedWindows, WindowCode
 from .low_rank import Factors, Layout, Piece, Spectrum, allocate, best_spectrum, factorize, others
 
 
@@ -37,6 +42,195 @@ MIN_RELATIVE_STD = 1e-3  # a token's deviation counts as at least this share of 
 
 class MatrixCodeError(ValueError):
     """Latents that are not the matrix code of whole windows."""
+
+
+class MatrixCode(WindowCode):
+    """Latents are the numbers of `encode_window` (`latent_code="matrix"`), and the network corrects what they give.
+
+    Encoder and decoder come after the code is undone: the encoder reads the tokens that the factors give, the decoder
+    its features beside those tokens. What embeddings pool are the encoder's features of the tokens themselves.
+    """
+
+    name = "matrix"
+    by_token = False
+    in_context = False
+    starts_silent = True
+    holds_statistics = False
+
+    @property
+    def decoder_size(self) -> int:
+        """The decoder sees the tokens that it corrects beside the encoder's features."""
+        return self.config.latent_size + self.config.token_size
+
+    @property
+    def summary(self) -> str:
+        return (
+            f"writes a window as {self.config.latent_size} numbers a token: low-rank factors of its weight matrices, "
+            "for which nothing is learned, and which the network corrects"
+        )
+
+    def check_config(self) -> None:
+        config = self.config
+        if config.tokenization != "dense":
+            raise ValueError(
+                f'latent_code="matrix" needs tokenization="dense", got {config.tokenization!r}: matrices are found in '
+                "weights that follow each other without padding."
+            )
+        if not config.token_standardization or config.linear_path:
+            raise ValueError(
+                'latent_code="matrix" needs token_standardization=True (what the factors give is corrected in units '
+                "of each token's deviation) and linear_path=False (the factors take its place); got "
+                f"{config.token_standardization} and {config.linear_path}."
+            )
+
+    @torch.compiler.disable  # one window at a time, on the CPU
+    @torch.no_grad()
+    def encode(
+        self,
+        model: PreTrainedModel,
+        tokens: torch.Tensor,
+        token_mask: torch.Tensor | None,
+        positions: torch.Tensor | None,
+        attention_mask: torch.Tensor | None,
+        row_sizes: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """The numbers of each window, float32; zeros for the tokens that are not attended to."""
+        _check_token_level(attention_mask)
+        if row_sizes is not None and row_sizes.shape != tokens.shape[:2]:
+            raise ValueError(
+                f"row_sizes must have shape {list(tokens.shape[:2])} ([batch, tokens]), got {list(row_sizes.shape)}. "
+                "A single window needs its batch dimension: row_sizes[None]."
+            )
+        if positions is None:
+            positions = default_positions(1, tokens.shape[1])
+        attended = attendable_tokens(token_mask, attention_mask)
+        fields = [tokens, token_mask, positions.expand(len(tokens), -1, -1), attended, row_sizes]
+        fields = [None if field is None else field.cpu() for field in fields]
+        latents = torch.zeros(*tokens.shape[:2], self.config.latent_size, dtype=torch.float32, device="cpu")
+        for row, out in enumerate(latents):
+            window, mask, places, kept, sizes = (None if field is None else field[row] for field in fields)
+            kept = slice(None) if kept is None else kept.bool().nonzero().squeeze(1)
+            parts = (None if part is None else part[kept] for part in (window, mask, places))
+            if len(window[kept]):
+                out[kept] = encode_window(*parts, self.config.latent_size, None if sizes is None else sizes[kept])
+        return latents.to(tokens.device)
+
+    def decode(
+        self,
+        model: PreTrainedModel,
+        latents: torch.Tensor,
+        positions: torch.Tensor | None,
+        attention_mask: torch.Tensor | None,
+    ) -> torch.Tensor:
+        """See `WSLModel.decode`; raises MatrixCodeError for latents that are not those of whole windows."""
+        return self.refine(model, *self.undo(latents, attention_mask), positions, attention_mask)
+
+    @torch.compiler.disable
+    def undo(
+        self, latents: torch.Tensor, attention_mask: torch.Tensor | None = None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """The first half of `decode`: the tokens that the factors give.
+
+        Latents [batch, tokens, latent_size] -> float32 [batch, tokens, token_size], and bool of that shape, true where
+        an entry is a weight. Without `attention_mask`, padding within a window is not told from its numbers.
+        """
+        _check_token_level(attention_mask)
+        shape = (*latents.shape[:2], self.config.token_size)
+        tokens = torch.zeros(shape, dtype=torch.float32, device="cpu")
+        token_mask = torch.zeros(shape, dtype=torch.bool, device="cpu")
+        for row, window in enumerate(latents.cpu()):
+            kept = slice(None) if attention_mask is None else attention_mask[row].bool().cpu()
+            tokens[row, kept], token_mask[row, kept] = decode_windows(window[kept], self.config.token_size)
+        return tokens.to(latents.device), token_mask.to(latents.device)
+
+    def refine(
+        self,
+        model: PreTrainedModel,
+        tokens: torch.Tensor,
+        token_mask: torch.Tensor,
+        positions: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """The second half: corrects the tokens of `undo`, [batch, tokens, token_size] -> the same."""
+        check_inputs("tokens", tokens, self.config.token_size, token_mask, positions, attention_mask)
+        attention_mask = attendable_tokens(token_mask, attention_mask)
+        embedded = model.embed_positions(tokens, positions)
+        return self._refine(model, tokens, token_mask, embedded, attention_mask).reconstruction
+
+    def forward(
+        self,
+        model: PreTrainedModel,
+        tokens: torch.Tensor,
+        token_mask: torch.Tensor | None,
+        positions: torch.Tensor | None,
+        attention_mask: torch.Tensor | None,
+        **kwargs: Any,
+    ) -> CodedWindows:
+        embedded = model.embed_positions(tokens, positions)
+        latents = self.encode(model, tokens, token_mask, positions, attention_mask)
+        decoded_tokens, decoded_mask = self.undo(latents, attention_mask)
+        refined = self._refine(model, decoded_tokens, decoded_mask, embedded, attention_mask, **kwargs)
+        return refined._replace(latents=latents)
+
+    def decoding(
+        self, model: PreTrainedModel, latents: torch.Tensor, positions: torch.Tensor
+    ) -> tuple[dict[str, torch.Tensor], Callable[..., torch.Tensor]]:
+        """Whole windows are undone first; the halo is the network's."""
+        tokens, token_mask = (part[0] for part in self.undo(latents[None]))
+        fields = {"tokens": tokens, "token_mask": token_mask, "positions": positions}
+        return fields, partial(self.refine, model)
+
+    def noise_scale(self, latents: torch.Tensor) -> torch.Tensor:
+        """See the function of that name."""
+        rows = [noise_scale(row, self.config.token_size) for row in latents.reshape(-1, *latents.shape[-2:])]
+        return torch.stack(rows).view(latents.shape).to(latents)
+
+    def size(self, latents: torch.Tensor) -> tuple[int, int]:
+        ((_, _, pieces),) = read_windows(latents, self.config.token_size)
+        pivots = sum(len(piece.factors.pivots) for piece in pieces if piece.factors is not None)
+        return 1 + HEADER * len(pieces) + pivots, pieces[-1].first_number + len(pieces[-1].noise_scale())
+
+    def check_interpolation(self) -> None:
+        raise ValueError(
+            "method='interpolation' needs latents of tokens, and this backbone's are factors of matrices "
+            "(latent_code=\"matrix\"): half of one model's and half of another's are no factors. Draw around "
+            "the anchors (method='density'), or take a backbone with latent_code=\"token\"."
+        )
+
+    def check_prior(self) -> None:
+        raise ValueError(
+            "A prior is over the latents of single tokens, and this backbone's are factors of matrices (latent_code="
+            '"matrix"). Generate around an anchor, or take a backbone with latent_code="token".'
+        )
+
+    def _refine(
+        self,
+        model: PreTrainedModel,
+        tokens: torch.Tensor,
+        token_mask: torch.Tensor,
+        position_embeddings: torch.Tensor,
+        attention_mask: torch.Tensor | None,
+        **kwargs: Any,
+    ) -> CodedWindows:
+        """Corrected tokens and features; `latents` is left to the caller, and holds the features."""
+        features, encoded = model.run_encoder(tokens, token_mask, position_embeddings, attention_mask, **kwargs)
+        content, mean, log_std = features.split([features.shape[-1] - 2, 1, 1], dim=-1)
+        tokens, token_mask = tokens.to(mean.device), token_mask.to(mean.device)
+        standardized = torch.where(token_mask, (tokens - mean) * (-log_std).exp(), 0)
+        inputs = torch.cat([content, mean.asinh(), log_std, standardized], dim=-1)
+        inputs = inputs.to(model.decoder.proj_in.weight.dtype)
+        correction, decoded = model.run_decoder(inputs, position_embeddings, attention_mask, **kwargs)
+        correction = correction.float() * log_std.exp().to(correction.device)
+        return CodedWindows(features, features, tokens.to(correction.device) + correction, encoded, decoded)
+
+
+def _check_token_level(attention_mask: torch.Tensor | None) -> None:
+    """Raises ValueError for a mask that does not say which tokens the factors are of."""
+    if attention_mask is not None and attention_mask.ndim != 2:
+        raise ValueError(
+            f'With latent_code="matrix" attention_mask must be [batch, tokens], got {list(attention_mask.shape)}: '
+            "it says which tokens the factors are of."
+        )
 
 
 @dataclass(frozen=True)

@@ -16,16 +16,16 @@ from tqdm.auto import tqdm
 from transformers import PreTrainedModel
 from transformers.utils import logging
 
+from ..backbone.encoding import decode_haloed
 from ..backbone.inference import inference_backbone
 from ..checkpoints.checkpoint import first_nonfinite, open_checkpoint
 from .batch_norm import reestimate_batch_norm
+from .draws import draw_seeds, latent_source
 from .generated_model import GeneratedModel, entries_by_origin, package_versions
-from .latent_sources import latent_source
 from .plan import GenerationPlan
 from .ranking import Scorer, scorer
-from .sampling import decode_haloed, draw_seeds
 from .settings import GenerationSettings
-from .target_kinds import Target
+from .targets import Target
 
 
 logger = logging.get_logger(__name__)

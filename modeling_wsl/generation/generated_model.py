@@ -14,7 +14,7 @@ from typing import Any
 from huggingface_hub import CommitInfo, create_repo, upload_folder
 from torch import Tensor, nn
 
-from .target_kinds import Target
+from .targets import Target
 
 
 PROVENANCE_FILE = "provenance.json"

@@ -36,7 +36,6 @@ from ..checkpoints.errors import CheckpointError
 from ..checkpoints.hub import hub_error
 from ..tokens.kinds import FEATURES, KINDS, token_kinds
 from ..tokens.manifest import WeightManifest
-from .prior_moments import KindMoments, LayerMoments, solve
 
 
 PRIOR_FILE = "latent_prior.safetensors"
@@ -44,15 +43,10 @@ FORMAT = "hf-wsl latent prior 1"
 WEIGHTS_FACT = "backbone_weights"  # see `weights_fingerprint`
 # How far a layer may be from another to be likely in its place, in units of `FEATURES`.
 BANDWIDTHS = (1.0, 0.2, 0.2, 0.1, 0.1, 0.1, 0.3, 0.1, 0.5)
-
-
-def check_has_prior(model: PreTrainedModel) -> None:
-    """Raises ValueError for a backbone over whose latents there is no prior."""
-    if model.config.latent_code == "matrix":
-        raise ValueError(
-            "A prior is over the latents of single tokens, and this backbone's are factors of matrices (latent_code="
-            '"matrix"). Generate around an anchor, or take a backbone with latent_code="token".'
-        )
+# Of all kinds together, what a kind's own evidence is mixed with.
+PRIOR_LAYERS = 4.0
+PRIOR_TOKENS = 200.0
+MAX_LAYERS = 512  # of a kind, that are kept for their effects
 
 
 @dataclass(frozen=True)
@@ -168,7 +162,7 @@ class LatentPrior:
         """Raises ValueError unless this is a prior over the latents of such a backbone: of these very weights, where
         it was fitted by `fit_and_save_prior`, which notes them."""
         config = model.config
-        check_has_prior(model)
+        model.code.check_prior()
         if WEIGHTS_FACT in self.facts and self.facts[WEIGHTS_FACT] != weights_fingerprint(model):
             raise ValueError(
                 f"The prior was fitted on latents of other weights than those of {model.name_or_path or 'this one'}. "
@@ -281,3 +275,87 @@ def _latents(values: Tensor) -> Tensor:
     """The inverse of `_modeled`."""
     mean = values[:, -2].sinh() * values[:, -1].exp()
     return torch.cat([values[:, :-2], mean[:, None], values[:, -1:]], dim=-1)
+
+
+class LayerMoments:
+    """Of the tokens of one layer and kind; a row is a token's features and latents side by side."""
+
+    def __init__(self) -> None:
+        self.count = 0
+        self.sum: Tensor | float = 0.0
+        self.second: Tensor | float = 0.0
+
+    def add(self, rows: Tensor) -> None:
+        """Takes in tokens `[n, features + latents]` float64."""
+        self.count += len(rows)
+        self.sum = self.sum + rows.sum(0)
+        self.second = self.second + rows.T @ rows
+
+
+class KindMoments:
+    """Of a kind of tensor: between layers (each counts once, by its mean) and within them; and some of the layers."""
+
+    def __init__(self) -> None:
+        self.tokens = self.layers = 0
+        self.between: Tensor | float = 0.0
+        self.within: Tensor | float = 0.0
+        self.within_mean: Tensor | float = 0.0
+        self.kept: list[tuple[Tensor, int]] = []  # mean, tokens
+        self._every = 1
+
+    def add(self, layer: LayerMoments) -> None:
+        """Takes in a layer, when all its tokens have been added."""
+        mean = layer.sum / layer.count
+        within = layer.second - layer.count * torch.outer(mean, mean)
+        if self.layers % self._every == 0:
+            self.kept.append((mean, layer.count))
+            if len(self.kept) > MAX_LAYERS:  # every second one, from here on too: they stay spread over all
+                self.kept, self._every = self.kept[::2], 2 * self._every
+        self.tokens += layer.count
+        self.layers += 1
+        self.between = self.between + torch.outer(mean, mean)
+        self.within = self.within + within
+        self.within_mean = self.within_mean + within / layer.count
+
+
+def solve(kinds: list[KindMoments]) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """The tensors of `LatentPrior`, in its order, of the moments of every kind."""
+    fitted = [moments for moments in kinds if moments.tokens]
+    width = len(FEATURES)
+    common = _regress(sum(moments.between + moments.within_mean for moments in fitted), width, None)
+    coefficients, sums, degrees = [], [], []
+    for moments in kinds:
+        own = common
+        sums.append(torch.zeros(common.shape[1], common.shape[1]).double())
+        degrees.append(moments.tokens - moments.layers)
+        if moments.tokens:
+            own = _regress(moments.between + moments.within_mean, width, common)
+            contrast = torch.cat([-own, torch.eye(own.shape[1]).double()])  # residual = row @ contrast
+            sums[-1] = contrast.T @ moments.within @ contrast
+        coefficients.append(own)
+    shared = sum(sums) / max(sum(degrees), 1)
+    covariances = [
+        (own + PRIOR_TOKENS * shared) / (count + PRIOR_TOKENS) for own, count in zip(sums, degrees, strict=True)
+    ]
+    kept = [(mean, kind, count) for kind, moments in enumerate(kinds) for mean, count in moments.kept]
+    means, layer_kinds, layer_tokens = zip(*kept, strict=True)
+    return (
+        torch.stack(coefficients).float(),
+        torch.stack([_factor(covariance) for covariance in covariances]),
+        torch.stack(means).float(),
+        torch.tensor(layer_kinds),
+        torch.tensor(layer_tokens),
+    )
+
+
+def _regress(second: Tensor, width: int, towards: Tensor | None) -> Tensor:
+    """Ridge regression `[features, latents]` of the latents on the features, towards other coefficients."""
+    penalty = 1e-3 if towards is None else PRIOR_LAYERS
+    left = second[:width, :width] + penalty * torch.eye(width).double()
+    right = second[:width, width:] + (0 if towards is None else penalty * towards)
+    return torch.linalg.solve(left, right)
+
+
+def _factor(covariance: Tensor) -> Tensor:
+    values, vectors = torch.linalg.eigh((covariance + covariance.T) / 2)
+    return (vectors * values.clamp_min(0).sqrt()).float()

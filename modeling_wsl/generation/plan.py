@@ -13,8 +13,7 @@ from ..tokens.manifest import WeightManifest
 from .anchors import Anchor, AnchorSource, Matched, match_anchors, named_tensors
 from .latent_prior import LatentPrior
 from .settings import GenerationSettings
-from .target_kinds import Target
-from .targets import resolve_target
+from .targets import Target, resolve_target
 
 
 @dataclass(frozen=True)

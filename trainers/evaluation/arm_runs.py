@@ -19,8 +19,8 @@ from hf_wsl.errors import one_line
 from hf_wsl.files import replacing, write_json
 from hf_wsl.workers import one_thread, run_tasks
 from modeling_wsl.checkpoints.checkpoint import open_checkpoint
-from modeling_wsl.generation.ensemble import Ensemble
 from modeling_wsl.generation.generated_model import GeneratedModel
+from modeling_wsl.generation.ranking import Ensemble
 
 from ..finetuning.tasks import IMAGE_CLASSIFICATION
 from ..finetuning.training_loop import DivergedError, Measurement, finetune

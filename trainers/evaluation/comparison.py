@@ -15,7 +15,7 @@ from modeling_wsl.generation.batch_norm import reestimate_batch_norm
 from modeling_wsl.generation.generated_model import GeneratedModel
 from modeling_wsl.generation.latent_prior import LatentPrior
 from modeling_wsl.generation.plan import GenerationPlan
-from modeling_wsl.generation.target_kinds import Target
+from modeling_wsl.generation.targets import Target
 from modeling_wsl.pipelines import WeightGenerationPipeline, load_pipeline
 
 from ..finetuning.finetune_config import FinetuneConfig

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from datasets_scripts.embedding.linear_projection import LinearBaseline, random_projection
+from modeling_wsl.generation.draws import draw_seeds
 from modeling_wsl.generation.generated_model import GeneratedModel
-from modeling_wsl.generation.sampling import draw_seeds
 
 from .comparison import Comparison, State
 from .controls import inherited_only, permuted, projected, with_noise

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from modeling_wsl.generation.ensemble import logits_of
+from modeling_wsl.generation.ranking import logits_of
 
 
 class ImageClassification:

@@ -12,9 +12,9 @@ from tqdm.auto import tqdm
 from transformers.utils.logging import is_progress_bar_enabled
 
 from datasets_scripts.schema import TRAIN
+from modeling_wsl.backbone.encoding import encode_stream
 from modeling_wsl.generation.generate import EXTRACTOR_SETTINGS
-from modeling_wsl.generation.latent_prior import WEIGHTS_FACT, LatentPrior, check_has_prior, weights_fingerprint
-from modeling_wsl.generation.sampling import encode_stream
+from modeling_wsl.generation.latent_prior import WEIGHTS_FACT, LatentPrior, weights_fingerprint
 from modeling_wsl.pipelines import WeightEmbeddingPipeline, load_pipeline
 from modeling_wsl.tokens.manifest import WeightManifest
 
@@ -62,7 +62,7 @@ def fit_and_save_prior(
         raise ValueError(f"max_tokens is {max_tokens}; give the number of tokens to fit on.")
     source = DatasetSource(dataset, dataset_revision)
     embedder = load_pipeline("weight-embedding", folder, device=device)
-    check_has_prior(embedder.model)
+    embedder.model.code.check_prior()
     extractor, expected = source.feature_extractor(), embedder.feature_extractor
     for name in EXTRACTOR_SETTINGS:
         if getattr(extractor, name) != getattr(expected, name):

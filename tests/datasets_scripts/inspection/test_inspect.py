@@ -15,8 +15,8 @@ from datasets_scripts.inspection.model_inspection import inspect_model
 from datasets_scripts.inspection.page import inspection_page
 from datasets_scripts.inspection.report import text_report
 from modeling_wsl import CheckpointError, WSLConfig, WSLFeatureExtractor, WSLModel
+from modeling_wsl.backbone.encoding import HaloedWindows
 from modeling_wsl.backbone.losses import reconstruction_r2
-from modeling_wsl.generation.sampling import HaloedWindows
 
 
 @pytest.fixture(scope="module")

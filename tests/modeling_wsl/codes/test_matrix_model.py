@@ -56,7 +56,7 @@ def test_latents_are_the_code_of_each_window_and_decode_reads_it():
     for row, count in enumerate((40, 40, 33)):
         assert torch.equal(latents[row, :count], encode_window(*window_of(batch, row, count), 10))
     assert (latents[2, 33:] == 0).all()
-    tokens, mask = model.decode_matrices(latents)
+    tokens, mask = model.code.undo(latents)
     assert torch.equal(mask, batch["token_mask"])
     assert torch.equal(tokens[1], decode_windows(latents[1], 16)[0])
     assert not torch.allclose(model.decode(latents, batch["positions"]), tokens)  # corrected
@@ -65,7 +65,7 @@ def test_latents_are_the_code_of_each_window_and_decode_reads_it():
 def test_an_untrained_model_gives_what_the_factors_give():
     model, batch = WSLModel(config()).eval(), windows()
     output = model(**batch)
-    tokens, mask = model.decode_matrices(output.latents)
+    tokens, mask = model.code.undo(output.latents)
     assert torch.equal(output.reconstruction[mask], tokens[mask])
     error = (output.reconstruction - batch["tokens"])[mask].square().mean()
     assert error < 0.1 * batch["tokens"][mask].square().mean()
@@ -112,7 +112,7 @@ def test_row_sizes_spare_the_search():
         *(batch[name][None] for name in ("tokens", "token_mask", "positions")), row_sizes=row_sizes[None]
     )
     assert latents[0].view(-1)[3] in (10, 20, 40, 80, 120)
-    torch.testing.assert_close(model.decode_matrices(latents)[0][0], batch["tokens"], rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(model.code.undo(latents)[0][0], batch["tokens"], rtol=1e-4, atol=1e-5)
 
 
 def test_features_are_those_of_the_encoder_and_need_no_code():
@@ -122,7 +122,7 @@ def test_features_are_those_of_the_encoder_and_need_no_code():
     assert torch.equal(model.token_features(**batch), plain.encode(**batch))
     # Those of a forward pass are of the tokens that the factors give, not of the tokens.
     output = model(**batch)
-    tokens, mask = model.decode_matrices(output.latents)
+    tokens, mask = model.code.undo(output.latents)
     assert torch.equal(output.features, model.token_features(tokens, mask, batch["positions"]))
     # Too many layers for the code: features all the same.
     small = WSLModel(config(latent_size=4))
@@ -177,8 +177,8 @@ def test_noise_scale_takes_any_leading_sizes_and_leaves_structure_alone():
 def test_latents_of_several_windows_decode_one_after_the_other():
     model, batch = trained(WSLModel(config())), windows()
     latents = model.encode(**batch)
-    tokens, mask = model.decode_matrices(latents.view(1, 120, 10))
-    apart, masks = model.decode_matrices(latents)
+    tokens, mask = model.code.undo(latents.view(1, 120, 10))
+    apart, masks = model.code.undo(latents)
     assert torch.equal(tokens.view(3, 40, 16), apart)
     assert torch.equal(mask.view(3, 40, 16), masks)
     with pytest.raises(MatrixCodeError, match="Decode whole windows"):

@@ -6,12 +6,11 @@ from generation_fixtures import EXTRACTOR, Net, same, trained
 from matrix_fixtures import SIZE, mixed_window
 
 from modeling_wsl import WSLConfig, WSLFeatureExtractor, WSLModel
+from modeling_wsl.backbone.encoding import cut_windows, decode_haloed, encode_stream
 from modeling_wsl.codes.matrix import window_bounds
-from modeling_wsl.codes.matrix_sampling import cut_windows
+from modeling_wsl.generation.draws import sample_latents
 from modeling_wsl.generation.generate import generate
-from modeling_wsl.generation.latent_prior import check_has_prior
 from modeling_wsl.generation.plan import plan_generation
-from modeling_wsl.generation.sampling import decode_haloed, encode_stream, sample_latents
 from modeling_wsl.generation.settings import GenerationSettings
 
 
@@ -63,7 +62,7 @@ def test_a_whole_model_is_encoded_window_by_window_and_decoded_at_once():
         alone = model.encode(**{name: value[None, start : start + 32] for name, value in fields.items()})
         assert torch.equal(latents[start : start + 32], alone[0])
     decoded = decode_haloed(model, latents, fields["positions"], window_size=20, halo=4)
-    factors, _ = model.decode_matrices(latents[None])
+    factors, _ = model.code.undo(latents[None])
     assert torch.equal(decoded, factors[0])  # the network is silent before training
 
 
@@ -74,7 +73,7 @@ def test_a_trained_network_corrects_with_the_context_of_the_halo():
     latents = torch.cat([part for _, part in encode_stream(model, [fields], total, window_size=32)])
     decoded = decode_haloed(model, latents, fields["positions"], window_size=total, halo=0)
     torch.testing.assert_close(decoded, model.decode(latents[None], fields["positions"][None])[0])
-    assert not torch.equal(decoded, model.decode_matrices(latents[None])[0][0])
+    assert not torch.equal(decoded, model.code.undo(latents[None])[0][0])
 
 
 def test_row_sizes_of_the_manifest_are_used_where_the_pieces_bring_it():
@@ -148,7 +147,7 @@ def test_what_factors_cannot_do_is_refused():
     with pytest.raises(ValueError, match="Draw around the anchors"):
         generate(model, plan)
     with pytest.raises(ValueError, match="Generate around an anchor"):
-        check_has_prior(model)
+        model.code.check_prior()
 
 
 def test_inference_mode_and_no_grad_may_follow_each_other_in_any_thread():
@@ -177,11 +176,11 @@ def test_factors_are_computed_on_the_cpu_in_float32_whatever_new_tensors_are():
         torch.set_default_dtype(torch.float64)
         with torch.device("meta"):
             again = model.encode(**fields)
-            decoded, _ = model.decode_matrices(again)
+            decoded, _ = model.code.undo(again)
     finally:
         torch.set_default_dtype(kind)
     assert torch.equal(again, latents) and latents.dtype == torch.float32
-    assert torch.equal(decoded, model.decode_matrices(latents)[0])
+    assert torch.equal(decoded, model.code.undo(latents)[0])
 
 
 def test_row_sizes_and_masks_of_other_shapes_are_refused_in_words():

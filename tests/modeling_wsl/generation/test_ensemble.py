@@ -4,8 +4,7 @@ from generation_fixtures import Net, generated, trained
 from torch import nn
 from transformers import AutoModelForImageClassification, ViTConfig
 
-from modeling_wsl.generation.ensemble import Ensemble
-from modeling_wsl.generation.ranking import accuracy
+from modeling_wsl.generation.ranking import Ensemble, accuracy
 
 
 def test_the_logits_of_an_ensemble_are_the_mean_of_its_members():

@@ -16,9 +16,9 @@ from torch.utils.data import DataLoader, TensorDataset
 from transformers import AutoModel, AutoModelForImageClassification, AutoModelForMaskedLM, BertConfig, ResNetConfig
 
 from modeling_wsl import CheckpointError, WSLFeatureExtractor, WSLModel, open_checkpoint
+from modeling_wsl.backbone.encoding import decode_haloed
 from modeling_wsl.generation.generate import _check_decoded, generate
 from modeling_wsl.generation.plan import plan_generation
-from modeling_wsl.generation.sampling import decode_haloed
 from modeling_wsl.generation.settings import GenerationSettings
 
 

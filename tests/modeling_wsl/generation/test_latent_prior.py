@@ -16,8 +16,7 @@ from transformers import AutoModel, GPT2Config, pipeline
 from datasets_scripts.tokenize import tokenize
 from datasets_scripts.tokenize_config import TokenizeConfig
 from modeling_wsl import CheckpointError, WSLConfig, WSLFeatureExtractor, WSLForPreTraining
-from modeling_wsl.generation.latent_prior import FORMAT, PRIOR_FILE, LatentPrior
-from modeling_wsl.generation.prior_moments import KindMoments, LayerMoments
+from modeling_wsl.generation.latent_prior import FORMAT, PRIOR_FILE, KindMoments, LatentPrior, LayerMoments
 from modeling_wsl.generation.targets import resolve_target
 from modeling_wsl.pipelines import load_pipeline
 from modeling_wsl.tokens.kinds import FEATURES, KINDS, kind_of, token_kinds

@@ -3,13 +3,8 @@ import torch
 from halo_reference import encode_haloed, haloed_row, naive_haloed
 
 from modeling_wsl import WSLConfig, WSLModel
-from modeling_wsl.generation.sampling import (
-    HaloedWindows,
-    decode_haloed,
-    draw_seeds,
-    encode_stream,
-    sample_latents,
-)
+from modeling_wsl.backbone.encoding import HaloedWindows, decode_haloed, encode_stream
+from modeling_wsl.generation.draws import draw_seeds, sample_latents
 
 
 TOKEN_SIZE, LATENT_SIZE = 24, 10

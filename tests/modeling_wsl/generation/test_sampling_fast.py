@@ -11,11 +11,12 @@ from halo_reference import naive_haloed
 
 from modeling_wsl import WSLConfig, WSLModel
 from modeling_wsl.backbone import window_attention as attention
+from modeling_wsl.backbone.encoding import decode_haloed, encode_stream, run_batch
 from modeling_wsl.backbone.inference import PositionsByTable, inference_backbone
 from modeling_wsl.backbone.positions import SinusoidalPositions
 from modeling_wsl.backbone.window_attention import attend_without_gradients
 from modeling_wsl.backbone.window_workers import batch_sizes, num_workers, run_in_order
-from modeling_wsl.generation.sampling import decode_haloed, encode_stream, run_batch, sample_latents
+from modeling_wsl.generation.draws import sample_latents
 
 
 @pytest.fixture(scope="module", params=["paper", "ours"])

@@ -10,7 +10,7 @@ from timm.models import adapt_input_conv
 from torch import nn
 from transformers import AutoModelForImageClassification, BertConfig, ResNetConfig, ViTConfig
 
-from modeling_wsl.generation.stem import adapt_input_channels, can_adapt
+from modeling_wsl.generation.anchors import adapt_input_channels, can_adapt
 from modeling_wsl.generation.targets import resolve_target
 
 

@@ -14,10 +14,10 @@ from datasets_scripts.tokenize import tokenize
 from datasets_scripts.tokenize_config import TokenizeConfig, TokenizeError
 from datasets_scripts.work_folder import compare_runs
 from modeling_wsl import WSLFeatureExtractor, open_checkpoint
+from modeling_wsl.backbone.encoding import decode_haloed
 from modeling_wsl.checkpoints.errors import NotTokenizableError
 from modeling_wsl.generation.generate import generate
 from modeling_wsl.generation.plan import plan_generation
-from modeling_wsl.generation.sampling import decode_haloed
 from modeling_wsl.generation.settings import GenerationSettings
 from modeling_wsl.pipelines import load_pipeline
 from trainers.pretrain import pretrain

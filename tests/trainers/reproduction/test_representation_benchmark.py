@@ -172,7 +172,7 @@ def test_operations_of_the_network_beside_the_matrix_code_are_those_that_torch_c
     model = WSLForPreTraining._from_config(config, attn_implementation="eager")
     tokens = torch.randn(1, 12, config.token_size)
     with FlopCounterMode(display=False) as counter:
-        model.wsl.refine(tokens, torch.ones_like(tokens, dtype=torch.bool))
+        model.wsl.code.refine(model.wsl, tokens, torch.ones_like(tokens, dtype=torch.bool))
         model.projection(torch.randn(1, 12, config.latent_size))
     assert counter.get_total_flops() == cost.forward_operations(config, 12)
 

@@ -1,9 +1,12 @@
-"""From anchors' weights to new latents: haloed windows and the kernel density estimate (paper, appendix B.2.2, C.2).
+"""Whole models through a backbone, which sees windows: haloed encoding and decoding (paper, appendix B.2.2).
 
 A model has far more tokens than a backbone sees at once. It is cut into core windows; each is processed together with
 `halo` tokens of context on both sides, which are dropped from the result. Rows are shifted inwards at both ends of the
 sequence, so that all rows of a sequence have the same length, every token in them is real, and no attention mask is
 needed. Which row a token's result comes from is computed from the token's index alone, for any length.
+
+Latents that do not come out of the network (`WindowCode.in_context`) need none of this: their windows are cut without
+context and encoded as they are.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -16,13 +19,11 @@ from tqdm.auto import tqdm
 from transformers import PreTrainedModel
 from transformers.utils.logging import is_progress_bar_enabled
 
-from ..backbone.inference import autocast_type, inference_backbone
-from ..backbone.window_workers import batch_sizes, num_workers, rows_per_pass, run_in_order
-from ..codes.matrix_sampling import encode_windows
-from ..tokens.manifest import check_choice
+from .inference import autocast_type, inference_backbone
+from .window_workers import batch_sizes, num_workers, rows_per_pass, run_in_order
 
 
-DRAW_TOKENS = 1024
+STREAM_WINDOW = 4096  # tokens in a piece of a model that is read
 
 
 @dataclass(frozen=True)
@@ -91,18 +92,19 @@ def encode_stream(
         autocast_dtype: run the backbone under autocast to this type ("bfloat16").
         progress: show a progress bar, unless transformers' switch turns them off.
         features: give what embeddings pool (`WSLModel.token_features`) instead of what `decode_haloed` takes. The two
-            differ with `latent_code="matrix"`, which needs no halo, no batches and no network.
+            differ where latents do not come out of the network; these need no halo and no batches.
 
     Yields:
-        (index of the first token, latents `[n, latent_size]` float32 on the model's device, the factors of
-        `latent_code="matrix"` on the CPU), in order, without gaps.
+        (index of the first token, latents `[n, latent_size]` float32 on the model's device, or on the CPU where they
+        do not come out of the network), in order, without gaps.
 
     Raises:
         ValueError: the pieces hold more or fewer than `num_tokens` tokens.
     """
-    if model.has_matrix_code and not features:
+    if not (features or model.code.in_context):
         with _progress_bar(num_tokens, "Encoding", progress, unit="token") as bar:
-            for start, latents in encode_windows(model, chunks, num_tokens, window_size):
+            for start, fields in cut_windows(chunks, num_tokens, window_size):
+                latents = model.encode(**{name: value[None] for name, value in fields.items()})[0].float().cpu()
                 yield start, latents
                 bar.update(len(latents))
         return
@@ -130,6 +132,45 @@ def encode_stream(
         for indices, latents in run_in_order(encode, batches(), workers):
             yield windows.core(indices[0])[0], latents
             bar.update(len(indices))
+
+
+def cut_windows(
+    chunks: Iterable[Mapping[str, Tensor]], num_tokens: int, window_size: int
+) -> Iterator[tuple[int, dict[str, Tensor]]]:
+    """Cuts a sequence that arrives in pieces into windows without a halo, the last one as long as what is left.
+
+    Args:
+        chunks: see `encode_stream`. Where a piece has the `manifest` and `token_start` that
+            `WSLFeatureExtractor.stream` gives, windows have `row_sizes` too.
+        num_tokens: of all pieces together.
+        window_size: tokens per window.
+
+    Yields:
+        (index of the first token, `tokens`, `token_mask`, `positions` and `row_sizes`, each `[n, ...]`), in order.
+
+    Raises:
+        ValueError: the pieces hold more or fewer than `num_tokens` tokens.
+    """
+    held: dict[str, Tensor] = {}
+    start = stop = 0
+    for chunk in chunks:
+        fields = {name: chunk[name] for name in ("tokens", "token_mask", "positions") if chunk.get(name) is not None}
+        count = len(fields["tokens"])
+        if chunk.get("manifest") is not None:
+            first = int(chunk["positions"][0, 0])
+            fields["row_sizes"] = chunk["manifest"].row_sizes(first, first + count)
+        stop += count
+        held = {name: torch.cat([held[name], value]) if held else value for name, value in fields.items()}
+        while stop - start >= window_size or (stop == num_tokens and start < stop):
+            length = min(window_size, stop - start)
+            yield start, {name: value[:length] for name, value in held.items()}
+            held = {name: value[length:] for name, value in held.items()}
+            start += length
+    if stop != num_tokens:
+        raise ValueError(
+            f"The pieces hold {stop} tokens, num_tokens says {num_tokens}. Pass the number of tokens of the whole "
+            "sequence (manifest.num_tokens)."
+        )
 
 
 def haloed_rows(
@@ -200,12 +241,7 @@ def decode_haloed(
     workers = num_workers(model, len(windows))
     most = rows_per_pass(model, windows.row_length, batch_size)
     ends = [0, *accumulate(batch_sizes(len(windows), most, workers))]
-
-    if model.has_matrix_code:  # whole windows first; the halo is the network's
-        decoded, token_mask = (part[0] for part in model.decode_matrices(latents[None]))
-        inputs, method = {"tokens": decoded, "token_mask": token_mask, "positions": positions}, model.refine
-    else:
-        inputs, method = {"latents": latents, "positions": positions}, model.decode
+    inputs, method = model.code.decoding(model, latents, positions)
 
     def decode(rows: range) -> int:
         batch = {name: _rows(whole, windows, rows) for name, whole in inputs.items()}
@@ -218,69 +254,6 @@ def decode_haloed(
         for num_rows in run_in_order(decode, map(range, ends, ends[1:]), workers):
             bar.update(num_rows)
     return tokens
-
-
-def sample_latents(
-    anchors: Tensor,
-    bandwidth: float = 0.2,
-    noise: str = "shared",
-    generator: torch.Generator | None = None,
-    noise_scale: Callable[[Tensor], Tensor] | None = None,
-    one_anchor: bool = False,
-) -> Tensor:
-    """One draw from the Gaussian kernel density estimate on the anchors' latents (paper, appendix B.2.2).
-
-    A draw from such an estimate is a randomly chosen anchor plus `bandwidth` times a standard normal vector. The
-    random numbers are made on the CPU, so that a seed means the same draw on every device.
-
-    Args:
-        anchors: `[anchors, T, latent_size]`.
-        bandwidth: standard deviation of the kernel; 0 returns an anchor.
-        noise: "shared": one anchor and one noise vector for all tokens of the draw, which is what the published code
-            does through a fixed seed; "independent": an anchor and a noise vector of its own for each token.
-        generator: source of randomness; None: torch's global one.
-        noise_scale: gives, for latents `[T, latent_size]`, what one unit of noise is worth in each number
-            (`WSLModel.noise_scale`); None: 1 everywhere.
-        one_anchor: take all tokens from one anchor whatever the noise, and ask `noise_scale` for all of them at once:
-            for latents that do not mix, such as the factors of `latent_code="matrix"`.
-
-    Returns:
-        `[T, latent_size]`, dtype and device of the anchors.
-
-    Raises:
-        ValueError: anchors of another rank, none of them, a negative bandwidth or an unknown kind of noise.
-    """
-    if anchors.dim() != 3 or len(anchors) == 0:
-        raise ValueError(
-            f"anchors have shape {tuple(anchors.shape)}; give [anchors, tokens, latent_size], one or more."
-        )
-    if not 0 <= bandwidth < float("inf"):
-        raise ValueError(f"bandwidth is {bandwidth}; it is a standard deviation: give 0 (no noise) or more.")
-    check_choice("noise", noise, ("shared", "independent"))
-    num_anchors, num_tokens, latent_size = anchors.shape
-    if noise == "shared" or one_anchor:
-        chosen = anchors[int(torch.randint(num_anchors, (1,), generator=generator))]
-    else:
-        index = torch.randint(num_anchors, (num_tokens,), generator=generator).to(anchors.device)
-        chosen = anchors[index, torch.arange(num_tokens, device=anchors.device)]  # [T, latent_size]
-    shape = (latent_size,) if noise == "shared" else (num_tokens, latent_size)  # the same for every token, or its own
-    epsilon = torch.randn(shape, generator=generator)
-    steps = (bandwidth * epsilon.to(chosen)).expand_as(chosen)
-    draw = torch.empty_like(chosen)
-    # In pieces, which stay in the cache from one operation to the next.
-    size = num_tokens if one_anchor else DRAW_TOKENS
-    for here, step, out in zip(*(whole.split(size) for whole in (chosen, steps, draw)), strict=True):
-        torch.add(here, step if noise_scale is None else step * noise_scale(here), out=out)
-    return draw
-
-
-def draw_seeds(seed: int, num_draws: int) -> list[int]:
-    """A seed for each draw, so that any one can be made again without the others.
-
-    The first seeds do not depend on how many are asked for.
-    """
-    generator = torch.Generator().manual_seed(seed)
-    return [int(torch.randint(2**63 - 1, (), generator=generator)) for _ in range(num_draws)]
 
 
 def run_batch(
