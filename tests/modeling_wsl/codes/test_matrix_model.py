@@ -211,7 +211,7 @@ def test_weights_that_are_not_finite_are_refused_by_the_model():
 def test_a_saved_folder_carries_the_code(tmp_path):
     model, batch = trained(WSLModel(config())), windows()
     model.save_pretrained(tmp_path)
-    assert {"low_rank.py", "matrix_code.py"} <= {path.name for path in tmp_path.glob("*.py")}
+    assert {"codes_low_rank.py", "codes_matrix.py"} <= {path.name for path in tmp_path.glob("*.py")}
     assert {"codes_low_rank.py", "codes_matrix.py"} <= set(code_files())
     loaded = AutoModel.from_pretrained(tmp_path)
     assert loaded.config.latent_code == "matrix"
