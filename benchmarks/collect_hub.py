@@ -1,4 +1,4 @@
-"""Collecting from a Hub on loopback: outcomes, requests, peak disk and memory, and the speed beside plain downloads.
+"""Collecting from a Hub on loopback: outcomes, requests, peak disk, and the speed beside plain downloads.
 
 The claims: sixty mixed models get the outcomes they deserve, with one worker and four; real-sized models are examined,
 fetched, checked, tokenized and written at a known share of the speed at which the same files are merely downloaded.
@@ -60,21 +60,17 @@ def control(url: str, route: str, content: dict | None = None, method: str | Non
 
 
 class DiskWatch:
-    """The largest sum of the sizes of weight files being read, on the disk and in memory, seen every 5 ms."""
+    """The largest sum of the sizes of weight files being read, seen every 5 ms."""
 
     def __init__(self, output: Path):
-        from datasets_scripts.collect.task import memory_folder
-
-        self.places = {"disk": output / ".tokenize" / "temporary", "memory": memory_folder(output.absolute())}
-        self.peak = dict.fromkeys(self.places, 0)
+        self.place = output / ".tokenize"
+        self.peak = 0
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._watch, daemon=True)
 
     def _watch(self) -> None:
         while not self._stop.wait(0.005):
-            for name, place in self.places.items():
-                if place is not None:
-                    self.peak[name] = max(self.peak[name], sum(map(allocated, place.glob("weights-*/*"))))
+            self.peak = max(self.peak, sum(map(allocated, self.place.glob("*/weights-*/*"))))
 
     def __enter__(self) -> "DiskWatch":
         self._thread.start()
@@ -116,9 +112,8 @@ def timed_collection(url: str, output: Path, config) -> dict:
         "outcomes": dict(report.outcomes),
         "requests": totals["requests"],
         "bytes_received": totals["bytes"],
-        "peak_weights_on_disk": watch.peak["disk"],
-        "peak_weights_in_memory": watch.peak["memory"],
-        "parameters": report.counts["num_parameters"],
+        "peak_weights_on_disk": watch.peak,
+        "parameters": report.num_parameters,
         "dataset_sha256": dataset_hash(output),
     }
 
@@ -164,19 +159,13 @@ def real_sizes(folder: Path, repeats: int) -> dict:
         runs, downloads = [], []
         for _ in range(repeats):
             downloads.append(round(download(folder / "cache"), 3))
-            for workers, memory in ((1, "1GB"), (1, "1KB"), (2, "1GB")):
+            for workers in (1, 2):
                 config = CollectConfig(
-                    tasks="image-classification",
-                    num_workers=workers,
-                    max_memory=memory,
-                    num_train=90,
-                    num_validation=10,
+                    tasks="image-classification", num_workers=workers, num_train=90, num_validation=10
                 )
-                run = timed_collection(url, folder / "collected", config)
-                runs.append({"held_in": "memory" if memory == "1GB" else "disk", **run})
+                runs.append(timed_collection(url, folder / "collected", config))
     fastest = min(downloads)
-    settings = {(run["workers"], run["held_in"]) for run in runs}
-    best = [min((r for r in runs if (r["workers"], r["held_in"]) == s), key=lambda r: r["seconds"]) for s in settings]
+    best = [min((r for r in runs if r["workers"] == n), key=lambda r: r["seconds"]) for n in (1, 2)]
     return {
         "models": len(ARCHITECTURES),
         "weight_bytes": total,
@@ -185,12 +174,11 @@ def real_sizes(folder: Path, repeats: int) -> dict:
         "summary": [
             {
                 "workers": run["workers"],
-                "held_in": run["held_in"],
                 "models_per_second": round(len(ARCHITECTURES) / run["seconds"], 2),
                 "mb_per_second": round(total / run["seconds"] / 1e6, 1),
                 "share_of_plain_download": round(fastest / run["seconds"], 3),
             }
-            for run in sorted(best, key=lambda run: (run["workers"], run["held_in"]))
+            for run in best
         ],
         "plain_download_mb_per_second": round(total / fastest / 1e6, 1),
     }

@@ -1,4 +1,13 @@
-"""What became of each model that a run met: the codes of the column `outcome`, and the refusal that carries one."""
+"""Outcomes of the models that a run met: the codes of the column `outcome`, and the refusal that carries one."""
+
+from huggingface_hub.errors import (
+    DisabledRepoError,
+    EntryNotFoundError,
+    GatedRepoError,
+    LocalEntryNotFoundError,
+    RepositoryNotFoundError,
+    RevisionNotFoundError,
+)
 
 from modeling_wsl.checkpoints.errors import (
     CheckpointError,
@@ -7,6 +16,7 @@ from modeling_wsl.checkpoints.errors import (
     NoWeightsError,
     TooFewParametersError,
 )
+from modeling_wsl.checkpoints.hub import hub_error
 
 from .schema import ACCEPTED
 
@@ -35,6 +45,14 @@ OUTCOMES = {
     "other_layers": "it has layers that no training model has, so nothing normalizes them",
     "network": "its files could not be fetched, while the Hub answered for others",
 }
+# The Hub's client's errors that stay the same when it is asked again.
+FINAL_ANSWERS = {
+    GatedRepoError: "gated",  # a RepositoryNotFoundError too, so it comes first
+    DisabledRepoError: "disabled",
+    RepositoryNotFoundError: "vanished",
+    RevisionNotFoundError: "vanished",
+    EntryNotFoundError: "vanished",
+}
 
 
 class RefusedModel(CheckpointError):
@@ -53,7 +71,7 @@ class RefusedModel(CheckpointError):
 
 
 def outcome_of(error: CheckpointError) -> str:
-    """The code of an error that was raised while a model was read."""
+    """The code of an error that was raised while a model was read; "network" where the Hub was out of reach."""
     if isinstance(error, RefusedModel):
         return error.outcome
     if isinstance(error, NonFiniteWeightsError):
@@ -64,4 +82,17 @@ def outcome_of(error: CheckpointError) -> str:
         return "not_tokenizable"
     if isinstance(error, TooFewParametersError):
         return "too_small"
+    cause = error.__cause__
+    if final := final_outcome(cause):
+        return final
+    # What the Hub's client raises has no common class; a damaged file has a cause as well, but not these words.
+    if cause is not None and error.reason == hub_error(error.source, None, cause).reason:
+        return "network"
     return "damaged"
+
+
+def final_outcome(error: BaseException | None) -> str | None:
+    """The outcome code of an answer of the Hub that stays the same when it is asked again; None of another error."""
+    if isinstance(error, LocalEntryNotFoundError):  # the client's word for a Hub that it cannot reach
+        return None
+    return next((outcome for kind, outcome in FINAL_ANSWERS.items() if isinstance(error, kind)), None)

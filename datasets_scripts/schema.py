@@ -2,7 +2,9 @@
 
     README.md                                    card; its front matter lists the configs `windows` and `models`
     windows/train-00000-of-00003.parquet         one row a window of consecutive tokens of one model
-    windows/train-resnet-00000-of-00003.parquet  the same, where every family has files, and so a config, of its own
+    windows/train-resnet-00000-of-00003.parquet  the same, where each family has files, and so a config, of its own
+    windows/train-local-00000-of-00001.parquet   windows of models whose license does not let others pass them on:
+                                                 read with the others here, left behind when the dataset is published
     models/train-00000-of-00001.parquet          one row a model; models/refused-* holds those that were refused
     properties/train-00000-of-00001.parquet      one row a model, of lab zoos: settings, accuracies ...
     preprocessor_config.json                     the feature extractor's settings
@@ -22,13 +24,14 @@ if TYPE_CHECKING:
     from datasets import Features
 
 
-FORMAT_VERSION = 2  # 2: architecture, training data, base model, near copies and outcome are columns of `models`
+FORMAT_VERSION = 3  # 3: `license` and `redistributable` are columns of `models`; files of local models lie apart
 WINDOWS, MODELS, PROPERTIES = "windows", "models", "properties"
 TRAIN, VALIDATION, TEST, REFUSED = "train", "validation", "test", "refused"  # test: of lab zoos
 SPLITS = (TRAIN, VALIDATION, TEST)  # of what is learned from and measured on
 WITHHELD = (
     "withheld"  # split, status and outcome, in published datasets: models whose license keeps their weights back
 )
+LOCAL = "local"  # in the names of files that stay here when a dataset is published
 ACCEPTED = "accepted"  # of the column `status`, beside REFUSED
 MAX_WINDOW_SIZE = 4096
 PAYLOAD_DTYPES = ("float16", "float32")  # bfloat16 exists in neither Arrow nor Parquet
@@ -51,7 +54,7 @@ def window_features(token_size: int, dtype: str = "float16") -> Features:
         `[num_tokens, d_t]`; valid_entries `[num_tokens]`; and four lists
         of one entry a `modeling_wsl.tokens.manifest.Segment`.
     """
-    from datasets import Features, List, Value  # here: options are read without it
+    from datasets import Features, List, Value  # here: the options of commands need this module before the library
 
     return Features(
         {
@@ -73,10 +76,11 @@ def model_features() -> Features:
     """Columns of the config `models`. A refused model has an outcome (`outcomes.py`), a reason and no windows.
 
     `architecture` is what the model's own files say (a timm name, a model type), `family` what `composition.py` makes
-    of it. `duplicate_group` joins models of bit-identical weights, `near_copy_group` fine-tunes of one base; both are
-    named after their first model.
+    of it. `redistributable` says whether others may pass the weights on (`licenses.py`); it is false for a copy of a
+    model whose license forbids it, whatever license the copy states. `duplicate_group` joins models of bit-identical
+    weights, `near_copy_group` fine-tunes of one base; both are named after their first model.
     """
-    from datasets import Features, Value
+    from datasets import Features, Value  # as above
 
     return Features(
         {
@@ -85,6 +89,7 @@ def model_features() -> Features:
             "revision": Value("string"),
             "owner": Value("string"),
             "license": Value("string"),
+            "redistributable": Value("bool"),
             "library": Value("string"),
             "architecture": Value("string"),
             "family": Value("string"),
@@ -107,11 +112,14 @@ def model_features() -> Features:
     )
 
 
-def shard_path(config: str, split: str, index: int, count: int, family: str | None = None) -> str:
-    """Path of a Parquet file relative to the dataset's folder: `windows/train-00000-of-00003.parquet`, or
-    `windows/train-resnet-00000-of-00003.parquet` where the files of a family lie apart.
+def shard_path(config: str, split: str, index: int, count: int, family: str | None = None, local: bool = False) -> str:
+    """Path of a Parquet file relative to the dataset's folder: `windows/train-00000-of-00003.parquet`.
+
+    Args:
+        family: whose files lie apart: `windows/train-resnet-00000-of-00003.parquet`.
+        local: of models that are not to be published: `windows/train-local-00000-of-00001.parquet`.
     """
-    part = split if family is None else f"{split}-{family}"
+    part = "-".join(filter(None, (split, family, LOCAL * local)))
     return f"{config}/{part}-{index:05d}-of-{count:05d}.parquet"
 
 
@@ -121,11 +129,11 @@ def splits_by_family(files: Iterable[tuple[str | None, str]]) -> dict[str, list[
     Args:
         files: family and split of each.
     """
-    found: dict[str, set[str]] = {}
+    splits: dict[str, set[str]] = {}
     for family, split in files:
         if family is not None:
-            found.setdefault(family, set()).add(split)
-    return {family: sorted(found[family]) for family in sorted(found)}
+            splits.setdefault(family, set()).add(split)
+    return {family: sorted(splits[family]) for family in sorted(splits)}
 
 
 def card_configs(
@@ -149,9 +157,9 @@ def card_configs(
             "data_files": [{"split": split, "path": f"{folder}/{pattern}"} for split, pattern in patterns.items()],
         }
 
-    whole = [entry(name, name, {s: f"{s}-*.parquet" for s in names}) for name, names in splits.items()]
-    parts = [
-        entry(f"{WINDOWS}-{family}", WINDOWS, {s: f"{s}-{family}-[0-9]*.parquet" for s in names})
+    configs = [entry(name, name, {s: f"{s}-*.parquet" for s in names}) for name, names in splits.items()]
+    parts = [  # a number follows, or `LOCAL` and a number
+        entry(f"{WINDOWS}-{family}", WINDOWS, {s: f"{s}-{family}-[0-9{LOCAL[0]}]*.parquet" for s in names})
         for family, names in (families or {}).items()
     ]
-    return [*whole, *parts]
+    return [*configs, *parts]

@@ -35,8 +35,8 @@ class ModelSource:
 
     Attributes:
         model_id: unique in the dataset.
-        location: what `open_checkpoint` takes: an absolute path, or a Hub id.
-        label: how the user would name it again; no folder outside of what was named shows in it.
+        location: for `open_checkpoint`: an absolute path, or a Hub id.
+        label: as the user would name it again; no folder outside of what was named shows in it.
         revision: of a Hub id; None is the newest.
         facts: columns of the config `models` that a list of models gave (`license`, `family`, ...).
     """
@@ -54,7 +54,7 @@ class ModelSource:
         return path if path.is_absolute() else None
 
     def fingerprint(self) -> str:
-        """A hash of what tells that a source changed: revision, facts, and each file's name, size and time.
+        """A hash that tells that a source changed, of revision, facts, and each file's name, size and time.
 
         To a checkpoint file belongs its record, `<stem>.json` beside it.
         """
@@ -85,7 +85,7 @@ def expand_sources(sources: Iterable[str | PathLike]) -> list[ModelSource]:
         TokenizeError: a name that is neither a path nor a Hub id, a folder without models, a list that cannot be read,
             two models with one id.
     """
-    found: dict[tuple[str, str | None], ModelSource] = {}
+    unique: dict[tuple[str, str | None], ModelSource] = {}
     sources = [str(source) for source in sources]
     zoos = zoo_folders(sources)
     for source in sources:
@@ -93,8 +93,8 @@ def expand_sources(sources: Iterable[str | PathLike]) -> list[ModelSource]:
         if len(zoos) > 1 and (zoo := zoo_folder(source)):
             models = [replace(model, model_id=f"{zoo.name}/{model.model_id}") for model in models]
         for model in models:
-            found.setdefault((model.location, model.revision), model)
-    models = list(found.values())
+            unique.setdefault((model.location, model.revision), model)
+    models = list(unique.values())
     by_id: dict[str, list[ModelSource]] = {}
     for model in models:
         by_id.setdefault(model.model_id, []).append(model)

@@ -1,15 +1,20 @@
-"""Which models are duplicates, and which go to validation: a function of what models share and of a seed alone."""
+"""Duplicates, and the models that go to validation: a function of what models share and of a seed, or of a table."""
 
+import hashlib
+import json
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from .schema import TRAIN, VALIDATION
+import pyarrow as pa
+
+from .schema import TEST, TRAIN, VALIDATION
+from .tokenize_config import TokenizeError
 
 
 @dataclass(frozen=True)
 class SplitItem:
-    """What a split is decided by. A model whose `owner` or `near_copy_group` is None stands for itself in that."""
+    """A model, by what splits depend on; without an `owner` or `near_copy_group` it stands for itself in that."""
 
     model_id: str
     owner: str | None
@@ -24,70 +29,64 @@ def duplicate_groups(items: Sequence[SplitItem]) -> list[str]:
     return [first.setdefault(item.weights_sha256, item.model_id) for item in items]
 
 
-def assign_splits(items: Sequence[SplitItem], *, split_by: str, validation_fraction: float, seed: int) -> list[str]:
-    """Divides models into training and validation by their share of tokens; what belongs together never parts.
-
-    Groups are visited in an order drawn from `seed`; each goes to validation where it still fits into
-    `validation_fraction` of all tokens. If none fits, the smallest goes, provided that another is left to train on.
+def assign_splits(
+    items: Sequence[SplitItem],
+    *,
+    split_by: str,
+    seed: int,
+    validation_fraction: float = 0.0,
+    validation_models: int | None = None,
+) -> list[str]:
+    """Divides models into training and validation; what belongs together never parts, one group is left to train on.
 
     Args:
         items: the models, in any order that does not change between runs.
         split_by: "owner" keeps an owner's models together, "model" only duplicates and near copies, which tie their
             owners.
+        seed: of the order in which groups are tried.
+        validation_fraction: of all tokens. Each group goes to validation where it still fits into that share; where
+            none does, the smallest goes, unless the fraction is 0.
+        validation_models: instead of a share, their number (the paper holds out 200 of 2,200). Where no union of whole
+            groups has just that many, the largest that has fewer is taken, never one that has more.
 
     Returns:
         "train" or "validation" for each model.
     """
     groups = _groups(items, split_by)
-    tokens = [sum(items[i].num_tokens for i in group) for group in groups]
-    room = validation_fraction * sum(tokens)
-    order = _shuffled(len(groups), seed)
+    order = list(range(len(groups)))
+    random.Random(seed).shuffle(order)
+    if validation_models is None:
+        tokens = [sum(items[i].num_tokens for i in group) for group in groups]
+        chosen = _by_tokens(tokens, validation_fraction, order)
+    else:
+        wanted = max(0, min(validation_models, len(items) - 1))
+        chosen = _by_count([len(group) for group in groups], wanted, order)
+    validation = {i for index in chosen for i in groups[index]}
+    return [VALIDATION if i in validation else TRAIN for i in range(len(items))]
+
+
+def _by_tokens(tokens: Sequence[int], fraction: float, order: Sequence[int]) -> list[int]:
+    """The groups that go to validation by their tokens."""
+    room = fraction * sum(tokens)
     chosen = []
     for index in order:
         if tokens[index] <= room:
             chosen.append(index)
             room -= tokens[index]
-    if not chosen and validation_fraction > 0 and len(groups) > 1:
+    if not chosen and fraction > 0 and len(tokens) > 1:
         chosen = [min(order, key=tokens.__getitem__)]
-    return _splits(groups, chosen, len(items))
+    return chosen
 
 
-def assign_splits_by_count(
-    items: Sequence[SplitItem], *, split_by: str, validation_models: int, seed: int
-) -> list[str]:
-    """Divides models by their number: `validation_models` of them go to validation (the paper holds out 200 of 2,200).
-
-    Where no union of whole groups has just that many, the largest that has fewer is taken, never one that has more;
-    one group at least is left to train on.
-
-    Args:
-        items, split_by: as in `assign_splits`.
-        validation_models: how many are wanted.
-        seed: of the order in which groups are tried.
-
-    Returns:
-        "train" or "validation" for each model.
-    """
-    groups = _groups(items, split_by)
-    wanted = max(0, min(validation_models, len(items) - 1))
-    reached: dict[int, list[int]] = {0: []}  # number of models -> the first groups found that have that many in all
-    for index in _shuffled(len(groups), seed):
+def _by_count(sizes: Sequence[int], wanted: int, order: Sequence[int]) -> list[int]:
+    """The groups that go to validation by their numbers of models."""
+    reached: dict[int, list[int]] = {0: []}  # number of models -> the first groups that have that many in all
+    for index in order:
         for count, taken in sorted(reached.items(), reverse=True):  # downwards, so that no group is taken twice
-            total = count + len(groups[index])
+            total = count + sizes[index]
             if total <= wanted and total not in reached:
                 reached[total] = [*taken, index]
-    return _splits(groups, reached[max(reached)], len(items))
-
-
-def _shuffled(count: int, seed: int) -> list[int]:
-    order = list(range(count))
-    random.Random(seed).shuffle(order)
-    return order
-
-
-def _splits(groups: Sequence[Sequence[int]], chosen: Sequence[int], count: int) -> list[str]:
-    validation = {i for index in chosen for i in groups[index]}
-    return [VALIDATION if i in validation else TRAIN for i in range(count)]
+    return reached[max(reached)]
 
 
 def _groups(items: Sequence[SplitItem], split_by: str) -> list[list[int]]:
@@ -113,3 +112,42 @@ def _groups(items: Sequence[SplitItem], split_by: str) -> list[list[int]]:
     for i in range(len(items)):
         groups.setdefault(root(i), []).append(i)
     return list(groups.values())
+
+
+def properties_digest(properties: pa.Table) -> str:
+    """Tells tables of properties apart."""
+    return hashlib.sha256(json.dumps(properties.to_pylist(), sort_keys=True).encode()).hexdigest()[:32]
+
+
+def check_properties(properties: pa.Table, model_ids: Sequence[str]) -> None:
+    """Raises TokenizeError where a table has not one row a model, or a split that datasets do not have."""
+    missing = {"model_id", "split"} - set(properties.column_names)
+    if missing:
+        raise TokenizeError(f"The table of properties lacks the column {sorted(missing)[0]}; add it.")
+    listed = properties["model_id"].to_pylist()
+    known = set(listed)
+    absent = [model_id for model_id in model_ids if model_id not in known]
+    if absent or len(known) < len(listed):
+        what = f"has no row for {absent[0]!r}" if absent else "lists a model twice"
+        raise TokenizeError(f"The table of properties {what}; give one row a model.")
+    unknown = set(properties["split"].to_pylist()) - {TRAIN, VALIDATION, TEST}
+    if unknown:
+        raise TokenizeError(
+            f"The table of properties has the split {unknown.pop()!r}; known are train, validation, test."
+        )
+
+
+def given_splits(items: Sequence[SplitItem], properties: pa.Table) -> list[str]:
+    """The split of each model, as the table of properties has it.
+
+    Raises:
+        TokenizeError: bit-identical models are in different splits.
+    """
+    given = dict(zip(properties["model_id"].to_pylist(), properties["split"].to_pylist(), strict=True))
+    for item, first in zip(items, duplicate_groups(items), strict=True):
+        if given[item.model_id] != given[first]:
+            raise TokenizeError(
+                f"{item.model_id} and {first} have the same weights, and the table of properties puts them into the "
+                f"splits {given[item.model_id]} and {given[first]}. Leave one out, or give both one split."
+            )
+    return [given[item.model_id] for item in items]

@@ -89,11 +89,10 @@ def collect(options: CollectOptions) -> Iterator[str]:
     else:
         report = run(options.output_dir, config, options.models)
     table = ", ".join(f"{number} {outcome}" for outcome, number in report.outcomes.items())
-    totals = report.counts
     yield f"{report.output}: {table}"
     yield (
-        f"{totals['accepted']} models, {totals['num_tokens']:,} tokens in {totals['num_windows']:,} windows, "
-        f"{totals['padding']:.3%} padding"
+        f"{report.accepted} models, {report.num_tokens:,} tokens in {report.num_windows:,} windows, "
+        f"{report.padding:.3%} padding"
     )
 
 

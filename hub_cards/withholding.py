@@ -12,9 +12,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from datasets_scripts.dataset_writer import windows_writer
 from datasets_scripts.licenses import license_of, redistributable
 from datasets_scripts.schema import ACCEPTED, MODELS, WITHHELD, model_features, shard_path
+from datasets_scripts.window_rows import windows_writer
 from hf_wsl.files import replacing, write_json
 
 from .errors import PublishError

@@ -53,9 +53,6 @@ class CollectConfig(DatasetConfig):
     max_disk: str = option(
         "20GB", "Disk for weight files being read; at least twice max_download.", metavar="SIZE", group="resources"
     )
-    max_memory: str = option(
-        "1GB", "Weight files up to this size, per worker, are held in memory and never on disk.", metavar="SIZE"
-    )
     retries: int = option(6, "Of a request that failed for a reason that may pass.")
     retry_pause: float = option(1.0, "Seconds before the first retry; each further one waits twice as long.")
 
@@ -74,7 +71,6 @@ class CollectConfig(DatasetConfig):
                 f"max_disk={self.max_disk} is less than twice max_download={self.max_download}: one half is kept for "
                 "the largest model. Give more disk or a smaller max_download."
             )
-        parse_size("max_memory", self.max_memory)
         parse_count("max_parameters", self.max_parameters)
 
     @property
@@ -96,10 +92,6 @@ class CollectConfig(DatasetConfig):
     @property
     def max_disk_bytes(self) -> int:
         return parse_size("max_disk", self.max_disk)
-
-    @property
-    def max_memory_bytes(self) -> int:
-        return parse_size("max_memory", self.max_memory)
 
     @property
     def parameter_limit(self) -> int:
@@ -138,7 +130,7 @@ class CollectOptions(CollectConfig):
             raise TokenizeError("executor and executor_options are of a run in ranks: add --ranks N.")
 
 
-NOT_SETTINGS = ("num_workers", "max_disk", "max_memory", "retries", "retry_pause")
+NOT_SETTINGS = ("num_workers", "max_disk", "retries", "retry_pause")
 
 
 def split_list(text: str) -> list[str]:

@@ -1,4 +1,4 @@
-"""Which models of the Hub a collection looks at, in which order, each pinned to the commit it was listed with."""
+"""The models of the Hub that a collection looks at, in their order, each pinned to the commit it was listed with."""
 
 import random
 from collections.abc import Iterable, Sequence
@@ -45,7 +45,7 @@ class Candidate:
 
 @dataclass(frozen=True)
 class Listing:
-    """The candidates, and what was asked for.
+    """The candidates, and the queries that gave them.
 
     Attributes:
         candidates: each model once, in the order in which they are looked at.
@@ -67,7 +67,7 @@ def list_candidates(config: CollectConfig, hub: HubReader) -> Listing:
         TokenizeError: the Hub lists nothing.
         RunError: it cannot be asked, after all retries.
     """
-    found, queries = {}, {}
+    listed, queries = {}, {}
     for task in config.task_tags or [None]:
         name = task or "all"
         infos = hub.list_models(
@@ -82,16 +82,16 @@ def list_candidates(config: CollectConfig, hub: HubReader) -> Listing:
         )
         queries[name] = len(infos)
         for info in infos:
-            found.setdefault(info.id, info)
-    if not found:
+            listed.setdefault(info.id, info)
+    if not listed:
         raise TokenizeError(
             f"The Hub lists no model for {', '.join(queries)}"
             + "".join(f", {key}={getattr(config, key)!r}" for key in ("author", "library", "search", "tags"))
             + ". Ask for less, or correct the names."
         )
-    ordered = _ordered(found.values(), config)
+    ordered = _ordered(listed.values(), config)
     candidates = [_candidate(info) for info in ordered[: config.max_candidates or None] if info.sha]
-    return Listing(candidates, queries, _today(), len(found))
+    return Listing(candidates, queries, _today(), len(listed))
 
 
 def named_candidates(models: Sequence[ModelSource], hub: HubReader) -> Listing:

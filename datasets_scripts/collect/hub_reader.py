@@ -1,7 +1,7 @@
 """Reading models on the Hub: paced over all workers, retried, and checked against the hashes that the Hub gives.
 
 The Hub's client caches whole files, gives up on a reset connection and takes wrong bytes of the right size for the
-file. A collection needs headers alone, no cache, every transient fault survived and every byte checked.
+file. A collection needs headers alone, no cache, all transient faults survived and all bytes checked.
 """
 
 import hashlib
@@ -14,15 +14,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from huggingface_hub import HfApi, ModelInfo, constants, hf_hub_url
-from huggingface_hub.errors import (
-    DisabledRepoError,
-    EntryNotFoundError,
-    GatedRepoError,
-    HfHubHTTPError,
-    LocalEntryNotFoundError,
-    RepositoryNotFoundError,
-    RevisionNotFoundError,
-)
+from huggingface_hub.errors import HfHubHTTPError
 from huggingface_hub.utils import build_hf_headers, get_session, hf_raise_for_status, parse_ratelimit_headers
 from tqdm.auto import tqdm
 from transformers.utils.logging import is_progress_bar_enabled
@@ -30,7 +22,7 @@ from transformers.utils.logging import is_progress_bar_enabled
 from hf_wsl.errors import RunError, one_line
 from modeling_wsl.checkpoints.errors import shorten
 
-from ..outcomes import RefusedModel
+from ..outcomes import RefusedModel, final_outcome
 
 
 logger = logging.getLogger(__name__)
@@ -39,13 +31,6 @@ Answer = TypeVar("Answer")
 # The client's errors of the transport have no common class that both of its generations share by name: the first base
 # of its own error is that class (httpx.HTTPError or httpx2.HTTPError).
 TRANSPORT_ERROR = HfHubHTTPError.__mro__[1]
-_FINAL_ANSWERS = {
-    GatedRepoError: "gated",  # a RepositoryNotFoundError too, so it comes first
-    DisabledRepoError: "disabled",
-    RepositoryNotFoundError: "vanished",
-    RevisionNotFoundError: "vanished",
-    EntryNotFoundError: "vanished",
-}
 TEMPORARY_STATUS = {408, 425, 429, 500, 502, 503, 504}
 LONGEST_PAUSE = 60.0  # seconds, between the retries of one request
 MISMATCH_TRIALS = 3
@@ -131,7 +116,7 @@ class HubReader:
         self._api = HfApi(token=token)
 
     def info(self, repo_id: str, revision: str | None) -> ModelInfo:
-        """What the Hub says of a model at a revision, the sizes and hashes of its files included.
+        """The Hub's description of a model at a revision, the sizes and hashes of its files included.
 
         Raises:
             RefusedModel: gated, disabled, vanished, or "network".
@@ -265,7 +250,7 @@ class HubReader:
 
     @staticmethod
     def _check_range(response: Any, file: HubFile, start: int) -> int:
-        """How many bytes come before those that were asked for; refuses a file of another size."""
+        """The number of bytes that come before those that were asked for; refuses a file of another size."""
         headers = response.headers
         if response.status_code == 206:
             span, _, total = headers.get("Content-Range", "").removeprefix("bytes ").partition("/")
@@ -314,13 +299,6 @@ class HubReader:
         limit = parse_ratelimit_headers(headers)
         if limit is not None and limit.remaining <= 0:
             self.pace.hold(limit.reset_in_seconds + 1)
-
-
-def final_outcome(error: BaseException | None) -> str | None:
-    """The outcome code of an answer of the Hub that stays the same when it is asked again; None of another error."""
-    if isinstance(error, LocalEntryNotFoundError):  # the client's word for a Hub that it cannot reach
-        return None
-    return next((outcome for kind, outcome in _FINAL_ANSWERS.items() if isinstance(error, kind)), None)
 
 
 def asked_pause(headers: Any) -> float | None:

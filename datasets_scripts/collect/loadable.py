@@ -26,7 +26,7 @@ from modeling_wsl.checkpoints.errors import shorten
 from ..outcomes import RefusedModel
 
 
-# What the loaders' words for a tensor that does not fit say, in the order in which one is named.
+# The loaders' words for tensors that do not fit, in the order in which one of them is named.
 TIMM_PROBLEMS = (
     ("missing_weights", re.compile(r"Missing key\(s\) in state_dict: (?P<names>.*?)\.\s*(?:\n|$)", re.S)),
     ("mismatched_weights", re.compile(r"(?P<names>size mismatch for .*)", re.S)),
@@ -83,13 +83,13 @@ def _check_transformers(folder: Path, source: str, config: Mapping[str, Any]) ->
         reason = f"needs its own code: transformers has no {named or config.get('model_type')}"
         raise RefusedModel(source, "remote_code", reason, "Collect with check readable: its files need no code")
     try:
-        found = transformers_settings(config)
-        if found is None or unknown:
+        known = transformers_settings(config)
+        if known is None or unknown:
             reason = (
                 f"config.json names {shorten(named or config.get('model_type'))}, which transformers does not have"
             )
             raise RefusedModel(source, "unloadable", reason, "Collect with check readable to take it in all the same")
-        settings, model_class = found
+        settings, model_class = known
         (folder / "config.json").write_text(json.dumps(without_loading(config)), encoding="utf-8")
         _, report = model_class.from_pretrained(
             folder,

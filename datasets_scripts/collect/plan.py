@@ -1,4 +1,4 @@
-"""`hf-wsl collect --dry_run`: what a collection would take; headers are read, weights are not."""
+"""`hf-wsl collect --dry_run`: an estimate of a collection; headers are read, weights are not."""
 
 import random
 import tempfile
@@ -13,15 +13,14 @@ from datasets.utils import tqdm
 from hf_wsl.workers import one_thread
 from modeling_wsl.checkpoints.errors import CheckpointError
 
-from ..model_part import refusing
+from ..model_task import refusing
 from ..outcomes import outcome_of
 from ..schema import ACCEPTED
 from ..sources import expand_sources
 from .config import CollectConfig
-from .examine import Examined, examine
 from .hub_listing import Candidate, list_candidates, named_candidates
 from .hub_reader import HubReader, Pace
-from .task import empty_folder
+from .task import Examined, empty_folder, examine
 
 
 SPEED_SAMPLE_BYTES = 32_000_000
@@ -29,7 +28,7 @@ SPEED_SAMPLE_BYTES = 32_000_000
 
 @dataclass(frozen=True)
 class CollectPlan:
-    """What is to be expected. Figures without "listed" and "sampled" are estimates from the sample.
+    """The expected size of a collection. Figures without "listed" and "sampled" are estimates from the sample.
 
     Attributes:
         listed: models that the Hub lists.
@@ -70,7 +69,7 @@ class CollectPlan:
 def plan_collection(
     config: CollectConfig, models: Iterable[str | PathLike] = (), sample_size: int = 100
 ) -> CollectPlan:
-    """Lists the models, reads the metadata and headers of a sample of them, and reckons up the whole.
+    """Lists the models, reads the metadata and headers of a sample of them, and reckons up all of it.
 
     Args:
         config, models: as for `collect.collect`.
@@ -95,7 +94,7 @@ def plan_collection(
         for index in tqdm(drawn, desc="Examining", unit="model"):
             candidate = listing.candidates[index]
             try:
-                with empty_folder(folder / "model") as place, refusing(candidate.repo_id, candidate.repo_id):
+                with empty_folder(folder / "model") as place, refusing(candidate.source):
                     passed.append((candidate, examine(candidate, hub, config, place)))
                 outcome = ACCEPTED
             except CheckpointError as error:

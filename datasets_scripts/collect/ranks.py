@@ -1,6 +1,6 @@
 """A collection on many processes or machines: datatrove's executors run it, one rank a share of the models.
 
-Every rank writes parts and records into the same output folder (on a file system that all see), as the workers of
+All ranks write parts and records into the same output folder (on a file system that all see), as the workers of
 `collect` do, so that both give the same dataset. A rank that ended is skipped when the same command is run again; one
 that was killed goes on where it was.
 """
@@ -19,22 +19,22 @@ from datatrove.pipeline.base import PipelineStep
 from hf_wsl.errors import RunError
 from hf_wsl.workers import one_thread
 
+from ..assembly import DatasetReport
+from ..model_task import tokenize_model
 from ..tokenize_config import TokenizeError
 from ..work_folder import WorkFolder
 from .collect import (
-    CollectReport,
     Progress,
+    belonging,
     finish,
     finished_collection,
-    is_pending,
+    fix_listing,
     is_prepared,
-    prepare,
     read_listing,
-    retry_failed,
     stop_if_unreachable,
 )
 from .config import CollectConfig
-from .task import CollectTask, collect_model
+from .task import hub_task
 
 
 EXECUTORS = {"local": LocalPipelineExecutor, "slurm": SlurmPipelineExecutor, "ray": RayPipelineExecutor}
@@ -46,7 +46,7 @@ class CollectRank(PipelineStep):
     """Deals with every `world_size`-th model of the listing, until the ranks together have accepted enough.
 
     Args:
-        output: the dataset's folder, in which `prepare` has fixed the listing.
+        output: the dataset's folder, in which the listing is fixed.
         config: of the collection.
         workers: ranks that run at once; they share `max_disk`.
     """
@@ -65,14 +65,16 @@ class CollectRank(PipelineStep):
         work = WorkFolder(Path(self.output))
         candidates = read_listing(work).candidates
         progress = Progress(work, len(candidates), self.config.num_models)
+        pending = set(work.pending([candidate.commit for candidate in candidates]))
+        work.temporary.mkdir(exist_ok=True)  # whoever listed the models, and held the folder for it, removed it
         with one_thread():
             for index in range(rank, len(candidates), world_size):
-                if not is_pending(work.read_record(index)):
+                if index not in pending:
                     continue
                 _wait_for_others(progress, index, world_size)
                 if progress.is_settled():
                     break
-                outcome = collect_model(CollectTask(index, candidates[index], self.config, work.output, self.workers))
+                outcome = tokenize_model(hub_task(index, candidates[index], self.config, work.output, self.workers))
                 self.stat_update(outcome.outcome)
                 self.stat_update("bytes", value=outcome.bytes_read)
                 stop_if_unreachable(work, self.config, outcome)
@@ -106,7 +108,7 @@ def collect_with_ranks(
     executor: str = "local",
     options: Mapping[str, Any] | None = None,
     logs: str | PathLike | None = None,
-) -> CollectReport | None:
+) -> DatasetReport | None:
     """Collects as `collect.collect` does, on one of datatrove's executors.
 
     Args:
@@ -152,10 +154,23 @@ def collect_with_ranks(
     return report
 
 
-def _finish(work: WorkFolder, config: CollectConfig, models: Sequence[str]) -> CollectReport:
-    with one_thread():
-        retry_failed(work, config, models)
-    return finish(work, config, models)
+def prepare(work: WorkFolder, config: CollectConfig, models: Sequence[str]) -> None:
+    """Fixes the candidates of a run, or compares the run that is there with these settings.
+
+    Raises:
+        TokenizeError, RunFolderError, RunError, OSError: as `collect.collect`.
+    """
+    settings = belonging(config, models)
+    if is_prepared(work):
+        work.check_settings(settings)  # and no more: ranks on other machines may be at work
+        return
+    with work.open(settings):
+        fix_listing(work, config, models)
+
+
+def _finish(work: WorkFolder, config: CollectConfig, models: Sequence[str]) -> DatasetReport:
+    with work.open(belonging(config, models)):
+        return finish(work, config, models)
 
 
 def _executor(

@@ -1,68 +1,222 @@
-"""One model of the Hub: examined, fetched, tokenized and let go of, or refused for a reason."""
+"""One model of the Hub: examined, fetched, tokenized and let go of, or refused for a reason.
+
+Much can be told before its weights are downloaded: from its listing, its metadata, its configs and the headers of its
+safetensors files.
+"""
 
 import hashlib
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 from filelock import FileLock
+from huggingface_hub import ModelInfo
 
-from hf_wsl.files import replacing, write_text
 from modeling_wsl.checkpoints.checkpoint import Checkpoint, open_checkpoint
-from modeling_wsl.checkpoints.errors import CheckpointError
+from modeling_wsl.checkpoints.errors import CheckpointError, NotTokenizableError, NoWeightsError, parse_json
+from modeling_wsl.checkpoints.folders import INDEX_SUFFIX, ShardIndex, choose_weights, parse_index, read_config
+from modeling_wsl.checkpoints.hub import CONFIG_NAMES
+from modeling_wsl.checkpoints.safetensors_files import LENGTH_BYTES, header_length, parse_header
+from modeling_wsl.tokens.manifest import TensorSpec
 
-from ..model_facts import HubFacts, ModelFacts, find_facts
-from ..model_part import ModelPart, accepted_record, refused_record, refusing, write_part
-from ..schema import ACCEPTED
+from ..licenses import is_redistributable, license_of
+from ..model_facts import HubFacts, license_of_card
+from ..model_task import ModelPart, ModelTask, refusing
+from ..outcomes import RefusedModel
 from ..work_folder import ModelRecord, WorkFolder
-from .config import CollectConfig
-from .examine import Examined, check_parameters, examine, shown_to_loader
+from .config import CollectConfig, split_list
 from .hub_listing import Candidate
-from .hub_reader import HubReader, Pace
-from .loadable import check_loadable
+from .hub_reader import HubFile, HubReader, Pace
+from .loadable import check_loadable, write_hollow_file
 
 
-MEMORY_DISK = Path("/dev/shm")  # where Linux keeps files in memory; elsewhere all files go to the disk
+HEADER_GUESS = 100_000  # bytes of the first range: most headers end within it
 
 
 @dataclass(frozen=True)
-class CollectTask:
-    """What a worker process needs to know.
+class Examined:
+    """A model that nothing speaks against so far.
 
     Attributes:
-        index: of the candidate's part and record.
+        weights: the weight files to download.
+        library, config: as `modeling_wsl.checkpoints.folders.read_config` gives them.
+        checked: its tensors are known from headers, and were checked as far as asked for; false for pickles, whose
+            tensors are known once they are here.
+    """
+
+    weights: tuple[HubFile, ...]
+    library: str | None
+    config: Mapping[str, Any]
+    checked: bool
+
+    @property
+    def download_bytes(self) -> int:
+        return sum(file.size for file in self.weights)
+
+    @property
+    def weights_key(self) -> str | None:
+        """The hashes of the weight files, by which exact copies are known unread; None where the Hub has none."""
+        hashes = [file.sha256 for file in self.weights]
+        return None if None in hashes else "-".join(sorted(hashes))
+
+
+def examine(candidate: Candidate, hub: HubReader, config: CollectConfig, folder: Path) -> Examined:
+    """Examines a model, from the cheapest question to the dearest.
+
+    Args:
         candidate: as listed.
+        hub: to ask.
         config: of the collection.
-        output: the dataset's folder.
-        workers: how many work at once, on this and other machines that share the output.
+        folder: an empty one; gets the configs and the index of shards, and a folder that the loader is shown.
+
+    Raises:
+        CheckpointError: the reason to refuse it; `outcomes.outcome_of` tells its code.
     """
+    check_listing(candidate, config)
+    info = hub.info(candidate.repo_id, candidate.commit)
+    files = hub_files(info)
+    source = candidate.repo_id
+    # Folders end in a slash, as `choose_weights` knows them.
+    names = sorted({path.split("/")[0] + "/" * ("/" in path) for path in files})
+    chosen = _choose(source, names)
+    for name in (*CONFIG_NAMES, chosen if chosen.endswith(INDEX_SUFFIX) else ""):
+        if name in files:
+            (folder / name).write_bytes(hub.read(source, candidate.commit, files[name]))
+    library, model_config = _read_config(source, folder)
+    if isinstance(model_config.get("quantization_config"), dict):
+        method = model_config["quantization_config"].get("quant_method", "its config says")
+        reason = f"its weights are quantized ({method})"
+        raise RefusedModel(source, "quantized", reason, "Look for the model that it was made from")
+    index = None
+    if chosen.endswith(INDEX_SUFFIX):
+        index = parse_index(folder / chosen, parse_json(source, (folder / chosen).read_bytes(), chosen))
+    weights = _weight_files(source, chosen, index, files)
+    total = sum(file.size for file in weights)
+    if total > config.max_download_bytes:
+        reason = f"has {total:,} bytes of weights, more than {config.max_download}"
+        raise RefusedModel(source, "too_large", reason, "Raise max_download")
+    examined = Examined(weights, library, model_config, all(f.path.endswith(".safetensors") for f in weights))
+    if examined.checked:
+        shown = shown_to_loader(folder)
+        tensors = _read_headers(candidate, hub, weights, index, shown)
+        parameters = sum(spec.numel for spec in tensors.values() if spec.torch_dtype.is_floating_point)
+        if not parameters:
+            kinds = ", ".join(sorted({spec.dtype for spec in tensors.values()})) or "none"
+            reason = f"holds no floating-point tensor ({len(tensors)} tensors: {kinds})"
+            raise NotTokenizableError(source, reason, "Leave it out")
+        check_parameters(source, parameters, config)
+        if config.check == "loadable":
+            check_loadable(shown, source, library, model_config, tensors)
+    return examined
 
-    index: int
-    candidate: Candidate
-    config: CollectConfig
-    output: Path
-    workers: int
+
+def shown_to_loader(folder: Path) -> Path:
+    """A folder beside the configs of a model, with copies of them: the loader may change them."""
+    shown = folder / "shown"
+    shown.mkdir(exist_ok=True)
+    for path in folder.glob("*.json"):
+        shutil.copyfile(path, shown / path.name)
+    return shown
 
 
-@dataclass(frozen=True)
-class CollectOutcome:
-    """What the parent process hears of it; everything else lies in the record.
+def check_listing(candidate: Candidate, config: CollectConfig) -> None:
+    """Refuses what the listing alone speaks against."""
+    source = candidate.repo_id
+    if candidate.disabled:
+        raise RefusedModel(source, "disabled", "the Hub has disabled it", "Leave it out")
+    if candidate.gated and config.gated == "refuse":
+        reason = "its owner gives access on request"
+        raise RefusedModel(source, "gated", reason, "Ask for access and collect with gated try")
+    license = candidate.stated.get("license") or license_of_card(candidate.card)
+    if config.licenses == "any":
+        return
+    if config.licenses == "redistributable":
+        allowed = is_redistributable(license)
+    else:
+        allowed = license_of(license).identifier in {
+            license_of(name).identifier for name in split_list(config.licenses)
+        }
+    if not allowed:
+        reason = f"its license is {license or 'not stated'}"
+        raise RefusedModel(source, "license", reason, f"Asked for were licenses {config.licenses}")
 
-    Attributes:
-        index, repo_id: of the candidate.
-        outcome: one of `outcomes.OUTCOMES`; a copy of a model before it still counts as accepted here.
-        reason: of a refusal.
-        bytes_read: from the Hub.
+
+def hub_files(info: ModelInfo) -> dict[str, HubFile]:
+    """The files of a model by path, from an answer with `files_metadata`."""
+    return {
+        file.rfilename: HubFile(
+            file.rfilename, file.size or 0, sha256=file.lfs.sha256 if file.lfs else None, blob_id=file.blob_id
+        )
+        for file in info.siblings or ()
+    }
+
+
+def _choose(source: str, names: list[str]) -> str:
+    try:
+        return choose_weights(source, names)
+    except NoWeightsError:
+        raise
+    except CheckpointError as error:  # there are several; which one is meant cannot be asked
+        raise RefusedModel(source, "unloadable", error.reason, error.advice) from error
+
+
+def _read_config(source: str, folder: Path) -> tuple[str | None, dict[str, Any]]:
+    try:
+        return read_config(folder)
+    except CheckpointError as error:
+        raise RefusedModel(
+            source, "unloadable", f"its config.json cannot be read: {error.reason}", error.advice
+        ) from error
+
+
+def _weight_files(
+    source: str, chosen: str, index: ShardIndex | None, files: Mapping[str, HubFile]
+) -> tuple[HubFile, ...]:
+    if index is None:
+        return (files[chosen],)
+    missing = [shard for shard in index.shards if shard not in files]
+    if missing:
+        reason = f"{chosen} names {missing[0]}, which is not there"
+        raise RefusedModel(source, "damaged", reason, "Ask its owner to upload it")
+    return tuple(files[shard] for shard in index.shards)
+
+
+def _read_headers(
+    candidate: Candidate, hub: HubReader, weights: tuple[HubFile, ...], index: ShardIndex | None, shown: Path
+) -> dict[str, TensorSpec]:
+    """All tensors by name; writes the hollow files into the folder that the loader is shown."""
+    tensors: dict[str, TensorSpec] = {}
+    for file in weights:
+        source = f"{candidate.repo_id}, {file.path}"
+        first = hub.read(candidate.repo_id, candidate.commit, file, 0, HEADER_GUESS)
+        end = LENGTH_BYTES + header_length(source, first, file.size)
+        if end > len(first):
+            first += hub.read(candidate.repo_id, candidate.commit, file, len(first), end)
+        header = parse_header(source, first[LENGTH_BYTES:end], file.size)
+        if index is not None:
+            index.check_shard(file.path, header.tensors)
+        tensors |= header.tensors
+        write_hollow_file(shown / file.path, first[:end], file.size)
+    return tensors
+
+
+def check_parameters(source: str, parameters: int, config: CollectConfig) -> None:
+    """Refuses a model of more or fewer floating-point entries than asked for.
+
+    Raises:
+        RefusedModel: too_large or too_small.
     """
-
-    index: int
-    repo_id: str
-    outcome: str
-    reason: str | None
-    bytes_read: int
+    if parameters > config.parameter_limit:
+        reason = f"has {parameters:,} parameters, more than {config.max_parameters}"
+        raise RefusedModel(source, "too_large", reason, "Raise max_parameters")
+    if parameters < (config.min_parameters or 0):
+        reason = f"has {parameters:,} parameters, fewer than {config.min_parameters:,}"
+        raise RefusedModel(source, "too_small", reason, "Lower min_parameters")
 
 
 def new_reader(work: WorkFolder, config: CollectConfig) -> HubReader:
@@ -70,78 +224,87 @@ def new_reader(work: WorkFolder, config: CollectConfig) -> HubReader:
     return HubReader(Pace(work.root / "pace"), retries=config.retries, pause=config.retry_pause)
 
 
-def collect_model(task: CollectTask) -> CollectOutcome:
-    """Writes the part and the record of one model; a refused model has a record alone.
+@dataclass(frozen=True)
+class HubTask(ModelTask):
+    """One model of the Hub to deal with, see `ModelTask`; make it with `hub_task`.
 
-    Raises:
-        OSError: the output cannot be written. What cannot be fetched or read is never raised: it is a reason.
+    Attributes:
+        candidate: as listed.
+        workers: how many work at once, on this and other machines that share the output.
     """
-    candidate, work = task.candidate, WorkFolder(task.output)
-    hub = new_reader(work, task.config)
-    key = None
-    with empty_folder(work.temporary / f"examined-{task.index}") as folder:
-        try:
-            with refusing(candidate.repo_id, candidate.repo_id):
-                examined = examine(candidate, hub, task.config, folder)
+
+    candidate: Candidate = None
+    workers: int = 1
+
+    @cached_property
+    def hub(self) -> HubReader:
+        return new_reader(WorkFolder(self.output), self.config)
+
+    @property
+    def bytes_read(self) -> int:
+        return self.hub.bytes_read
+
+    def record(self, work: WorkFolder) -> ModelRecord:
+        """As of a `ModelTask`; the files are let go of at the end."""
+        with empty_folder(work.temporary / f"examined-{self.index}") as folder:
+            with refusing(self.source):
+                examined = examine(self.candidate, self.hub, self.config, folder)
             key = examined.weights_key and hashlib.sha256(examined.weights_key.encode()).hexdigest()
-            record = _known_copy(task, work, examined, key) or _tokenize(task, work, hub, examined, folder)
-        except CheckpointError as error:
-            record = refused_record(candidate.commit, candidate.repo_id, _facts(candidate), error)
-    work.write_record(task.index, record)
-    if key and record.row["status"] == ACCEPTED:
-        write_text(work.mark(key), str(task.index), work.temporary)
-    row = record.row
-    return CollectOutcome(task.index, candidate.repo_id, row["outcome"], row["reason"], hub.bytes_read)
+            record = self._known_copy(work, examined, key) or self._fetched(work, examined, folder)
+        if key:
+            work.write_text(work.mark(key), str(self.index))
+        return record
+
+    def check_unchanged(self) -> None:
+        """Nothing to check: files of one commit do not change."""
+
+    def _known_copy(self, work: WorkFolder, examined: Examined, key: str | None) -> ModelRecord | None:
+        """The record of a model whose weight files are those of a model before it, which need not be fetched again.
+
+        It takes the other's columns, the hash of the weights among them, by which `collect` then knows the copy.
+        """
+        mark = work.mark(key) if key else None
+        if mark is None or not mark.is_file():
+            return None
+        first = int(mark.read_text(encoding="utf-8"))
+        before = work.read_model(first) if first < self.index else None  # of copies, the first keeps its windows
+        if before is None:  # or a run was killed between the mark and the record
+            return None
+        columns = ("num_parameters", "num_tokens", "num_windows", "padding", "manifest", "weights_sha256")
+        part = ModelPart(
+            {name: before.row[name] for name in columns}, before.near_copy_fingerprint, before.layer_moments
+        )
+        return self.accepted(part, examined.config, examined.library, self.candidate.commit)
+
+    def _fetched(self, work: WorkFolder, examined: Examined, folder: Path) -> ModelRecord:
+        """Fetches the weights, tokenizes them into the part, and lets go of the files."""
+        repo_id, commit = self.candidate.repo_id, self.candidate.commit
+        with weights_folder(work, self.index, examined.download_bytes, self.config, self.workers) as files:
+            for path in folder.glob("*.json"):
+                shutil.copyfile(path, files / path.name)
+            for file in examined.weights:
+                self.hub.download(repo_id, commit, file, files / file.path)
+            with refusing(self.source):
+                checkpoint = open_checkpoint(files, min_parameters=self.config.min_parameters)
+            with checkpoint:
+                if not examined.checked:
+                    self._check_pickle(examined, checkpoint, folder, files)
+                return self.tokenized(work, checkpoint)
+
+    def _check_pickle(self, examined: Examined, checkpoint: Checkpoint, folder: Path, files: Path) -> None:
+        """Asks of a file that had to be fetched for it what a safetensors file's header tells beforehand."""
+        check_parameters(self.candidate.repo_id, checkpoint.num_parameters, self.config)
+        if self.config.check == "loadable":
+            shown = shown_to_loader(folder)
+            for file in examined.weights:
+                os.symlink(files / file.path, shown / file.path)
+            check_loadable(shown, self.candidate.repo_id, examined.library, examined.config, checkpoint.tensors)
 
 
-def _facts(candidate: Candidate, examined: Examined | None = None) -> ModelFacts:
-    config, library = (examined.config, examined.library) if examined else ({}, None)
-    return find_facts(candidate.source, config, library, candidate.commit, HubFacts(candidate.tags, candidate.card))
-
-
-def _known_copy(task: CollectTask, work: WorkFolder, examined: Examined, key: str | None) -> ModelRecord | None:
-    """The record of a model whose weight files are those of a model before it, which need not be fetched again.
-
-    It takes the other's columns, the hash of the weights among them, by which `collect` then finds the copy.
-    """
-    mark = work.mark(key) if key else None
-    if mark is None or not mark.is_file():
-        return None
-    first = int(mark.read_text(encoding="utf-8"))
-    if first >= task.index:  # a faster worker's: the first in order keeps its windows
-        return None
-    before = work.read_record(first)
-    columns = ("num_parameters", "num_tokens", "num_windows", "padding", "manifest", "weights_sha256")
-    part = ModelPart({name: before.row[name] for name in columns}, before.near_copy_fingerprint, before.layer_moments)
-    return accepted_record(task.candidate.commit, task.candidate.repo_id, _facts(task.candidate, examined), part)
-
-
-def _tokenize(task: CollectTask, work: WorkFolder, hub: HubReader, examined: Examined, folder: Path) -> ModelRecord:
-    """Fetches the weights, tokenizes them into the part, and lets go of the files."""
-    candidate, config = task.candidate, task.config
-    with weights_folder(task, work, examined.download_bytes) as files:
-        for path in folder.glob("*.json"):
-            shutil.copyfile(path, files / path.name)
-        for file in examined.weights:
-            hub.download(candidate.repo_id, candidate.commit, file, files / file.path)
-        with refusing(candidate.repo_id, candidate.repo_id):
-            checkpoint = open_checkpoint(files, min_parameters=config.min_parameters)
-        with checkpoint, replacing(work.part(task.index), work.temporary) as temporary:
-            if not examined.checked:
-                _check_pickle(task, examined, checkpoint, folder, files)
-            part = write_part(checkpoint, candidate.repo_id, config, temporary)
-    return accepted_record(candidate.commit, candidate.repo_id, _facts(candidate, examined), part)
-
-
-def _check_pickle(task: CollectTask, examined: Examined, checkpoint: Checkpoint, folder: Path, files: Path) -> None:
-    """What a safetensors file's header tells beforehand, asked of a file that had to be fetched for it."""
-    source, config = task.candidate.repo_id, task.config
-    check_parameters(source, checkpoint.num_parameters, config)
-    if config.check == "loadable":
-        shown = shown_to_loader(folder)
-        for file in examined.weights:
-            os.symlink(files / file.path, shown / file.path)
-        check_loadable(shown, source, examined.library, examined.config, checkpoint.tensors)
+def hub_task(index: int, candidate: Candidate, config: CollectConfig, output: Path, workers: int) -> HubTask:
+    """The task of a candidate; see `HubTask`."""
+    facts = HubFacts(candidate.tags, candidate.card)
+    return HubTask(index, candidate.source, candidate.commit, config, output, facts, candidate, workers)
 
 
 @contextmanager
@@ -156,26 +319,13 @@ def empty_folder(path: Path) -> Iterator[Path]:
 
 
 @contextmanager
-def weights_folder(task: CollectTask, work: WorkFolder, size: int) -> Iterator[Path]:
-    """A folder with room for `size` bytes: in memory where they fit, else on the disk.
+def weights_folder(work: WorkFolder, index: int, size: int, config: CollectConfig, workers: int) -> Iterator[Path]:
+    """A folder with room for `size` bytes.
 
     All workers together never hold more than `max_disk`: one half is shared out among them, and a model that is larger
     than a worker's share takes the other half, one such model at a time.
     """
-    config = task.config
-    memory = memory_folder(work.output)
     with ExitStack() as stack:
-        if size <= config.max_memory_bytes and memory is not None and shutil.disk_usage(MEMORY_DISK).free > 2 * size:
-            parent = memory
-        else:
-            parent = work.temporary
-            if size > config.max_disk_bytes // 2 // task.workers:
-                stack.enter_context(FileLock(work.root / "large_model.lock"))
-        yield stack.enter_context(empty_folder(parent / f"weights-{task.index}"))
-
-
-def memory_folder(output: Path) -> Path | None:
-    """Where the weight files of a run lie in memory; None where the system has no such place."""
-    if not MEMORY_DISK.is_dir():
-        return None
-    return MEMORY_DISK / f"hf-wsl-{hashlib.sha256(str(output).encode()).hexdigest()[:16]}"
+        if size > config.max_disk_bytes // 2 // workers:
+            stack.enter_context(FileLock(work.root / "large_model.lock"))
+        yield stack.enter_context(empty_folder(work.temporary / f"weights-{index}"))

@@ -7,6 +7,7 @@ from zoo_fixtures import make_zoo
 
 from datasets_scripts.tokenize import tokenize
 from datasets_scripts.tokenize_config import TokenizeConfig, TokenizeError
+from hf_wsl.run_folder import RunFolderError
 
 
 SPLITS = {
@@ -41,7 +42,7 @@ def test_a_finished_dataset_with_other_properties_is_refused(tmp_path):
     make_zoo(tmp_path / "zoo")
     tokenize(tmp_path / "zoo", tmp_path / "tokens", properties=table())
     assert tokenize(tmp_path / "zoo", tmp_path / "tokens", properties=table()).already_complete
-    with pytest.raises(TokenizeError, match="properties was"):
+    with pytest.raises(RunFolderError, match="properties was"):
         tokenize(tmp_path / "zoo", tmp_path / "tokens", properties=table(**{"ada-0": "test"}))
 
 

@@ -6,8 +6,9 @@ from itertools import combinations
 
 import pytest
 
-from datasets_scripts.dataset_writer import PlannedModel, plan_shards
-from datasets_scripts.splits import SplitItem, assign_splits, assign_splits_by_count, duplicate_groups
+from datasets_scripts.assembly import AssembledModel, plan_shards
+from datasets_scripts.splits import SplitItem, assign_splits, duplicate_groups
+from datasets_scripts.tokenize_config import TokenizeConfig
 
 
 def population(seed: int, count: int = 60, owners: int = 12) -> list[SplitItem]:
@@ -26,7 +27,7 @@ def divide(items, how, split_by, seed):
     """Splits by share of tokens or by number of models."""
     if how == "tokens":
         return assign_splits(items, split_by=split_by, validation_fraction=0.3, seed=seed)
-    return assign_splits_by_count(items, split_by=split_by, validation_models=len(items) // 3, seed=seed)
+    return assign_splits(items, split_by=split_by, validation_models=len(items) // 3, seed=seed)
 
 
 @pytest.mark.parametrize("how", ["tokens", "models"])
@@ -83,7 +84,7 @@ def test_validation_has_as_many_models_as_whole_groups_allow_and_never_more():
     for seed in range(60):
         sizes = [draw.choice((1, 2, 3, 5, 8, 13)) for _ in range(draw.randint(1, 8))]
         items, wanted = sizes_to_items(sizes), draw.randint(0, sum(sizes) + 2)
-        splits = assign_splits_by_count(items, split_by="owner", validation_models=wanted, seed=seed)
+        splits = assign_splits(items, split_by="owner", validation_models=wanted, seed=seed)
         unions = [
             sum(union) for n in range(len(sizes)) for union in combinations(sizes, n)
         ]  # at least one is left out
@@ -94,7 +95,7 @@ def test_two_hundred_of_two_thousand_models_are_held_out_exactly():
     draw = random.Random(1)
     items = sizes_to_items([400, 300, 250] + [draw.choice((1, 1, 1, 2, 3, 7)) for _ in range(500)])
     for seed in range(3):
-        splits = assign_splits_by_count(items, split_by="owner", validation_models=200, seed=seed)
+        splits = assign_splits(items, split_by="owner", validation_models=200, seed=seed)
         assert splits.count("validation") == 200
 
 
@@ -102,7 +103,7 @@ def test_every_group_comes_to_validation_with_some_seed():
     items = sizes_to_items([1, 2, 3, 4, 5, 6])
     seen = set()
     for seed in range(60):
-        splits = assign_splits_by_count(items, split_by="owner", validation_models=7, seed=seed)
+        splits = assign_splits(items, split_by="owner", validation_models=7, seed=seed)
         seen |= {item.owner for item, split in zip(items, splits, strict=True) if split == "validation"}
     assert len(seen) == 6
 
@@ -130,30 +131,32 @@ def test_a_copy_is_named_after_the_first_of_its_group():
     assert duplicate_groups(items) == ["a", "b", "a"]
 
 
-def test_every_window_is_planned_once_in_files_below_their_size():
+def test_each_window_is_planned_once_in_files_below_their_size():
     draw = random.Random(0)
-    models = [
-        PlannedModel(
-            i,
-            tuple(draw.choices(range(1, 900), k=n)),
-            200,
-            {"split": draw.choice(["train", "validation"])},
-            draw.choice(["vit", "resnet"]),
-        )
-        for i, n in enumerate(draw.choices(range(1, 12), k=50))
-    ]
-    for limit in (1000, 3000, 20_000, 10**9):
-        shards = plan_shards(models, limit)
+    models = []
+    for index in range(50):
+        row = {
+            "status": "accepted",
+            "split": draw.choice(["train", "validation"]),
+            "family": draw.choice(["vit", "resnet", "made-up"]),
+            "num_tokens": draw.randint(1, 200),
+            "redistributable": draw.random() < 0.7,
+        }
+        models.append(AssembledModel(index, "", row, None, None, 200))
+    for limit in (1, 3, 20, 10**6):
+        config = TokenizeConfig(token_size=9, window_size=40, max_shard_size=f"{limit}KB", split_files_by_family=True)
+        shards = plan_shards(models, config)
         assert len({shard.path for shard in shards}) == len(shards)
-        rows = [
-            (run.model, row)
-            for shard in shards
-            if shard.config_name == "windows"
-            for run in shard.runs
-            for row in range(run.first, run.first + run.count)
-        ]
-        assert sorted(rows) == [(m.index, row) for m in models for row in range(len(m.row_bytes))]
+        rows = []
         for shard in shards:
-            if shard.config_name == "windows":
-                sizes = [models[r.model].row_bytes[i] for r in shard.runs for i in range(r.first, r.first + r.count)]
-                assert sum(sizes) <= max(limit, 900)
+            if shard.config_name != "windows":
+                continue
+            here = [(run.model, row) for run in shard.runs for row in range(run.first, run.first + run.count)]
+            tokens = [min(40, models[m].row["num_tokens"] - row * 40) for m, row in here]
+            assert sum(tokens) * config.token_bytes <= max(1000 * limit, 40 * config.token_bytes)
+            rows += here
+            for model in {m: models[m].row for m, _ in here}.values():
+                family = "other" if model["family"] == "made-up" else model["family"]
+                local = "" if model["redistributable"] else "local-"
+                assert shard.path.startswith(f"windows/{model['split']}-{family}-{local}00")
+        assert sorted(rows) == [(m.index, n) for m in models for n in range(-(-m.row["num_tokens"] // 40))]

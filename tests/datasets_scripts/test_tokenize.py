@@ -11,13 +11,15 @@ import pytest
 import torch
 from zoo_fixtures import add_model, add_refused, make_zoo, tiny_state
 
-from datasets_scripts.model_part import feature_extractor
+from datasets_scripts.model_task import feature_extractor
 from datasets_scripts.schema import window_features
 from datasets_scripts.tokenize import tokenize
 from datasets_scripts.tokenize_config import TokenizeConfig, TokenizeError
+from hf_wsl.run_folder import RunFolderError
 from modeling_wsl.checkpoints.checkpoint import open_checkpoint
 from modeling_wsl.feature_extraction_wsl import WSLFeatureExtractor
 from modeling_wsl.tokens.manifest import Segment, WeightManifest, mask_from_valid_entries, positions_from_segments
+from trainers.data.windows.dataset_source import DatasetSource
 
 
 CONFIG = TokenizeConfig(token_size=16, window_size=24, validation_fraction=0.4)
@@ -142,6 +144,38 @@ def test_copies_share_a_group_and_a_split_and_owners_stay_together(made):
     assert 0 < report.tokens_by_split["validation"] <= 0.4 * report.num_tokens
 
 
+def test_windows_that_must_not_be_passed_on_lie_in_files_of_their_own(tmp_path):
+    zoo = tmp_path / "zoo"
+    licenses = {"ada": "mit", "bob": "cc-by-nc-nd-4.0", "copy-of-bob": "mit", "cyd": None, "dan": "Apache 2.0"}
+    for number, (name, license) in enumerate(licenses.items()):
+        state = tiny_state(1 if "copy" in name else number)
+        add_model(zoo, name, state, family="vit", **({"license": license} if license else {}))
+    for by_family, files in ((False, "train"), (True, "train-vit")):
+        config = TokenizeConfig(
+            token_size=16, validation_fraction=0.0, max_shard_size="8KB", split_files_by_family=by_family
+        )
+        dataset = tmp_path / f"dataset-{by_family}"
+        tokenize(zoo, dataset, config)
+        models = {row["model_id"]: row for row in load(dataset, "models", split="train")}
+        passed_on = {name for name, row in models.items() if row["redistributable"]}
+        assert passed_on == {"ada", "dan"}
+        ids = {}
+        for path in sorted((dataset / "windows").iterdir()):
+            ids.setdefault(path.name.rsplit("-", 3)[0], set()).update(pq.read_table(path)["model_id"].to_pylist())
+        assert ids == {files: {"ada", "dan"}, f"{files}-local": {"bob", "copy-of-bob", "cyd"}}
+        windows = load(dataset, "windows-vit" if by_family else "windows", split="train")
+        assert set(windows["model_id"]) == set(licenses)
+        source = DatasetSource(str(dataset))
+        assert set(source.load()["train"]["model_id"]) == set(licenses)
+        assert source.sizes()["train"].windows == len(windows)
+        for path in (dataset / "windows").glob("*-local-*"):  # as publishing leaves them behind
+            path.unlink()
+        assert set(source.load()["train"]["model_id"]) == {"ada", "dan"}
+        assert source.sizes()["train"].windows == sum(models[name]["num_windows"] for name in passed_on)
+        again = datasets.load_dataset(str(dataset), "windows-vit" if by_family else "windows", split="train")
+        assert set(again["model_id"]) == {"ada", "dan"}
+
+
 def test_files_and_row_groups_stay_below_their_sizes(made):
     _, dataset, _ = made
     files = sorted((dataset / "windows").glob("*.parquet"))
@@ -174,7 +208,7 @@ def test_a_run_without_any_usable_model_fails_but_leaves_the_reasons_as_rows(tmp
     config = TokenizeConfig(dtype="float32", validation_fraction=0.0)
     assert tokenize(tmp_path / "zoo", tmp_path / "dataset", config).accepted == 1
     assert len(load(tmp_path / "dataset", "models", split="train")) == 1
-    with pytest.raises(TokenizeError, match="dtype was 'float32', is 'float16'"):
+    with pytest.raises(RunFolderError, match="dtype was float32, now float16"):
         tokenize(tmp_path / "zoo", tmp_path / "dataset")
 
 

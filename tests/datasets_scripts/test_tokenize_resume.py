@@ -14,11 +14,11 @@ import torch
 from interrupted_runs import hashes, run_and_die
 from zoo_fixtures import add_model, add_refused, make_zoo, tiny_state
 
-import datasets_scripts.model_part
-from datasets_scripts.sources import expand_sources
+import datasets_scripts.model_task
 from datasets_scripts.tokenize import tokenize
-from datasets_scripts.tokenize_config import TokenizeConfig, TokenizeError
+from datasets_scripts.tokenize_config import TokenizeConfig
 from datasets_scripts.work_folder import WorkFolder
+from hf_wsl.run_folder import RunFolderError
 
 
 CONFIG = TokenizeConfig(
@@ -62,7 +62,7 @@ def test_a_run_killed_before_any_of_its_renames_resumes_to_the_same_bytes(small_
 @pytest.mark.parametrize(
     ("place", "at"),
     [
-        ((datasets_scripts.model_part, "window_row"), 2),  # a part with one window
+        ((datasets_scripts.model_task, "window_row"), 2),  # a part with one window
         ((pq.ParquetWriter, "write_table"), 2),  # a Parquet file with one row group
     ],
     ids=["part", "parquet"],
@@ -147,10 +147,10 @@ def test_other_settings_and_other_models_are_refused_and_named(small_zoo, tmp_pa
     else:
         assert tokenize_and_die(small_zoo, output, 5, [(os, "replace")])
     other = TokenizeConfig(**{**CONFIG.settings(), "token_size": 32, "seed": 1})
-    with pytest.raises(TokenizeError, match="seed was 0, is 1; token_size was 16, is 32"):
+    with pytest.raises(RunFolderError, match="token_size was 16, now 32; seed was 0, now 1"):
         tokenize(small_zoo, output, other)
     add_model(small_zoo, "new", tiny_state(9))
-    with pytest.raises(TokenizeError, match=r"1 models more \(new\)"):
+    with pytest.raises(RunFolderError, match=r"1 models more \(new\)"):
         tokenize(small_zoo, output, CONFIG)
 
 
@@ -166,14 +166,14 @@ def test_a_source_that_changed_is_read_again_or_named(small_zoo, tmp_path):
     tokenize(small_zoo, tmp_path / "anew", CONFIG)
     assert hashes(tmp_path / "dataset") == hashes(tmp_path / "anew")
     change(12)
-    with pytest.raises(TokenizeError, match=r"1 models changed since \(one\)"):
+    with pytest.raises(RunFolderError, match=r"1 models changed since \(one\)"):
         tokenize(small_zoo, tmp_path / "dataset", CONFIG)
 
 
 def test_a_folder_of_other_files_is_not_written_into(small_zoo, tmp_path):
     (tmp_path / "home").mkdir()
     (tmp_path / "home" / "thesis.tex").write_text("years of work")
-    with pytest.raises(TokenizeError, match=r"other files \(thesis.tex\)"):
+    with pytest.raises(RunFolderError, match=r"other files \(thesis.tex\)"):
         tokenize(small_zoo, tmp_path / "home", CONFIG)
     assert hashes(tmp_path / "home").keys() == {"thesis.tex"}
 
@@ -181,8 +181,8 @@ def test_a_folder_of_other_files_is_not_written_into(small_zoo, tmp_path):
 def test_two_runs_do_not_write_into_one_folder(small_zoo, tmp_path):
     work = WorkFolder(tmp_path / "dataset")
     with (
-        work.open(CONFIG.settings(), expand_sources([small_zoo])),
-        pytest.raises(TokenizeError, match="another run is writing here"),
+        work.open(CONFIG.settings()),
+        pytest.raises(RunFolderError, match="another run is writing here"),
     ):
         tokenize(small_zoo, tmp_path / "dataset", CONFIG)
 

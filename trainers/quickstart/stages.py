@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -78,8 +78,7 @@ def tokenize(place: Place) -> dict[str, Any]:
         title="A zoo of digit classifiers",
         num_workers=place.config.num_workers,
     )
-    report = asdict(tokenize_models(listed, place.folder / "dataset", config))
-    del report["output"], report["already_complete"]
+    report = tokenize_models(listed, place.folder / "dataset", config).numbers()
     tables = load_dataset(str(place.folder / "dataset"), "models")
     return {**report, "models": {split: list(table["model_id"]) for split, table in tables.items()}}
 

@@ -160,8 +160,7 @@ def _train_zoo(step: Step, work_dir: Path, num_workers: int) -> dict[str, Any]:
 def _tokenize(step: Step, work_dir: Path, num_workers: int) -> dict[str, Any]:
     folder, config = work_dir / step.folder, step_config(step, work_dir, num_workers)
     if "collect" in step.settings:
-        report = collect(folder, config)
-        return {"outcomes": dict(report.outcomes), **report.counts}
+        return collect(folder, config).numbers()
     zoo, properties = step.needed(ZOO), None
     if zoo:
         sources: list[Any] = [work_dir / zoo[0].folder / ZOO_MODELS]

@@ -11,12 +11,12 @@ from interrupted_runs import hashes
 
 from datasets_scripts.collect.collect import collect
 from datasets_scripts.collect.plan import plan_collection
-from datasets_scripts.collect.task import memory_folder
-from datasets_scripts.model_part import feature_extractor
+from datasets_scripts.model_task import feature_extractor
 from datasets_scripts.outcomes import OUTCOMES, RefusedModel
 from datasets_scripts.tokenize_config import TokenizeError
 from hf_wsl.errors import RunError
 from hf_wsl.options import nearest
+from hf_wsl.run_folder import RunFolderError
 from modeling_wsl.card_signature import is_ours
 
 
@@ -124,7 +124,6 @@ def test_nothing_is_left_beside_the_dataset(made):
     assert sorted(p.name for p in folder.iterdir()) == sorted(
         ["README.md", "composition.png", "models", "preprocessor_config.json", "tokenize.json", "windows"]
     )
-    assert memory_folder(folder) is None or not memory_folder(folder).exists()
     assert is_ours((folder / "README.md").read_text())
 
 
@@ -134,7 +133,7 @@ def test_a_finished_collection_is_recognized_without_asking_the_hub(hub, made):
     again = collect(folder, CONFIG)
     assert again.already_complete and again.outcomes == first.outcomes
     assert hub.requests == [] and hashes(folder) == before
-    with pytest.raises(TokenizeError, match="differs: num_train was 90, is 80"):
+    with pytest.raises(RunFolderError, match="differs: num_train was 90, now 80"):
         collect(folder, configured(num_train=80))
 
 
@@ -206,13 +205,14 @@ def test_files_need_only_be_sound_where_nothing_is_to_be_loaded(hub, tmp_path):
     assert outcomes_of(tmp_path / "a", names) == ["accepted", "accepted", "accepted", "not_finite"]
 
 
-def test_weights_go_to_the_disk_where_memory_is_not_to_be_used(hub, made, tmp_path):
+def test_the_disk_that_weights_may_take_is_no_setting_of_the_dataset(hub, tmp_path):
     seed_mixed(hub)
     names = ["timm/resnet18.a1_in1k", "ada/bert-tiny-sharded"]
-    memory = collect(tmp_path / "memory", CONFIG, names)
-    disk = collect(tmp_path / "disk", configured(max_memory="1KB", max_disk="2MB", max_download="1MB"), names)
-    assert memory.counts == disk.counts
-    assert window_rows(tmp_path / "memory") == window_rows(tmp_path / "disk")
+    much = collect(tmp_path / "much", configured(max_download="150KB"), names)
+    # the first one is larger than a worker's share, and takes the half that one such model at a time may have
+    little = collect(tmp_path / "little", configured(max_disk="300KB", max_download="150KB", num_workers=2), names)
+    assert much.numbers() == little.numbers()
+    assert window_rows(tmp_path / "much") == window_rows(tmp_path / "little")
     small = collect(tmp_path / "small", configured(max_download="80KB"), [*names, "google-bert/bert-tiny-uncased"])
     assert small.outcomes == {"too_large": 1, "accepted": 2}
 
@@ -253,7 +253,7 @@ def test_options_that_cannot_work_are_refused_before_any_request(hub, tmp_path):
         collect(tmp_path / "x", configured(tasks="image-classification", author="nobody-here"))
     (tmp_path / "y").mkdir()
     (tmp_path / "y" / "thesis.txt").write_text("mine")
-    with pytest.raises(TokenizeError, match="holds other files"):
+    with pytest.raises(RunFolderError, match="holds other files"):
         collect(tmp_path / "y", CONFIG)
 
 

@@ -11,8 +11,8 @@ from collect_fixtures import CONFIG, collect_undisturbed, configured
 from hub_models import seed_mixed
 from interrupted_runs import hashes
 
-from datasets_scripts.collect.collect import collect, prepare
-from datasets_scripts.collect.ranks import collect_with_ranks
+from datasets_scripts.collect.collect import collect
+from datasets_scripts.collect.ranks import collect_with_ranks, prepare
 from datasets_scripts.tokenize_config import TokenizeError
 from datasets_scripts.work_folder import WorkFolder
 
@@ -22,7 +22,7 @@ ROOT = Path(__file__).parents[3]
 RANK = """
 import sys
 from collect_fixtures import CONFIG
-from datasets_scripts.collect_ranks import collect_with_ranks
+from datasets_scripts.collect.ranks import collect_with_ranks
 if __name__ == "__main__":
     output, rank = sys.argv[1:]
     options = {"workers": 1, "local_tasks": 1, "local_rank_offset": int(rank)}

@@ -9,8 +9,8 @@ import pytest
 from hub_server import HubServer
 from huggingface_hub import constants
 
-from datasets_scripts.collect.examine import hub_files
 from datasets_scripts.collect.hub_reader import HubReader, Pace
+from datasets_scripts.collect.task import hub_files
 from datasets_scripts.outcomes import RefusedModel
 
 

@@ -9,10 +9,9 @@ from halo_reference import encode_haloed
 from tokenizer_reference import tokenize_naively
 from zoo_fixtures import add_model, tiny_state
 
-from datasets_scripts.layer_moments import layer_statistics, merge_moments, window_moments
 from datasets_scripts.tokenize import tokenize
 from datasets_scripts.tokenize_config import TokenizeConfig, TokenizeError
-from datasets_scripts.work_folder import compare_runs
+from datasets_scripts.window_rows import layer_statistics, merge_moments, window_moments
 from modeling_wsl import WSLFeatureExtractor, open_checkpoint
 from modeling_wsl.backbone.encoding import decode_haloed
 from modeling_wsl.checkpoints.errors import NotTokenizableError
@@ -192,14 +191,6 @@ def test_a_normalized_weight_beyond_float16_ends_the_run_with_its_name(tmp_path)
         tokenize(models, tmp_path / "second", config)
     wide = TokenizeConfig(**{**config.settings(), "dtype": "float32"})
     assert tokenize(models, tmp_path / "third", wide).accepted == 4
-
-
-def test_a_finished_dataset_from_before_the_option_counts_as_made_without_it():
-    before = {"format": 1, "settings": {"token_size": 16}, "models": ["a"]}
-    now = {"format": 1, "settings": {"token_size": 16, "layer_normalization": False}, "models": ["a"]}
-    assert compare_runs(before, now) == ""
-    now["settings"]["layer_normalization"] = True
-    assert compare_runs(before, now) == "layer_normalization was False, is True"
 
 
 def test_generation_decodes_into_weights_not_into_normalized_ones():

@@ -6,8 +6,8 @@ import pyarrow.parquet as pq
 import pytest
 from window_fixtures import make_row
 
-from datasets_scripts.dataset_writer import windows_writer
 from datasets_scripts.schema import window_features
+from datasets_scripts.window_rows import windows_writer
 from trainers.data.windows.token_pages import TokenPages
 from trainers.data.windows.window_files import WindowFiles
 from trainers.data.windows.window_table import DatasetError

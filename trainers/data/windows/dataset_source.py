@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +10,7 @@ from pathlib import Path
 import datasets
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from huggingface_hub import HfApi, hf_hub_download
 from huggingface_hub.errors import (
     EntryNotFoundError,
@@ -18,7 +19,7 @@ from huggingface_hub.errors import (
     RevisionNotFoundError,
 )
 
-from datasets_scripts.schema import EXTRACTOR_FILE, MODELS, TRAIN, VALIDATION, WINDOWS
+from datasets_scripts.schema import EXTRACTOR_FILE, LOCAL, MODELS, TRAIN, VALIDATION, WINDOWS
 from hf_wsl.errors import one_line
 from modeling_wsl.checkpoints.hub import hub_problem, is_hub_id
 from modeling_wsl.feature_extraction_wsl import WSLFeatureExtractor
@@ -101,9 +102,12 @@ class DatasetSource:
             return WindowFiles(list(self._hub_builder(WINDOWS).config.data_files[TRAIN]))
 
     def sizes(self) -> dict[str, SplitSize]:
-        """Windows and tokens of the splits, from three columns of the config `models`; no window is read."""
+        """Windows and tokens of the splits, from three columns of the config `models`; no window is read.
+
+        Where the files of models that are not redistributable were left behind, these do not count.
+        """
         with self._explained():
-            columns = ["num_windows", "num_tokens"]
+            columns = ["num_windows", "num_tokens", "redistributable"]
             if self.folder is not None:
                 models = datasets.load_dataset(
                     "parquet", data_files=self._folder_files(MODELS), columns=columns, streaming=True
@@ -112,9 +116,13 @@ class DatasetSource:
                 models = self._hub_builder(MODELS, columns=columns).as_streaming_dataset()
             sizes = {}
             for split in {TRAIN, VALIDATION} & set(models):
-                tables = list(models[split].with_format("arrow").iter(batch_size=100_000))
-                windows, tokens = (sum(int(np.sum(table[name].to_numpy())) for table in tables) for name in columns)
-                sizes[split] = SplitSize(windows, tokens)
+                table = pa.concat_tables(models[split].with_format("arrow").iter(batch_size=100_000))
+                kept = pc.fill_null(table["redistributable"], True)
+                if not pc.all(kept).as_py() and not any(
+                    f"-{LOCAL}-" in Path(str(file)).name for file in self._window_files().get(split, ())
+                ):
+                    table = table.filter(kept)
+                sizes[split] = SplitSize(*(pc.sum(table[name]).as_py() or 0 for name in columns[:2]))
         if sizes.get(TRAIN, SplitSize()).windows == 0:
             raise DatasetError(f"dataset '{self.name}' has no training windows by its config '{MODELS}'")
         return sizes
@@ -138,18 +146,18 @@ class DatasetSource:
             max_windows: fetch only as many files, evenly spaced, as hold about so many windows; 0 = all.
         """
         with self._explained():
-            found = (
-                self._folder_files(WINDOWS)
-                if self.folder is not None
-                else self._hub_builder(WINDOWS).config.data_files
-            )
-            files = list((found or {}).get(VALIDATION, []))
+            files = list(self._window_files().get(VALIDATION, ()))
             if not files or size.windows == 0:
                 return None
             count = len(files) if not max_windows else -(-max_windows * len(files) // size.windows)
             chosen = np.linspace(0, len(files) - 1, min(count, len(files))).round().astype(int)
             files = [files[index] for index in chosen]
             return datasets.load_dataset("parquet", data_files={VALIDATION: files}, split=VALIDATION)
+
+    def _window_files(self) -> Mapping[str, Sequence[str]]:
+        if self.folder is not None:
+            return self._folder_files(WINDOWS)
+        return self._hub_builder(WINDOWS).config.data_files or {}
 
     def _folder_files(self, config: str) -> dict[str, list[str]]:
         files = {
