@@ -19,12 +19,19 @@ def replacing(path: Path, folder: Path | None = None) -> Iterator[Path]:
     Args:
         path: the file; its folder is made where it does not exist.
         folder: on the same file system, for the temporary file; by default that of `path`.
+
+    Raises:
+        OSError: the file cannot be written; it is named.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = (folder or path.parent) / f".{path.name}.{os.getpid()}.tmp"
     try:
         yield temporary
         os.replace(temporary, path)
+    except OSError as error:
+        if error.filename in (None, os.fspath(temporary)):  # Arrow names no file
+            error.filename = os.fspath(path)
+        raise
     finally:
         temporary.unlink(missing_ok=True)
 

@@ -4,10 +4,9 @@ import datasets
 import numpy as np
 import pytest
 import torch
-from collect_fixtures import CONFIG, configured, model_rows, window_rows
+from collect_fixtures import CONFIG, configured, hashes, model_rows, window_rows
 from hub_models import mixed_models, seed_mixed
 from hub_state import HubFile
-from interrupted_runs import hashes
 
 from datasets_scripts.collect.collect import collect
 from datasets_scripts.collect.plan import plan_collection

@@ -6,9 +6,9 @@ import sys
 from pathlib import Path
 
 import pytest
-from collect_fixtures import CONFIG, collect_undisturbed, configured, model_rows
+from collect_fixtures import CONFIG, collect_undisturbed, configured, hashes, model_rows
 from hub_models import seed_mixed
-from interrupted_runs import hashes, run_and_die
+from interrupted_runs import run_and_die
 
 from datasets_scripts.collect.collect import collect
 from datasets_scripts.collect.hub_reader import HubReader

@@ -7,9 +7,8 @@ import sys
 from pathlib import Path
 
 import pytest
-from collect_fixtures import CONFIG, collect_undisturbed, configured
+from collect_fixtures import CONFIG, collect_undisturbed, configured, hashes
 from hub_models import seed_mixed
-from interrupted_runs import hashes
 
 from datasets_scripts.collect.collect import collect
 from datasets_scripts.collect.ranks import collect_with_ranks, prepare
