@@ -416,8 +416,7 @@ def _write_models(task: ShardTask, path: Path) -> None:
         for start in range(0, len(models), MODELS_AT_ONCE):
             rows = []
             for run, columns in models[start : start + MODELS_AT_ONCE]:
-                refused = {"manifest": None} if columns["split"] == REFUSED else {}  # a copy's record has one
-                rows.append({**work.read_model(run.model).row, **columns, **refused})
+                rows.append({**work.read_model(run.model).row, **columns})
             writer.write_table(pa.Table.from_pylist(rows, schema))
 
 

@@ -3,7 +3,7 @@
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -28,12 +28,13 @@ from .work_folder import ModelRecord, WorkFolder
 
 
 logger = logging.getLogger(__name__)
-# The columns of a refused model that tell of weights, beside its manifest, which records alone have.
+# The columns that follow from the weights, of a refused model.
 NOTHING_STORED = {
     "num_parameters": 0,
     "num_tokens": 0,
     "num_windows": 0,
     "padding": 0.0,
+    "manifest": None,
     "weights_sha256": None,
 }
 
@@ -54,21 +55,6 @@ class ModelOutcome:
     outcome: str
     reason: str | None
     bytes_read: int
-
-
-@dataclass(frozen=True)
-class ModelPart:
-    """A model whose windows are written.
-
-    Attributes:
-        columns: of the config `models`, those that follow from the weights.
-        near_copy_fingerprint: see `near_copies.py`.
-        layer_moments: see `window_rows.py`; None where no layer is to be normalized.
-    """
-
-    columns: Mapping[str, Any]
-    near_copy_fingerprint: Mapping[str, Any] | None
-    layer_moments: Mapping[str, Sequence[float]] | None = None
 
 
 @dataclass(frozen=True)
@@ -113,9 +99,9 @@ class ModelTask:
     def tokenized(self, work: WorkFolder, checkpoint: Checkpoint) -> ModelRecord:
         """The same of a checkpoint that is open."""
         with work.replacing(work.part(self.index)) as temporary:
-            part = write_part(checkpoint, self.source, self.config, temporary)
+            stored = write_part(checkpoint, self.source, self.config, temporary)
             with refusing(self.source):
-                record = self.accepted(part, checkpoint.config, checkpoint.library, checkpoint.revision)
+                record = self.accepted(stored, checkpoint.config, checkpoint.library, checkpoint.revision)
                 self.check_unchanged()
         return record
 
@@ -125,12 +111,18 @@ class ModelTask:
             raise CheckpointError(self.source.location, "changed while it was read", "Tokenize it when it is complete")
 
     def accepted(
-        self, part: ModelPart, config: Mapping[str, Any], library: str | None, commit: str | None
+        self, stored: ModelRecord, config: Mapping[str, Any], library: str | None, commit: str | None
     ) -> ModelRecord:
-        """The record of a model whose part is written; config, library and commit are as for `find_facts`."""
+        """The record of a model whose windows are stored.
+
+        Args:
+            stored: from `write_part`, or the record of a model of the same weight files.
+            config, library, commit: as for `find_facts`.
+        """
         facts = find_facts(self.source, config, library, commit, self.hub_facts)
-        row = {**self._columns(facts), **part.columns, "status": ACCEPTED, "outcome": ACCEPTED, "reason": None}
-        return ModelRecord(self.fingerprint, row, part.near_copy_fingerprint, part.layer_moments)
+        columns = {name: stored.row[name] for name in NOTHING_STORED}
+        row = {**self._columns(facts), **columns, "status": ACCEPTED, "outcome": ACCEPTED, "reason": None}
+        return replace(stored, fingerprint=self.fingerprint, row=row)
 
     def refused(self, error: CheckpointError) -> ModelRecord:
         """The record of a model that is refused for the reason that `error` gives."""
@@ -139,8 +131,8 @@ class ModelTask:
         facts = find_facts(self.source, {}, None, None, self.hub_facts or hub_facts)
         # The advice on such weights is to admit them, which a dataset never does.
         advice = "" if isinstance(error, NonFiniteWeightsError) else f" {error.advice}."
-        row = {**self._columns(facts), **NOTHING_STORED, "manifest": None}
-        row |= {"status": REFUSED, "outcome": outcome, "reason": f"{error.reason}.{advice}"}
+        status = {"status": REFUSED, "outcome": outcome, "reason": f"{error.reason}.{advice}"}
+        row = {**self._columns(facts), **NOTHING_STORED, **status}
         return ModelRecord(self.fingerprint, row)
 
     def _columns(self, facts: ModelFacts) -> dict[str, Any]:
@@ -218,8 +210,11 @@ def refusing(source: ModelSource) -> Iterator[None]:
         ) from error
 
 
-def write_part(checkpoint: Checkpoint, source: ModelSource, config: DatasetConfig, path: Path) -> ModelPart:
+def write_part(checkpoint: Checkpoint, source: ModelSource, config: DatasetConfig, path: Path) -> ModelRecord:
     """Writes all windows of a model, one record batch each, as an Arrow file, layers not yet normalized.
+
+    Returns:
+        a record whose row has the columns that follow from the weights, and nothing of the source.
 
     Raises:
         CheckpointError: the weights cannot be read, are not finite, or do not fit the stored dtype.
@@ -244,7 +239,7 @@ def write_part(checkpoint: Checkpoint, source: ModelSource, config: DatasetConfi
             "manifest": manifest.to_json(),
             "weights_sha256": checkpoint.sha256(),
         }
-        return ModelPart(columns, fingerprint(checkpoint), merge_moments(moments) if moments else None)
+        return ModelRecord("", columns, fingerprint(checkpoint), merge_moments(moments) if moments else None)
 
 
 def _window_rows(

@@ -26,7 +26,7 @@ from modeling_wsl.tokens.manifest import TensorSpec
 
 from ..licenses import is_redistributable, license_of
 from ..model_facts import HubFacts, license_of_card
-from ..model_task import ModelPart, ModelTask, refusing
+from ..model_task import ModelTask, refusing
 from ..outcomes import RefusedModel
 from ..work_folder import ModelRecord, WorkFolder
 from .config import CollectConfig, split_list
@@ -270,11 +270,7 @@ class HubTask(ModelTask):
         before = work.read_model(first) if first < self.index else None  # of copies, the first keeps its windows
         if before is None:  # or a run was killed between the mark and the record
             return None
-        columns = ("num_parameters", "num_tokens", "num_windows", "padding", "manifest", "weights_sha256")
-        part = ModelPart(
-            {name: before.row[name] for name in columns}, before.near_copy_fingerprint, before.layer_moments
-        )
-        return self.accepted(part, examined.config, examined.library, self.candidate.commit)
+        return self.accepted(before, examined.config, examined.library, self.candidate.commit)
 
     def _fetched(self, work: WorkFolder, examined: Examined, folder: Path) -> ModelRecord:
         """Fetches the weights, tokenizes them into the part, and lets go of the files."""
