@@ -231,5 +231,5 @@ def test_the_sane_recipe_trains_on_such_a_zoo_and_its_backbone_embeds_and_genera
 
 def test_the_option_needs_no_zoo_of_many_models_to_say_what_is_wrong(tmp_path):
     add_model(tmp_path / "zoo", "broken", {"a.weight": torch.full((20, 20), float("nan"))})
-    with pytest.raises(TokenizeError, match="None of the 1 models can be tokenized"):
+    with pytest.raises(TokenizeError, match="None of the 1 models was accepted"):
         tokenize(tmp_path / "zoo", tmp_path / "dataset", CONFIG)
