@@ -27,7 +27,7 @@ from torch import nn
 from datasets_scripts.embedding import METHODS, EmbedConfig, embed_models
 from hf_wsl.files import write_json
 from modeling_wsl import WSLConfig, WSLFeatureExtractor, WSLModel, open_checkpoint
-from modeling_wsl.pipelines import load_pipeline
+from modeling_wsl.loading import load_pipeline
 
 
 MODELS = ("resnet50", "vit_base_patch16_224", "llama_1.3b")

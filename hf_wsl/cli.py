@@ -222,7 +222,7 @@ class GenerateOptions:
 
 
 def generate(options: GenerateOptions) -> Iterator[str]:
-    from modeling_wsl.pipelines import load_pipeline
+    from modeling_wsl.loading import load_pipeline
 
     generator = load_pipeline("weight-generation", options.backbone, revision=options.revision)
     names = ("method", "num_samples", "seed", "bandwidth", "noise", "num_classes", "in_channels", "stem")

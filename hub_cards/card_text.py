@@ -10,7 +10,7 @@ from typing import Any
 import yaml
 from huggingface_hub import ModelCard, ModelCardData
 
-from modeling_wsl.card_signature import is_ours, signed
+from modeling_wsl.hub_card import is_ours, signed
 
 from .errors import PublishError
 

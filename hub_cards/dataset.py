@@ -26,7 +26,7 @@ from datasets_scripts.schema import (
 from datasets_scripts.tokenize_config import DatasetConfig, TokenizeConfig
 from datasets_scripts.work_folder import finished_run
 from hf_wsl.files import write_json, write_text
-from modeling_wsl.card_signature import is_ours
+from modeling_wsl.hub_card import is_ours
 
 from .card_text import CARD_FILE, check_card, is_somebodys, read_card
 from .errors import PublishError

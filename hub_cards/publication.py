@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from hf_wsl.files import write_text
-from modeling_wsl.card_signature import is_ours
 from modeling_wsl.checkpoints.checkpoint import open_checkpoint
 from modeling_wsl.checkpoints.errors import CheckpointError, read_json
 from modeling_wsl.checkpoints.folders import INDEX_SUFFIX, parse_index
+from modeling_wsl.hub_card import is_ours
 
 from .card_text import CARD_FILE, check_card, is_somebodys, read_card
 from .errors import PublishError

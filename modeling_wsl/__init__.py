@@ -1,45 +1,49 @@
-"""hf-wsl: weight-space learning on public models. Importing it registers the Auto classes and the pipeline tasks."""
+"""hf-wsl: weight-space learning on public models.
 
-from transformers import AutoConfig, AutoFeatureExtractor, AutoModel, AutoModelForPreTraining
-from transformers.pipelines import PIPELINE_REGISTRY
+Importing it takes no time: names load what they need when they are first used, and the Auto classes and the pipeline
+tasks are registered when transformers imports its own (at once, where it has).
+"""
 
-from .backbone.losses import R2Accumulator, nt_xent, reconstruction_loss, reconstruction_r2
-from .backbone.stack import WSLPreTrainedModel
-from .checkpoints.checkpoint import Checkpoint, CheckpointError, NonFiniteWeightsError, open_checkpoint
-from .configuration_wsl import WSLConfig
-from .feature_extraction_wsl import WSLFeatureExtractor
-from .generation.generated_model import GeneratedModel
-from .loading import DEFAULT_FOLDER
-from .modeling_wsl import (
-    WSLForPreTraining,
-    WSLForPreTrainingOutput,
-    WSLModel,
-    WSLModelOutput,
-)
-from .pipelines import WeightEmbeddingPipeline, WeightGenerationPipeline
-from .remote_code import CUSTOM_PIPELINES
-from .tokens.manifest import LayerSpec, TensorSpec, WeightManifest
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from . import registration
 
 
-AutoConfig.register(WSLConfig.model_type, WSLConfig, exist_ok=True)
-AutoModel.register(WSLConfig, WSLModel, exist_ok=True)
-AutoModelForPreTraining.register(WSLConfig, WSLForPreTraining, exist_ok=True)
-AutoFeatureExtractor.register(WSLConfig, WSLFeatureExtractor, exist_ok=True)
-for _task, _pipeline in (
-    ("weight-embedding", WeightEmbeddingPipeline),
-    ("weight-generation", WeightGenerationPipeline),
-):
-    PIPELINE_REGISTRY.register_pipeline(
-        _task,
-        pipeline_class=_pipeline,
-        pt_model=AutoModel,
-        default={"model": (str(DEFAULT_FOLDER), None)},
-        type=CUSTOM_PIPELINES[_task]["type"],
-    )
+if TYPE_CHECKING:  # for type checkers and editors; the same names as below
+    from .backbone.losses import R2Accumulator, nt_xent, reconstruction_loss, reconstruction_r2
+    from .backbone.stack import WSLPreTrainedModel
+    from .checkpoints.checkpoint import Checkpoint, open_checkpoint
+    from .checkpoints.errors import CheckpointError, NonFiniteWeightsError
+    from .configuration_wsl import WSLConfig
+    from .feature_extraction_wsl import WSLFeatureExtractor
+    from .generation.generated_model import GeneratedModel
+    from .loading import DEFAULT_BACKBONE
+    from .modeling_wsl import WSLForPreTraining, WSLForPreTrainingOutput, WSLModel, WSLModelOutput
+    from .pipelines import WeightEmbeddingPipeline, WeightGenerationPipeline
+    from .tokens.manifest import LayerSpec, TensorSpec, WeightManifest
+
+    __version__: str
+
+_MODULES = {
+    "backbone.losses": ("R2Accumulator", "nt_xent", "reconstruction_loss", "reconstruction_r2"),
+    "backbone.stack": ("WSLPreTrainedModel",),
+    "checkpoints.checkpoint": ("Checkpoint", "open_checkpoint"),
+    "checkpoints.errors": ("CheckpointError", "NonFiniteWeightsError"),
+    "configuration_wsl": ("WSLConfig",),
+    "feature_extraction_wsl": ("WSLFeatureExtractor",),
+    "generation.generated_model": ("GeneratedModel",),
+    "loading": ("DEFAULT_BACKBONE",),
+    "modeling_wsl": ("WSLForPreTraining", "WSLForPreTrainingOutput", "WSLModel", "WSLModelOutput"),
+    "pipelines": ("WeightEmbeddingPipeline", "WeightGenerationPipeline"),
+    "tokens.manifest": ("LayerSpec", "TensorSpec", "WeightManifest"),
+}
+_MODULE_OF = {name: module for module, names in _MODULES.items() for name in names}
 
 __all__ = [
     "Checkpoint",
     "CheckpointError",
+    "DEFAULT_BACKBONE",
     "GeneratedModel",
     "LayerSpec",
     "NonFiniteWeightsError",
@@ -55,8 +59,31 @@ __all__ = [
     "WeightEmbeddingPipeline",
     "WeightGenerationPipeline",
     "WeightManifest",
+    "__version__",
     "nt_xent",
     "open_checkpoint",
     "reconstruction_loss",
     "reconstruction_r2",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    if name == "__version__":
+        from importlib.metadata import PackageNotFoundError, version  # takes as long as all the rest
+
+        try:
+            return version("hf-wsl")
+        except PackageNotFoundError:  # a copy of the source that was never installed
+            return "unknown"
+    if name not in _MODULE_OF:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(importlib.import_module(f".{_MODULE_OF[name]}", __name__), name)
+    globals()[name] = value  # the next time it is at hand
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
+
+
+registration.install()

@@ -4,17 +4,13 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from itertools import chain
 from os import PathLike
-from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import Pipeline, PreTrainedModel, pipeline
+from transformers import Pipeline, PreTrainedModel
 
 from .backbone.encoding import STREAM_WINDOW, encode_stream
-from .checkpoints.errors import CheckpointError, shorten
-from .checkpoints.folders import read_config
-from .checkpoints.hub import download_config, hub_source
-from .configuration_wsl import WSLConfig
+from .checkpoints.errors import CheckpointError
 from .embedding.pooling import LatentPool
 from .feature_extraction_wsl import Source
 from .generation.anchors import AnchorSource
@@ -23,7 +19,6 @@ from .generation.generated_model import GeneratedModel
 from .generation.latent_prior import LatentPrior
 from .generation.plan import list_anchors, plan_generation
 from .generation.settings import GenerationSettings
-from .loading import DEFAULT_BACKBONE, DEFAULT_FOLDER
 
 
 class WeightPipeline(Pipeline):
@@ -60,65 +55,6 @@ class WeightPipeline(Pipeline):
         if isinstance(inputs, list) and not inputs:
             return []
         return super().__call__(inputs, batch_size=1, **kwargs)
-
-
-def load_pipeline(
-    task: str,
-    backbone: str | PathLike = DEFAULT_BACKBONE,
-    *,
-    revision: str | None = None,
-    token: str | bool | None = None,
-    **options: Any,
-) -> WeightPipeline:
-    """`transformers.pipeline` with the errors of `find_backbone`, and everything of a Hub id at one commit.
-
-    Args:
-        task: "weight-embedding" or "weight-generation".
-        backbone, revision, token: see `find_backbone`.
-        options: of the pipeline.
-    """
-    name, commit = find_backbone(backbone, revision=revision, token=token)
-    if task == "weight-generation":  # for its prior: transformers hands neither of them on
-        options |= {"backbone_revision": commit, "backbone_token": token}
-    return pipeline(task, model=name, revision=commit, token=token, **options)
-
-
-def find_backbone(
-    backbone: str | PathLike, *, revision: str | None = None, token: str | bool | None = None
-) -> tuple[str, str | None]:
-    """Makes sure that there is a backbone, by its config, before anything is loaded.
-
-    Args:
-        backbone: folder, Hub id (`org/name`, `org/name@revision`), or "default": the one that comes with the library.
-        revision: branch, tag or commit of a Hub id that does not name its own.
-        token: for private and gated backbones; by default the one of the login.
-
-    Returns:
-        The folder, and None; or the Hub id, and the commit that the revision stands for now.
-
-    Raises:
-        CheckpointError: it is missing, may not be read, or is no backbone.
-    """
-    name, folder, commit = str(backbone), Path(backbone).expanduser(), None
-    if name == DEFAULT_BACKBONE and not folder.exists():
-        if not DEFAULT_FOLDER.is_dir():  # this file came with a backbone, as remote code
-            raise CheckpointError(
-                name, "comes with the installed library only", "pip install hf-wsl, or name a backbone"
-            )
-        name, folder = str(DEFAULT_FOLDER), DEFAULT_FOLDER
-    if not folder.exists() and (found := hub_source(name, revision)):
-        name, revision = found
-        folder = download_config(name, revision=revision, token=token)
-        commit = folder.name  # in the cache; a branch may move between one file and the next
-    elif revision is not None:
-        raise CheckpointError(name, f"has no revision {shorten(revision)}, for it is no Hub id", "Leave revision out")
-    library, config = read_config(folder) if folder.is_dir() else (None, {})
-    if not config:
-        raise CheckpointError(name, "is neither a folder with a config.json nor a Hub id", "Name a trained backbone")
-    kind = config.get("model_type")
-    if library != "peft" and kind != WSLConfig.model_type:  # an adapter names its backbone, which is loaded with it
-        raise CheckpointError(name, f"is no backbone: its model_type is {shorten(kind)}", "Name a trained backbone")
-    return name, commit
 
 
 def no_weights(name: str | PathLike) -> CheckpointError:

@@ -17,8 +17,9 @@ CUSTOM_PIPELINES = {
     "weight-embedding": {"impl": "wsl.WeightEmbeddingPipeline", "pt": ["AutoModel"], "type": "multimodal"},
     "weight-generation": {"impl": "wsl.WeightGenerationPipeline", "pt": ["AutoModel"], "type": "multimodal"},
 }
-# transformers makes the package file of its module cache itself.
-NOT_SHIPPED = ("__init__.py",)
+# transformers makes the package file of its module cache itself, and finds remote code by `auto_map`, without
+# registration.
+NOT_SHIPPED = ("__init__.py", "registration.py")
 _RELATIVE_IMPORT = re.compile(r"^(\s*from )(\.+)([\w.]+)(?= import)", re.MULTILINE)
 
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 from huggingface_hub import DatasetCardData
 
-from modeling_wsl.card_signature import signed
+from modeling_wsl.hub_card import signed
 
 from ..licenses import license_of
 from ..schema import (

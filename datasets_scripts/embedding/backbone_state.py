@@ -4,7 +4,7 @@ import hashlib
 from os import PathLike
 from pathlib import Path
 
-from modeling_wsl.pipelines import find_backbone
+from modeling_wsl.loading import find_backbone
 
 
 # What decides the embeddings that a backbone gives: weights, settings, and how models become its tokens.

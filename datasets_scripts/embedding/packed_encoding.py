@@ -15,7 +15,8 @@ from modeling_wsl.backbone.encoding import STREAM_WINDOW, HaloedWindows, haloed_
 from modeling_wsl.backbone.inference import inference_backbone
 from modeling_wsl.checkpoints.checkpoint import Checkpoint
 from modeling_wsl.embedding.pooling import LatentPool
-from modeling_wsl.pipelines import WeightEmbeddingPipeline, load_pipeline
+from modeling_wsl.loading import load_pipeline
+from modeling_wsl.pipelines import WeightEmbeddingPipeline
 from modeling_wsl.tokens.manifest import WeightManifest
 
 from .embed_config import EmbedConfig

@@ -14,7 +14,7 @@ from modeling_wsl.checkpoints.checkpoint import Checkpoint, open_checkpoint
 from modeling_wsl.checkpoints.errors import read_json
 from modeling_wsl.checkpoints.folders import parse_index
 from modeling_wsl.checkpoints.formats import identify
-from modeling_wsl.pipelines import load_pipeline
+from modeling_wsl.loading import load_pipeline
 from modeling_wsl.tokens.kinds import kind_of, stem_name
 from modeling_wsl.tokens.manifest import TensorSpec, WeightManifest, batch_norm_names
 

@@ -20,7 +20,8 @@ from transformers.utils.generic import merge_with_config_defaults
 from transformers.utils.output_capturing import capture_outputs
 
 from ..configuration_wsl import WSLConfig
-from ..short_card import short_card
+from ..hub_card import BACKBONE_CARD, signed
+from ..loading import resolve_default
 from .cpu_attention import cpu_attention, key_lengths, serves
 
 
@@ -145,15 +146,19 @@ class WSLPreTrainedModel(PreTrainedModel):
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path, *model_args, **kwargs):
-        """As `PreTrainedModel.from_pretrained`, and `config._commit_hash` names the commit, where that is known.
+        """As `PreTrainedModel.from_pretrained`, and "default" is the backbone that comes with the library.
 
-        It is in the Auto classes and `pipeline`, and where `revision` is a commit. transformers 5.17 notes it itself,
-        newer ones do not; generated models name it as the state of their backbone.
+        `config._commit_hash` names the commit, where that is known: in the Auto classes and `pipeline`, and where
+        `revision` is a commit. transformers 5.17 notes it itself, newer ones do not; generated models name it as the
+        state of their backbone.
         """
-        loaded = super().from_pretrained(pretrained_model_name_or_path, *model_args, **kwargs)
+        name = pretrained_model_name_or_path
+        if name is not None:  # None where `config` and `state_dict` say it all
+            name = resolve_default(name)
+        loaded = super().from_pretrained(name, *model_args, **kwargs)
         revision = kwargs.get("revision") or ""
         revision = getattr(revision, "resolved", revision)  # newer Auto classes look a branch or tag up beforehand
-        if COMMIT.fullmatch(revision) and not os.path.isdir(pretrained_model_name_or_path):
+        if COMMIT.fullmatch(revision) and not os.path.isdir(name):
             model = loaded[0] if isinstance(loaded, tuple) else loaded  # a tuple with output_loading_info
             model.config._commit_hash = revision
         return loaded
@@ -177,8 +182,17 @@ class WSLPreTrainedModel(PreTrainedModel):
         if not kwargs.get("create_pr"):  # a pull request's author may not write to the repository itself
             repo_id = create_repo(repo_id, private=private, token=token, exist_ok=True).repo_id
             if not file_exists(repo_id, CARD_FILE, token=token):
+                card = BACKBONE_CARD.substitute(
+                    repo_id=repo_id,
+                    parameters=f"{self.num_parameters():,}",
+                    layers=self.config.num_hidden_layers,
+                    width=self.config.hidden_size,
+                    window=self.config.window_size,
+                    token_size=self.config.token_size,
+                    latent_size=self.config.latent_size,
+                )
                 upload_file(
-                    path_or_fileobj=short_card(repo_id, self.config, self.num_parameters()).encode(),
+                    path_or_fileobj=signed(card).encode(),
                     path_in_repo=CARD_FILE,
                     repo_id=repo_id,
                     commit_message="Add a card",

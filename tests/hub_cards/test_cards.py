@@ -13,7 +13,7 @@ from hub_cards.generated_model_card import GeneratedFacts, generated_model_card
 from hub_cards.local_paths import without_local_paths
 from hub_cards.origins import Origin, settle_license
 from modeling_wsl import WSLConfig
-from modeling_wsl.card_signature import is_ours, signed
+from modeling_wsl.hub_card import is_ours, signed
 
 
 TRAINING = {

@@ -37,11 +37,11 @@ from hub_cards.publication import STAGING
 from hub_cards.publish import plan_publication, publish
 from hub_cards.publish_plan import CHANGED, NEW, OUTDATED, UNCHANGED, readable_size
 from modeling_wsl import WSLConfig, WSLFeatureExtractor, WSLForPreTraining
-from modeling_wsl.card_signature import is_ours
 from modeling_wsl.generation.generated_model import GeneratedModel
 from modeling_wsl.generation.latent_prior import PRIOR_FILE
 from modeling_wsl.generation.targets import resolve_target
-from modeling_wsl.pipelines import load_pipeline
+from modeling_wsl.hub_card import is_ours
+from modeling_wsl.loading import load_pipeline
 from modeling_wsl.remote_code import code_files
 from trainers.pretraining.fit_prior import fit_and_save_prior
 

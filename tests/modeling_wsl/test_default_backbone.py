@@ -8,8 +8,7 @@ import torch
 from transformers import pipeline
 
 from modeling_wsl import WSLConfig
-from modeling_wsl.loading import DEFAULT_BACKBONE, DEFAULT_FOLDER
-from modeling_wsl.pipelines import find_backbone, load_pipeline
+from modeling_wsl.loading import DEFAULT_FOLDER, find_backbone, load_pipeline
 
 
 SIZE = 32_000_000  # bytes
@@ -32,7 +31,7 @@ def test_it_is_used_where_no_model_is_named():
     embedder = pipeline("weight-embedding")
     found = embedder(net)["embedding"]
     assert found.shape == (128,) and np.isfinite(found).all()
-    named = load_pipeline("weight-embedding", DEFAULT_BACKBONE)
+    named = load_pipeline("weight-embedding", "default")
     assert np.array_equal(named(net)["embedding"], found)
     assert np.array_equal(load_pipeline("weight-embedding")(net)["embedding"], found)
     (model,) = pipeline("weight-generation")(net, anchors=[net], bandwidth=0.0, progress=False)
@@ -41,11 +40,11 @@ def test_it_is_used_where_no_model_is_named():
 
 
 def test_a_folder_of_that_name_comes_first(tmp_path, monkeypatch):
-    WSLConfig(hidden_size=16, num_attention_heads=2).save_pretrained(tmp_path / DEFAULT_BACKBONE)
+    WSLConfig(hidden_size=16, num_attention_heads=2).save_pretrained(tmp_path / "default")
     monkeypatch.chdir(tmp_path)
-    assert find_backbone(DEFAULT_BACKBONE) == (DEFAULT_BACKBONE, None)
+    assert find_backbone("default") == ("default", None)
     monkeypatch.chdir("/")
-    assert find_backbone(DEFAULT_BACKBONE) == (str(DEFAULT_FOLDER), None)
+    assert find_backbone("default") == (str(DEFAULT_FOLDER), None)
 
 
 def test_without_an_anchor_it_says_that_factors_have_no_prior():

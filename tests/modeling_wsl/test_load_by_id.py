@@ -14,7 +14,7 @@ from safetensors.torch import save
 from transformers import AutoConfig, AutoFeatureExtractor, AutoModel, AutoModelForPreTraining, pipeline
 
 from modeling_wsl import CheckpointError, WSLConfig, WSLFeatureExtractor, WSLForPreTraining, WSLModel, open_checkpoint
-from modeling_wsl.pipelines import find_backbone, load_pipeline
+from modeling_wsl.loading import find_backbone, load_pipeline
 
 
 BACKBONE = "org/hf-wsl-tiny"

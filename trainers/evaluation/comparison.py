@@ -16,7 +16,8 @@ from modeling_wsl.generation.generated_model import GeneratedModel
 from modeling_wsl.generation.latent_prior import LatentPrior
 from modeling_wsl.generation.plan import GenerationPlan
 from modeling_wsl.generation.targets import Target
-from modeling_wsl.pipelines import WeightGenerationPipeline, load_pipeline
+from modeling_wsl.loading import load_pipeline
+from modeling_wsl.pipelines import WeightGenerationPipeline
 
 from ..finetuning.finetune_config import FinetuneConfig
 from ..finetuning.measure import measure

@@ -22,7 +22,7 @@ from modeling_wsl.generation.generate import EXTRACTOR_SETTINGS
 from modeling_wsl.generation.generated_model import package_versions
 from modeling_wsl.generation.plan import plan_generation
 from modeling_wsl.generation.settings import GenerationSettings
-from modeling_wsl.pipelines import find_backbone
+from modeling_wsl.loading import find_backbone
 
 from ..data.images.image_data import load_images
 from ..data.text_data import load_text

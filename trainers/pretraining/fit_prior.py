@@ -15,7 +15,8 @@ from datasets_scripts.schema import TRAIN
 from modeling_wsl.backbone.encoding import encode_stream
 from modeling_wsl.generation.generate import EXTRACTOR_SETTINGS
 from modeling_wsl.generation.latent_prior import WEIGHTS_FACT, LatentPrior, weights_fingerprint
-from modeling_wsl.pipelines import WeightEmbeddingPipeline, load_pipeline
+from modeling_wsl.loading import load_pipeline
+from modeling_wsl.pipelines import WeightEmbeddingPipeline
 from modeling_wsl.tokens.manifest import WeightManifest
 
 from ..data.windows.dataset_source import DatasetSource

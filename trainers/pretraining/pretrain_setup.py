@@ -20,7 +20,7 @@ from hf_wsl.options import ConfigError, nearest
 from modeling_wsl import WSLConfig, WSLForPreTraining
 from modeling_wsl.configuration_wsl import SIZES
 from modeling_wsl.feature_extraction_wsl import WSLFeatureExtractor
-from modeling_wsl.pipelines import find_backbone
+from modeling_wsl.loading import find_backbone
 
 from ..checkpointing import checkpoint_step, last_checkpoint, list_checkpoints, read_state, remove_leftovers
 from ..data.windows.dataset_source import DatasetSource, SplitSize

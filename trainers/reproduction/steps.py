@@ -25,7 +25,7 @@ from hf_wsl.workers import one_thread
 from modeling_wsl import WSLConfig, WSLFeatureExtractor
 from modeling_wsl.checkpoints.checkpoint import open_checkpoint
 from modeling_wsl.generation.targets import Target, resolve_target
-from modeling_wsl.pipelines import load_pipeline
+from modeling_wsl.loading import load_pipeline
 
 from ..data.images.image_data import ImageDataConfig, ImageSplits, load_images
 from ..data.text_data import TextDataConfig, TextSplits, load_text

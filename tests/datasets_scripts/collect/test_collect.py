@@ -16,7 +16,7 @@ from datasets_scripts.tokenize_config import TokenizeError
 from hf_wsl.errors import RunError
 from hf_wsl.options import nearest
 from hf_wsl.run_folder import RunFolderError
-from modeling_wsl.card_signature import is_ours
+from modeling_wsl.hub_card import is_ours
 
 
 @pytest.fixture(scope="module")

@@ -10,7 +10,7 @@ from safetensors.torch import save
 from datasets_scripts.embedding import EmbedConfig, EmbeddingTable, embed, embed_models
 from datasets_scripts.embedding.packed_encoding import PackedEncoder
 from modeling_wsl import WSLConfig, WSLFeatureExtractor, WSLModel, open_checkpoint
-from modeling_wsl.pipelines import load_pipeline
+from modeling_wsl.loading import load_pipeline
 
 
 HALO = 2

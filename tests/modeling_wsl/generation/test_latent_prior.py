@@ -18,7 +18,7 @@ from datasets_scripts.tokenize_config import TokenizeConfig
 from modeling_wsl import CheckpointError, WSLConfig, WSLFeatureExtractor, WSLForPreTraining
 from modeling_wsl.generation.latent_prior import FORMAT, PRIOR_FILE, KindMoments, LatentPrior, LayerMoments
 from modeling_wsl.generation.targets import resolve_target
-from modeling_wsl.pipelines import load_pipeline
+from modeling_wsl.loading import load_pipeline
 from modeling_wsl.tokens.kinds import FEATURES, KINDS, kind_of, token_kinds
 from modeling_wsl.tokens.manifest import WeightManifest
 from trainers.data.windows.window_table import DatasetError

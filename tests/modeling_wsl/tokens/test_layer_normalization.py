@@ -18,7 +18,7 @@ from modeling_wsl.checkpoints.errors import NotTokenizableError
 from modeling_wsl.generation.generate import generate
 from modeling_wsl.generation.plan import plan_generation
 from modeling_wsl.generation.settings import GenerationSettings
-from modeling_wsl.pipelines import load_pipeline
+from modeling_wsl.loading import load_pipeline
 from trainers.pretrain import pretrain
 from trainers.pretraining.pretrain_config import PretrainConfig
 
