@@ -1,13 +1,16 @@
 """WSLConfig: the backbone's hyper-parameters and the sizes of the paper (arXiv 2510.02096, Table 4)."""
 
 import os
-from dataclasses import field
+from dataclasses import field, fields
 from typing import Any, Literal
 
 from huggingface_hub.dataclasses import strict
+from transformers import GenerationConfig
 from transformers.configuration_utils import PreTrainedConfig
 
+from .checkpoints.errors import check_keywords
 from .codes.registry import code_of
+from .loading import resolve_default
 from .remote_code import AUTO_MAP, CUSTOM_PIPELINES, copy_code_files, is_remote_code, without_code_files
 
 
@@ -60,6 +63,13 @@ SIZES: dict[str, dict[str, Any]] = {
         "projection": "flat",
     },
 }
+
+
+# Marks what comes from a file, which may be of an older or newer version: its keys are all taken.
+FROM_FILE = "_from_file"
+# Of transformers: keys that no attribute of its class of configurations shows.
+TRANSFORMERS_KEYS = {"attn_implementation", "auto_map", "custom_pipelines", "experts_implementation"}
+TRANSFORMERS_KEYS |= {"per_layer_config", "quantization_config", "task_specific_params", "tie_word_embeddings"}
 
 
 @strict
@@ -134,6 +144,10 @@ class WSLConfig(PreTrainedConfig):
     initializer_range: float | int = 0.02
 
     def __post_init__(self, **kwargs):
+        if not kwargs.pop(FROM_FILE, False):
+            not_theirs = [name for name in kwargs if not _is_of_transformers(name)]
+            own = [item.name for item in fields(self) if not hasattr(PreTrainedConfig, item.name)]
+            check_keywords(type(self).__name__, not_theirs, own)
         if self.intermediate_size is None:
             self.intermediate_size = 4 * self.hidden_size
         if not is_remote_code():
@@ -142,6 +156,21 @@ class WSLConfig(PreTrainedConfig):
             kwargs.pop("auto_map", None)
             kwargs.pop("custom_pipelines", None)
         super().__post_init__(**kwargs)
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike, **kwargs) -> "WSLConfig":
+        """As `PreTrainedConfig.from_pretrained`; "default" is the backbone that comes with the library."""
+        return super().from_pretrained(resolve_default(pretrained_model_name_or_path), **kwargs)
+
+    @classmethod
+    def from_dict(cls, config_dict: dict[str, Any], **kwargs) -> "WSLConfig":
+        """As `PreTrainedConfig.from_dict`: takes unknown keys too, for a file may be of another version."""
+        return super().from_dict({**config_dict, FROM_FILE: True}, **kwargs)
+
+    @classmethod
+    def from_json_file(cls, json_file: str | os.PathLike) -> "WSLConfig":
+        """As `PreTrainedConfig.from_json_file`, with unknown keys."""
+        return cls(**cls._dict_from_json_file(json_file), **{FROM_FILE: True})
 
     @classmethod
     def from_size(cls, name: str, **overrides) -> "WSLConfig":
@@ -229,3 +258,9 @@ class WSLConfig(PreTrainedConfig):
             copy_code_files(save_directory)
         # As text: to name the repository after it, transformers splits it.
         super().save_pretrained(os.fspath(save_directory), push_to_hub=push_to_hub, **kwargs)
+
+
+def _is_of_transformers(key: str) -> bool:
+    """Whether a key of a configuration is one that transformers knows, of whatever model."""
+    known = key.startswith("_") or key in TRANSFORMERS_KEYS or hasattr(PreTrainedConfig, key)
+    return known or hasattr(GenerationConfig(), key)

@@ -1,9 +1,11 @@
 """WSLFeatureExtractor: the weights of a model to tokens and back, without loss (paper, section 3.3)."""
 
+import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from os import PathLike, fspath
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -11,7 +13,10 @@ from torch import nn
 from transformers.feature_extraction_utils import BatchFeature, FeatureExtractionMixin
 
 from .checkpoints.checkpoint import Checkpoint, open_checkpoint
-from .remote_code import copy_code_files, without_code_files
+from .checkpoints.errors import check_keywords
+from .configuration_wsl import FROM_FILE
+from .loading import resolve_default
+from .remote_code import AUTO_MAP, copy_code_files, without_code_files
 from .tokens.layer_normalization import (
     LayerStatistics,
     check_layers,
@@ -24,6 +29,19 @@ from .tokens.manifest import TensorSpec, WeightManifest
 
 
 Source = Mapping[str, torch.Tensor] | nn.Module | Checkpoint | str | PathLike
+OWN_KEYS = ("tokenization", "token_size", "position_unit", "batch_norm_statistics", "layer_normalization")
+# What transformers writes into, or puts beside, the options of a feature extractor.
+TRANSFORMERS_KEYS = {"auto_map", "custom_pipelines", "dtype", "feature_extractor_type", "name_or_path"}
+TRANSFORMERS_KEYS |= {"processor_class", "torch_dtype", "transformers_version"}
+
+
+class TokenizedWeights(BatchFeature):
+    """What a feature extractor gives for a model or a window of it: a `BatchFeature` whose `repr` is one line."""
+
+    def __repr__(self) -> str:
+        tokens = self.data.get("tokens")
+        shape = None if tokens is None else f"{list(tokens.shape)} {str(tokens.dtype).removeprefix('torch.')}, "
+        return f"{type(self).__name__}({shape or ''}{', '.join(self.data)})"
 
 
 class WSLFeatureExtractor(FeatureExtractionMixin):
@@ -62,8 +80,28 @@ class WSLFeatureExtractor(FeatureExtractionMixin):
         self.position_unit = position_unit
         self.batch_norm_statistics = batch_norm_statistics
         self.layer_normalization = None if layer_normalization is None else check_statistics(layer_normalization)
+        if not kwargs.pop(FROM_FILE, False):
+            not_theirs = [name for name in kwargs if not name.startswith("_") and name not in TRANSFORMERS_KEYS]
+            check_keywords(type(self).__name__, not_theirs, OWN_KEYS)
         super().__init__(**kwargs)
         self.layout({})  # an unknown option is refused here, not at the first model
+
+    @classmethod
+    def from_pretrained(
+        cls, pretrained_model_name_or_path: str | PathLike, *args: Any, **kwargs: Any
+    ) -> "WSLFeatureExtractor":
+        """As `FeatureExtractionMixin.from_pretrained`; "default" is that of the backbone of the library."""
+        return super().from_pretrained(resolve_default(pretrained_model_name_or_path), *args, **kwargs)
+
+    @classmethod
+    def from_dict(cls, feature_extractor_dict: dict[str, Any], **kwargs: Any) -> "WSLFeatureExtractor":
+        """As `FeatureExtractionMixin.from_dict`: takes unknown keys too, for a file may be of another version."""
+        return super().from_dict({**feature_extractor_dict, FROM_FILE: True}, **kwargs)
+
+    @classmethod
+    def from_json_file(cls, json_file: str | PathLike) -> "WSLFeatureExtractor":
+        """As `FeatureExtractionMixin.from_json_file`, with unknown keys."""
+        return cls.from_dict(json.loads(Path(json_file).read_text(encoding="utf-8")))
 
     def layout(
         self,
@@ -87,7 +125,7 @@ class WSLFeatureExtractor(FeatureExtractionMixin):
         with open_checkpoint(source, **options) as checkpoint:
             return self.layout(checkpoint.tensors, checkpoint.tied, checkpoint.tensor_order)
 
-    def __call__(self, source: Source, **options: Any) -> BatchFeature:
+    def __call__(self, source: Source, **options: Any) -> TokenizedWeights:
         """Tokenizes a whole model.
 
         Args:
@@ -107,7 +145,7 @@ class WSLFeatureExtractor(FeatureExtractionMixin):
             manifest = self._manifest_with_values(checkpoint)
             return self._window(checkpoint, manifest, 0, manifest.num_tokens)
 
-    def stream(self, source: Source, window_size: int = 4096, **options: Any) -> Iterator[BatchFeature]:
+    def stream(self, source: Source, window_size: int = 4096, **options: Any) -> Iterator[TokenizedWeights]:
         """Tokenizes a model window by window, in the memory of one window.
 
         Args:
@@ -183,7 +221,7 @@ class WSLFeatureExtractor(FeatureExtractionMixin):
             checkpoint.check_finite(spec.name, values[spec.name])
         return replace(manifest, carried_values=values)
 
-    def _window(self, checkpoint: Checkpoint, manifest: WeightManifest, start: int, stop: int) -> BatchFeature:
+    def _window(self, checkpoint: Checkpoint, manifest: WeightManifest, start: int, stop: int) -> TokenizedWeights:
         tokens = torch.empty(stop - start, self.token_size, dtype=manifest.dtype)
         blocks = manifest.blocks_between(start, stop)
         for block in blocks:
@@ -201,7 +239,7 @@ class WSLFeatureExtractor(FeatureExtractionMixin):
                 checkpoint.check_finite(spec.name, checkpoint.read(spec.name))
         if self.layer_normalization is not None:
             normalize_layers_(tokens, manifest, self.layer_normalization, start)
-        return BatchFeature(
+        return TokenizedWeights(
             {
                 "tokens": tokens,
                 "token_mask": manifest.token_mask(start, stop),
@@ -213,7 +251,7 @@ class WSLFeatureExtractor(FeatureExtractionMixin):
     def to_dict(self) -> dict[str, Any]:
         return {
             **super().to_dict(),
-            "auto_map": {"AutoFeatureExtractor": f"{__name__.rsplit('.', 1)[-1]}.{type(self).__name__}"},
+            "auto_map": {"AutoFeatureExtractor": AUTO_MAP["AutoFeatureExtractor"]},
         }
 
     def _get_files_timestamps(self, working_dir: str | PathLike) -> dict[str, float]:

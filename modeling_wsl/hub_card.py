@@ -1,8 +1,9 @@
 """The signature of the cards that hf-wsl writes, and the card of a backbone that is pushed from Python."""
 
-import hashlib
 import re
 from string import Template
+
+from .files import sha256
 
 
 SIGNATURE = re.compile(r"\n<!-- hf-wsl card ([0-9a-f]{16}): .*-->\n\Z")
@@ -37,7 +38,7 @@ card with training facts, evaluation and licenses.
 
 def signed(card: str) -> str:
     """Appends a hash of the card, by which `is_ours` tells whether anyone has changed it since."""
-    mark = hashlib.sha256(card.encode()).hexdigest()[:16]
+    mark = sha256(card)[:16]
     return (
         f"{card}\n<!-- hf-wsl card {mark}: written by hf-wsl; once you change anything above, it stays as it is -->\n"
     )

@@ -1,16 +1,21 @@
 """The two pipeline tasks: "weight-embedding" and "weight-generation" (transformers' `pipeline`)."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import chain
 from os import PathLike
 from typing import Any
 
+import numpy as np
 import torch
-from transformers import Pipeline, PreTrainedModel
+from torch import nn
+from torch.utils.data import Dataset
+from transformers import Pipeline, PreTrainedConfig, PreTrainedModel
+from transformers.utils import logging
 
 from .backbone.encoding import STREAM_WINDOW, encode_stream
-from .checkpoints.errors import CheckpointError
+from .checkpoints.checkpoint import Checkpoint, open_checkpoint
+from .checkpoints.errors import CheckpointError, check_keywords, keywords_of
 from .embedding.pooling import LatentPool
 from .feature_extraction_wsl import Source
 from .generation.anchors import AnchorSource
@@ -21,8 +26,19 @@ from .generation.plan import list_anchors, plan_generation
 from .generation.settings import GenerationSettings
 
 
+logger = logging.get_logger(__name__)
+# One source or target, though Python can iterate over it.
+ONE_SOURCE = (str, PathLike, Mapping, nn.Module, Checkpoint, PreTrainedConfig)
+OPEN_OPTIONS = keywords_of(open_checkpoint)
+
+
 class WeightPipeline(Pipeline):
-    """What both tasks share: the backbone without its training head, and the feature extractor that belongs to it."""
+    """Base of both tasks: the backbone without its training head, and the feature extractor that belongs to it.
+
+    A list, tuple or column of a dataset gives a list of results; a generator or torch dataset (transformers'
+    `KeyDataset`, say) an iterator. What cannot be done there for one source leaves `{"error": message, "index": i}` in
+    its place, and the rest is done. A source on its own raises its error.
+    """
 
     _load_tokenizer = False
     _load_image_processor = False
@@ -52,15 +68,55 @@ class WeightPipeline(Pipeline):
             batch_size = self._batch_size
         if batch_size is not None:
             kwargs["windows_per_batch"] = batch_size
-        if isinstance(inputs, list) and not inputs:
-            return []
+        several = isinstance(inputs, Iterable) and not isinstance(inputs, (*ONE_SOURCE, Dataset))
+        if several and not hasattr(inputs, "column_names"):  # a table is no source: only one of its columns is many
+            if not isinstance(inputs, Sequence):
+                inputs = (source for source in inputs)  # the kind of iterator that transformers recognizes
+            elif not (inputs := list(inputs)):
+                self._sanitize_parameters(**kwargs)  # refuses what it would refuse with a source
+                return []
         return super().__call__(inputs, batch_size=1, **kwargs)
+
+    def get_iterator(
+        self,
+        inputs: Iterable[Any],
+        num_workers: int,
+        batch_size: int,
+        preprocess_params: dict[str, Any],
+        forward_params: dict[str, Any],
+        postprocess_params: dict[str, Any],
+    ) -> Iterator[Any]:
+        """The results of many sources, one after the other; an error becomes an entry, see the class."""
+        by_index = isinstance(inputs, Dataset) and hasattr(inputs, "__len__")
+        for index, source in enumerate(map(inputs.__getitem__, range(len(inputs))) if by_index else inputs):
+            try:
+                yield self.run_single(source, preprocess_params, forward_params, postprocess_params)
+            except Exception as error:  # whatever it is, the results of the others must not be lost
+                logger.warning(f"Source {index} is left out: {error}")
+                yield {"error": str(error) or repr(error), "index": index}
+
+    def _check_keywords(self, given: Iterable[str], known: Iterable[str]) -> None:
+        shown = set(known) - {"windows_per_batch"} | {"batch_size"}
+        check_keywords(f"The pipeline {self.task!r}", [name for name in given if name not in known], shown)
 
 
 def no_weights(name: str | PathLike) -> CheckpointError:
     """The error of a model without tokens."""
     advice = "Its floating-point tensors are all carried; batch_norm_statistics='tokenize' takes them in"
     return CheckpointError(name, "holds no weights to tokenize", advice)
+
+
+class WeightEmbedding(dict[str, Any]):
+    """The embedding of a model and what it is of: a dict whose `repr` is one line."""
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({', '.join(f'{name}={_brief(value)}' for name, value in self.items())})"
+
+
+def _brief(value: Any) -> str:
+    if isinstance(value, np.ndarray):
+        return f"{value.dtype}{list(value.shape)}"
+    return f"{{{len(value)} entries}}" if isinstance(value, Mapping) else repr(value)
 
 
 class WeightEmbeddingPipeline(WeightPipeline):
@@ -73,8 +129,9 @@ class WeightEmbeddingPipeline(WeightPipeline):
 
     Called with a source that `open_checkpoint` reads (state dict, module, file, folder, Hub id) it returns a dict:
     `embedding` float32 numpy `[latent_size]` (longer with another pooling), `per_layer` {layer name: float32
-    `[latent_size]`} and the model's `WeightManifest`. A list gives a list, a dataset or generator an iterator. A model
-    is read and encoded in haloed windows, one batch after the other: memory does not grow with its size.
+    `[latent_size]`} and the model's `WeightManifest`. A list gives a list, with `{"error": ..., "index": ...}` for a
+    source that cannot be read; see `WeightPipeline`. A model is read and encoded in haloed windows, one batch after
+    the other: memory does not grow with its size.
 
     Args (of the call, or of `pipeline` as defaults):
         pooling: "mean", "moments" or "layers"; see `LatentPool`.
@@ -87,11 +144,13 @@ class WeightEmbeddingPipeline(WeightPipeline):
             `revision` and `token` of `pipeline` are the backbone's.
 
     Raises:
-        CheckpointError: a source cannot be read safely.
+        CheckpointError: the source cannot be read safely.
+        TypeError: an option that there is not.
     """
 
     def _sanitize_parameters(
         self,
+        *,
         pooling: str | None = None,
         window_size: int | None = None,
         halo: int | None = None,
@@ -100,6 +159,7 @@ class WeightEmbeddingPipeline(WeightPipeline):
         progress: bool | None = None,
         **open_options: Any,
     ) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
+        self._check_keywords(open_options, (*keywords_of(WeightEmbeddingPipeline._sanitize_parameters), *OPEN_OPTIONS))
         forward = {
             "pooling": pooling,
             "window_size": window_size,
@@ -137,13 +197,13 @@ class WeightEmbeddingPipeline(WeightPipeline):
             pool.add(latents, manifest.positions(start, start + len(latents))[:, 1])
         return {"pool": pool, "manifest": manifest}
 
-    def postprocess(self, model_outputs: Mapping[str, Any]) -> dict[str, Any]:
+    def postprocess(self, model_outputs: Mapping[str, Any]) -> WeightEmbedding:
         pool, manifest = model_outputs["pool"], model_outputs["manifest"]
-        return {
-            "embedding": pool.embedding(),
-            "per_layer": pool.per_layer(),
-            "manifest": replace(manifest, carried_values=None),
-        }
+        return WeightEmbedding(
+            embedding=pool.embedding(),
+            per_layer=pool.per_layer(),
+            manifest=replace(manifest, carried_values=None),
+        )
 
 
 class WeightGenerationPipeline(WeightPipeline):
@@ -156,7 +216,8 @@ class WeightGenerationPipeline(WeightPipeline):
     ```
 
     Called with a target (see `resolve_target`) it returns a list of `GeneratedModel`; a list of targets gives a list
-    of lists. Target and anchors are checked against each other before any work is done.
+    of lists, with `{"error": ..., "index": ...}` for a target that cannot be generated; see `WeightPipeline`. Target
+    and anchors are checked against each other before any work is done.
 
     Args (of the call, or of `pipeline` as defaults):
         anchors: one or more trained models of the target's architecture; none: drawn from the backbone's prior.
@@ -176,11 +237,21 @@ class WeightGenerationPipeline(WeightPipeline):
     Raises:
         ValueError: the target is unknown, or an anchor does not match it; the message names the tensors.
         CheckpointError: an anchor cannot be read safely, or there is neither an anchor nor a prior.
+        TypeError: an option that there is not.
     """
 
     def _sanitize_parameters(
         self, windows_per_batch: int | None = None, **options: Any
     ) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
+        self._check_keywords(
+            options,
+            (
+                *keywords_of(WeightGenerationPipeline.preprocess),
+                *GenerationSettings.__dataclass_fields__,
+                *keywords_of(plan_generation),
+                *OPEN_OPTIONS,
+            ),
+        )
         if windows_per_batch is not None:
             options["batch_size"] = windows_per_batch
         return options, {}, {}
@@ -188,6 +259,7 @@ class WeightGenerationPipeline(WeightPipeline):
     def preprocess(
         self,
         target: Any,
+        *,
         anchors: AnchorSource | Sequence[AnchorSource] = (),
         settings: GenerationSettings | None = None,
         prior: LatentPrior | None = None,

@@ -6,6 +6,8 @@ from pathlib import Path
 
 from transformers.dynamic_module_utils import TRANSFORMERS_DYNAMIC_MODULE_NAME
 
+from .files import replacing
+
 
 AUTO_MAP = {
     "AutoConfig": "wsl.WSLConfig",
@@ -64,9 +66,8 @@ def copy_code_files(folder: str | os.PathLike) -> list[Path]:
         target = target_folder / name
         if target.is_file() and target.read_bytes() == text.encode():
             continue
-        temporary = target.with_name(f".{name}.{os.getpid()}.tmp")
-        temporary.write_bytes(text.encode())
-        os.replace(temporary, target)
+        with replacing(target) as temporary:
+            temporary.write_bytes(text.encode())
         written.append(target)
     return written
 

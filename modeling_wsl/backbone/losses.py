@@ -229,6 +229,9 @@ class R2Accumulator:
         self.residual = torch.zeros((), dtype=torch.float64)
         self.total = torch.zeros((), dtype=torch.float64)
 
+    def __repr__(self) -> str:
+        return f"R2Accumulator({self.standardize!r}, r2={self.compute():.4f})"
+
     @torch.no_grad()
     def update(
         self, reconstruction: torch.Tensor, tokens: torch.Tensor, token_mask: torch.Tensor | None = None

@@ -16,6 +16,7 @@ from .errors import (
     NonFiniteWeightsError,
     NotTokenizableError,
     TooFewParametersError,
+    refuses_unknown_keywords,
     shorten,
 )
 from .folders import ADAPTER_NAMES, WEIGHT_NAMES, choose_weights, list_files, local_subfolder, read_config
@@ -179,6 +180,7 @@ def pieces(tensor: torch.Tensor, chunk_bytes: int) -> Iterator[torch.Tensor]:
             yield from pieces(part, chunk_bytes)
 
 
+@refuses_unknown_keywords
 def open_checkpoint(
     source: "Mapping[str, torch.Tensor] | torch.nn.Module | str | os.PathLike[str] | Checkpoint",
     *,

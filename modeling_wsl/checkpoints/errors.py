@@ -1,10 +1,15 @@
 """The errors every reader of weights raises, and JSON read so that a hostile file ends in one of them."""
 
+import functools
+import inspect
 import json
+from collections.abc import Callable, Iterable
+from difflib import get_close_matches
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 
+Function = TypeVar("Function", bound=Callable[..., Any])
 MAX_JSON_BYTES = 100_000_000  # the limit the safetensors library sets for its own header
 
 
@@ -78,3 +83,31 @@ def shorten(value: object, length: int = 120) -> str:
     """A name or message of unknown origin, quoted, without control characters, at most `length` characters."""
     text = str(value)
     return repr(text if len(text) <= length else text[: length - 3] + "...")
+
+
+def check_keywords(what: str, given: Iterable[str], known: Iterable[str]) -> None:
+    """Raises a TypeError for the first `given` keyword that is not `known`, with the one that was probably meant."""
+    known = list(known)
+    for name in given:
+        if name not in known:
+            close = get_close_matches(name, known, n=1)
+            advice = f"did you mean {close[0]!r}?" if close else f"it takes {', '.join(sorted(known))}."
+            raise TypeError(f"{what} has no option {name!r}; {advice}")
+
+
+def keywords_of(function: Callable[..., Any]) -> tuple[str, ...]:
+    """The names of a function's parameters that may be given by keyword alone."""
+    parameters = inspect.signature(function).parameters.values()
+    return tuple(parameter.name for parameter in parameters if parameter.kind is parameter.KEYWORD_ONLY)
+
+
+def refuses_unknown_keywords(function: Function) -> Function:
+    """Gives a function the errors of `check_keywords`: Python's own name no alternative."""
+    names = tuple(inspect.signature(function).parameters)
+
+    @functools.wraps(function)
+    def checked(*args: Any, **kwargs: Any) -> Any:
+        check_keywords(f"{function.__name__}()", kwargs, names)
+        return function(*args, **kwargs)
+
+    return checked

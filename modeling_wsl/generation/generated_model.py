@@ -5,7 +5,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -21,7 +21,7 @@ PROVENANCE_FILE = "provenance.json"
 REPORTED_PACKAGES = ("hf-wsl", "torch", "transformers", "timm", "safetensors")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class GeneratedModel:
     """A generated model.
 
@@ -34,9 +34,14 @@ class GeneratedModel:
         target: what was generated.
     """
 
-    state_dict: dict[str, Tensor] = field(repr=False)
-    provenance: dict[str, Any] = field(repr=False)
-    target: Target = field(repr=False)
+    state_dict: dict[str, Tensor]
+    provenance: dict[str, Any]
+    target: Target
+
+    def __repr__(self) -> str:
+        return (
+            f"GeneratedModel({self.target.name!r}, {len(self.state_dict)} tensors, draw {self.provenance.get('draw')})"
+        )
 
     def instantiate(self) -> nn.Module:
         """A new module of the target's library with these weights, on the CPU, in eval mode.

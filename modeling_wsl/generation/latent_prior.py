@@ -15,7 +15,6 @@ modeled as asinh(mean / standard deviation): in units of the token's own scale, 
 
 import hashlib
 import json
-import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from os import PathLike
@@ -34,6 +33,7 @@ from ..backbone.losses import MIN_STD
 from ..checkpoints.checkpoint import open_checkpoint
 from ..checkpoints.errors import CheckpointError
 from ..checkpoints.hub import hub_error
+from ..files import replacing
 from ..tokens.kinds import FEATURES, KINDS, token_kinds
 from ..tokens.manifest import WeightManifest
 
@@ -49,7 +49,7 @@ PRIOR_TOKENS = 200.0
 MAX_LAYERS = 512  # of a kind, that are kept for their effects
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class LatentPrior:
     """See the module's text.
 
@@ -69,6 +69,9 @@ class LatentPrior:
     layer_tokens: Tensor
     token_standardization: bool
     facts: Mapping[str, Any] = field(default_factory=dict)
+
+    def __repr__(self) -> str:
+        return f"LatentPrior({len(self.layers):,} layers, {self.latent_size} numbers a token)"
 
     @property
     def latent_size(self) -> int:
@@ -187,14 +190,9 @@ class LatentPrior:
             "facts": dict(self.facts),
         }
         path = Path(folder) / PRIOR_FILE
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-        try:
+        with replacing(path) as temporary:
             save_file(tensors, temporary, metadata={"prior": json.dumps(record)})  # two entries have no order
             temporary.chmod(0o644)  # safetensors leaves files readable by their owner only
-            temporary.replace(path)
-        finally:
-            temporary.unlink(missing_ok=True)
         return path
 
     @classmethod

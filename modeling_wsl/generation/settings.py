@@ -1,7 +1,7 @@
 """How to draw: the settings of a generation, and the paper's two protocols."""
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Self
 
 import torch
@@ -54,8 +54,8 @@ class GenerationSettings:
     halo: int = 64
     batch_size: int = 8
     autocast_dtype: torch.dtype | str | None = None
-    batch_norm_images: Tensor | Iterable[Any] | None = None
-    rank: Scorer | Iterable[Any] | None = None
+    batch_norm_images: Tensor | Iterable[Any] | None = field(default=None, repr=False)
+    rank: Scorer | Iterable[Any] | None = field(default=None, repr=False)
     progress: bool = True
 
     def __post_init__(self):

@@ -52,11 +52,11 @@ class Target:
     """
 
     name: str
-    tensors: Mapping[str, TensorSpec]
-    tied: Mapping[str, str] = field(default_factory=dict)
-    tensor_order: tuple[str, ...] = ()
-    head: frozenset[str] = frozenset()
-    stem: frozenset[str] = frozenset()
+    tensors: Mapping[str, TensorSpec] = field(repr=False)
+    tied: Mapping[str, str] = field(default_factory=dict, repr=False)
+    tensor_order: tuple[str, ...] = field(default=(), repr=False)
+    head: frozenset[str] = field(default=frozenset(), repr=False)
+    stem: frozenset[str] = field(default=frozenset(), repr=False)
     in_channels: int | None = None
 
     library = "plain"
@@ -124,7 +124,7 @@ class TimmTarget(Target):
 class TransformersTarget(Target):
     """A transformers model class and its config. Saved by its own `save_pretrained`."""
 
-    config: PreTrainedConfig | None = None
+    config: PreTrainedConfig | None = field(default=None, repr=False)
     model_class: type[PreTrainedModel] = PreTrainedModel
 
     library = "transformers"
@@ -146,7 +146,7 @@ class TransformersTarget(Target):
 class ModuleTarget(Target):
     """A module, whose own values are its initialization. Saved as timm does where timm can build it again."""
 
-    module: nn.Module | None = None
+    module: nn.Module | None = field(default=None, repr=False)
     rebuilt: TimmTarget | None = None
 
     initialization = "given: module"

@@ -149,7 +149,7 @@ def mask_from_valid_entries(valid_entries: torch.Tensor, token_size: int) -> tor
     return torch.arange(token_size, device=valid_entries.device) < valid_entries[..., None]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class WeightManifest:
     """All that a token sequence is made of. Build one with `from_tensors`, or with `WSLFeatureExtractor.manifest`.
 
@@ -171,7 +171,7 @@ class WeightManifest:
     tied: Mapping[str, str] = field(default_factory=dict)
     tensor_order: tuple[str, ...] = ()
     position_unit: str = "token"
-    carried_values: Mapping[str, torch.Tensor] | None = field(default=None, compare=False, repr=False)
+    carried_values: Mapping[str, torch.Tensor] | None = field(default=None, compare=False)
 
     @classmethod
     def from_tensors(
@@ -240,6 +240,10 @@ class WeightManifest:
         """Of the tokens: float32, which holds every narrower format exactly, or float64 where a tensor needs it."""
         wide = any(spec.dtype == "float64" for layer in self.layers for spec in layer.tensors)
         return torch.float64 if wide else torch.float32
+
+    def __repr__(self) -> str:
+        tokens = f"{self.num_tokens:,} {self.tokenization} tokens of {self.token_size}"
+        return f"WeightManifest({len(self.layers)} layers, {self.num_parameters:,} parameters, {tokens})"
 
     def blocks_between(self, start: int, stop: int) -> list[Block]:
         """The blocks that tokens `[start, stop)` touch, in order."""

@@ -83,6 +83,40 @@ def test_the_matrix_code_is_an_option_of_every_dense_size_and_saved(tmp_path):
     assert WSLConfig.from_size("tiny").latent_code == "token"
 
 
+def test_an_unknown_option_is_refused_with_a_suggestion_and_what_transformers_or_a_file_brings_is_not(tmp_path):
+    for option, meant in (("hiden_size", "hidden_size"), ("temperatur", "temperature")):
+        with pytest.raises(TypeError, match=f"WSLConfig has no option '{option}'; did you mean '{meant}'"):
+            WSLConfig(**{option: 1})
+        with pytest.raises(TypeError, match=option):
+            WSLConfig.from_size("nano", **{option: 1})
+    of_transformers = {
+        "architectures": ["WSLModel"],
+        "attn_implementation": "eager",
+        "auto_map": {},
+        "custom_pipelines": {},
+        "_commit_hash": "0" * 40,
+        "id2label": {0: "a"},
+        "max_length": 3,
+        "name_or_path": "org/backbone",
+        "num_labels": 1,
+        "output_attentions": True,
+        "output_hidden_states": True,
+        "quantization_config": None,
+        "return_dict": False,
+        "tie_word_embeddings": False,
+        "torch_dtype": "bfloat16",
+        "transformers_version": "5.0.0",
+    }
+    assert WSLConfig(**of_transformers).dtype is torch.bfloat16
+    assert WSLConfig(**WSLConfig.from_size("nano").to_dict()).hidden_size == 128
+    newer = {**WSLConfig.from_size("nano").to_dict(), "option_of_a_newer_version": 3}
+    assert WSLConfig.from_dict(newer).option_of_a_newer_version == 3
+    (tmp_path / "config.json").write_text(json.dumps(newer, default=str))
+    for config in (AutoConfig.from_pretrained(tmp_path), WSLConfig.from_json_file(tmp_path / "config.json")):
+        assert (config.hidden_size, config.option_of_a_newer_version) == (128, 3)
+        assert "_from_file" not in config.to_dict()
+
+
 def test_an_unknown_size_is_refused_with_the_known_ones():
     with pytest.raises(ValueError, match=r"'huge'.*nano, tiny, hf-small, hf-large, sane"):
         WSLConfig.from_size("huge")

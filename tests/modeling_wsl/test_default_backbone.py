@@ -5,9 +5,9 @@ import json
 import numpy as np
 import pytest
 import torch
-from transformers import pipeline
+from transformers import AutoModel, pipeline
 
-from modeling_wsl import WSLConfig
+from modeling_wsl import DEFAULT_BACKBONE, WSLConfig, WSLFeatureExtractor, WSLForPreTraining, WSLModel
 from modeling_wsl.loading import DEFAULT_FOLDER, find_backbone, load_pipeline
 
 
@@ -39,10 +39,17 @@ def test_it_is_used_where_no_model_is_named():
         assert (model.state_dict[name] - value).norm() < 0.7 * value.norm()
 
 
+def test_the_library_s_own_classes_take_its_name_and_transformers_its_path():
+    for kind in (WSLConfig, WSLModel, WSLForPreTraining, WSLFeatureExtractor):
+        assert type(kind.from_pretrained("default")) is kind
+    assert type(AutoModel.from_pretrained(DEFAULT_BACKBONE)) is WSLModel
+
+
 def test_a_folder_of_that_name_comes_first(tmp_path, monkeypatch):
     WSLConfig(hidden_size=16, num_attention_heads=2).save_pretrained(tmp_path / "default")
     monkeypatch.chdir(tmp_path)
     assert find_backbone("default") == ("default", None)
+    assert WSLConfig.from_pretrained("default").hidden_size == 16
     monkeypatch.chdir("/")
     assert find_backbone("default") == (str(DEFAULT_FOLDER), None)
 

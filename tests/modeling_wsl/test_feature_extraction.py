@@ -1,5 +1,7 @@
 """Weights -> tokens -> weights: bit for bit, for every architecture that the paper generates and then some."""
 
+import json
+
 import pytest
 import timm
 import torch
@@ -273,3 +275,21 @@ def test_an_open_checkpoint_is_a_source_too():
     with open_checkpoint(state) as checkpoint:
         features = WSLFeatureExtractor(token_size=8)(checkpoint)
     assert torch.equal(features["tokens"], WSLFeatureExtractor(token_size=8)(state)["tokens"])
+
+
+def test_an_unknown_option_is_refused_with_a_suggestion_and_what_a_newer_file_brings_is_not(tmp_path):
+    with pytest.raises(TypeError, match="WSLFeatureExtractor has no option 'token_sise'; did you mean 'token_size'"):
+        WSLFeatureExtractor(token_sise=16)
+    with pytest.raises(TypeError, match=r"open_checkpoint\(\) has no option 'revison'; did you mean 'revision'"):
+        WSLFeatureExtractor()({"w": torch.ones(3)}, revison="main")
+    options = WSLFeatureExtractor(token_size=16).to_dict()
+    assert WSLFeatureExtractor(**options, processor_class=None).token_size == 16
+    newer = {**options, "option_of_a_newer_version": 3}
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps(newer))
+    for extractor in (
+        WSLFeatureExtractor.from_dict(newer),
+        WSLFeatureExtractor.from_json_file(tmp_path / "preprocessor_config.json"),
+        AutoFeatureExtractor.from_pretrained(tmp_path),
+    ):
+        assert (extractor.token_size, extractor.option_of_a_newer_version) == (16, 3)
+        assert "_from_file" not in extractor.to_dict()

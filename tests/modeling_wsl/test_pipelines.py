@@ -2,15 +2,18 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Sequence
 
 import numpy as np
 import pytest
 import timm
 import torch
+from datasets import Dataset
 from halo_reference import encode_haloed
 from safetensors.torch import save_file
 from torch import nn
 from transformers import pipeline
+from transformers.pipelines.pt_utils import KeyDataset
 
 from modeling_wsl import CheckpointError, WSLConfig, WSLFeatureExtractor, WSLForPreTraining, WSLModel, open_checkpoint
 from modeling_wsl.pipelines import WeightEmbeddingPipeline, WeightGenerationPipeline
@@ -135,10 +138,14 @@ def test_a_timm_name_and_a_list_of_targets_are_generated(generator):
 def test_mistakes_in_a_call_are_refused_by_name(embedder, generator, folder):
     with pytest.raises(CheckpointError, match="has no latent_prior.safetensors.*hf-wsl prior"):
         generator("test_resnet")
-    with pytest.raises(TypeError, match="bandwith"):
+    with pytest.raises(TypeError, match="'weight-generation' has no option 'bandwith'; did you mean 'bandwidth'"):
         generator("test_resnet", anchors=[net()], bandwith=0.1)
-    with pytest.raises(TypeError, match="windowsize"):
-        embedder(net(), windowsize=3)
+    with pytest.raises(TypeError, match="no option 'num_sample'; did you mean 'num_samples'"):
+        generator([net()], anchors=[net()], num_sample=2)
+    with pytest.raises(TypeError, match="'weight-embedding' has no option 'windowsize'; did you mean 'window_size'"):
+        embedder([net()], windowsize=3)
+    with pytest.raises(TypeError, match="no option 'poolling'; did you mean 'pooling'"):
+        pipeline("weight-embedding", model=str(folder), device="cpu", poolling="mean")
     with pytest.raises(ValueError, match="No feature extractor was found"):
         pipeline("weight-embedding", model=WSLModel.from_pretrained(folder), device="cpu")
     with pytest.raises(ValueError, match="token_size=64, the backbone expects 48"):
@@ -152,7 +159,44 @@ def test_a_source_whose_floats_are_all_carried_is_refused_by_name(embedder, tmp_
         embedder(norm)
     save_file(norm.state_dict(), tmp_path / "norm.safetensors")
     with pytest.raises(CheckpointError, match="norm.safetensors: holds no weights to tokenize"):
-        embedder([net(), str(tmp_path / "norm.safetensors"), net()])
+        embedder(str(tmp_path / "norm.safetensors"))
+
+
+def test_one_bad_source_of_many_costs_the_others_nothing(embedder, generator):
+    expected = embedder(net())["embedding"]
+    first, bad, last = embedder([net(), nn.BatchNorm1d(3, affine=False), net()])
+    assert bad["index"] == 1 and "<BatchNorm1d>: holds no weights to tokenize" in bad["error"]
+    for result in (first, last):
+        np.testing.assert_array_equal(result["embedding"], expected)
+    bad, (model,) = generator(["no_such_architecture", net()], anchors=[net()], seed=0)
+    assert bad["index"] == 0 and "no_such_architecture" in bad["error"]
+    assert set(model.state_dict) == set(net().state_dict())
+
+
+def test_tuples_and_columns_of_datasets_are_many_sources(embedder, tmp_path):
+    torch.save(net().state_dict(), tmp_path / "model.pt")
+    table = Dataset.from_dict({"path": [str(tmp_path / "model.pt"), str(tmp_path / "none.pt")]})
+    expected = embedder(net())["embedding"]
+    column = table["path"]
+    for sources in (tuple(column), column, KeyDataset(table, "path"), table.to_iterable_dataset()["path"]):
+        results = embedder(sources)
+        assert isinstance(results, list) == isinstance(sources, Sequence)
+        read, missing = results
+        np.testing.assert_array_equal(read["embedding"], expected)
+        assert missing["index"] == 1 and "none.pt: is no file or folder" in missing["error"]
+    with pytest.raises(TypeError, match="not Dataset"):
+        embedder(table)
+
+
+def test_results_have_one_line_to_show(embedder, generator):
+    result = embedder(net())
+    assert (
+        repr(result)
+        == f"WeightEmbedding(embedding=float32[20], per_layer={{3 entries}}, manifest={result['manifest']!r})"
+    )
+    (model,) = generator(net(), anchors=[net()])
+    for shown in (result["manifest"], embedder.feature_extractor(net()), model, model.target, open_checkpoint(net())):
+        assert len(repr(shown)) < 120 and "\n" not in repr(shown), shown
 
 
 def test_a_pretraining_model_works_as_it_is(folder, embedder):
