@@ -1,1 +1,11 @@
 """The ground that all packages share, and the door: options, files, errors, workers, and the command line."""
+
+from typing import Any
+
+
+def __getattr__(name: str) -> Any:
+    if name != "__version__":
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from modeling_wsl import __version__  # on demand: reading a package's metadata takes longer than all the rest
+
+    return __version__
