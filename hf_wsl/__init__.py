@@ -6,6 +6,6 @@ from typing import Any
 def __getattr__(name: str) -> Any:
     if name != "__version__":
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from modeling_wsl import __version__  # on demand: reading a package's metadata takes longer than all the rest
+    from importlib.metadata import version  # on demand, for the command starts faster without it
 
-    return __version__
+    return version("hf-wsl")

@@ -10,7 +10,7 @@ from transformers.configuration_utils import PreTrainedConfig
 
 from .checkpoints.errors import check_keywords
 from .codes.registry import code_of
-from .loading import resolve_default
+from .loading import MODEL_TYPE, resolve_default
 from .remote_code import AUTO_MAP, CUSTOM_PIPELINES, copy_code_files, is_remote_code, without_code_files
 
 
@@ -112,7 +112,7 @@ class WSLConfig(PreTrainedConfig):
         huggingface_hub.errors.StrictDataclassError: for a wrong type or an impossible combination, saying which.
     """
 
-    model_type = "wsl"
+    model_type = MODEL_TYPE
     # Blocks are the units of sharding, relative to the encoder and to the decoder; there is no final norm.
     base_model_fsdp_plan = {"layers.*": "free_full_weight"}
 

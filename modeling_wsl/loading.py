@@ -8,8 +8,9 @@ from .checkpoints.errors import CheckpointError, shorten
 
 
 if TYPE_CHECKING:
-    from .pipelines import WeightPipeline
+    from transformers import Pipeline
 
+MODEL_TYPE = "wsl"  # of a backbone, in its config.json
 DEFAULT_NAME = "default"  # what commands and this library's own classes take for the backbone that comes along
 DEFAULT_FOLDER = Path(__file__).parent / "default"  # package data, with a card that says what it was trained on
 DEFAULT_BACKBONE = str(DEFAULT_FOLDER)  # for `pipeline` and the Auto classes, which look a name up themselves
@@ -38,7 +39,7 @@ def load_pipeline(
     revision: str | None = None,
     token: str | bool | None = None,
     **options: Any,
-) -> "WeightPipeline":
+) -> "Pipeline":
     """`transformers.pipeline` with the errors of `find_backbone`, and everything of a Hub id at one commit.
 
     Args:
@@ -73,7 +74,6 @@ def find_backbone(
     # Here, for the configuration imports this module: reading checkpoints needs torch and transformers' Auto classes.
     from .checkpoints.folders import read_config
     from .checkpoints.hub import download_config, hub_source
-    from .configuration_wsl import WSLConfig
 
     name = resolve_default(backbone)
     folder, commit = Path(name).expanduser(), None
@@ -87,6 +87,6 @@ def find_backbone(
     if not config:
         raise CheckpointError(name, "is neither a folder with a config.json nor a Hub id", "Name a trained backbone")
     kind = config.get("model_type")
-    if library != "peft" and kind != WSLConfig.model_type:  # an adapter names its backbone, which is loaded with it
+    if library != "peft" and kind != MODEL_TYPE:  # an adapter names its backbone, which is loaded with it
         raise CheckpointError(name, f"is no backbone: its model_type is {shorten(kind)}", "Name a trained backbone")
     return name, commit
