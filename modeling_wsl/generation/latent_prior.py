@@ -34,6 +34,7 @@ from ..checkpoints.checkpoint import open_checkpoint
 from ..checkpoints.errors import CheckpointError
 from ..checkpoints.hub import hub_error
 from ..files import replacing
+from ..loading import resolve_default
 from ..tokens.kinds import FEATURES, KINDS, token_kinds
 from ..tokens.manifest import WeightManifest
 
@@ -209,6 +210,7 @@ class LatentPrior:
         Raises:
             CheckpointError: the backbone has none, or the file is damaged.
         """
+        backbone = resolve_default(backbone)
         path = Path(backbone) / PRIOR_FILE
         if not Path(backbone).is_dir():
             try:
