@@ -91,7 +91,7 @@ def card(facts: dict[str, Any], sources: list[dict[str, Any]], kept: str, found:
             "kept": kept,
             "found": found,
             "steps": f"{facts['steps']:,}",
-            "batch_size": facts["config"]["batch_size"],
+            "batch_size": facts["config"]["per_device_train_batch_size"],
             "minutes": f"{facts['seconds'] / 60:.0f}",
             "device": facts["device"],
             "train_tokens": f"{facts['train_tokens']:,}",

@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 
 from hf_wsl.files import write_json
 from modeling_wsl import WSLConfig
-from trainers.pretraining.pretrain_config import PretrainConfig
+from trainers.pretraining.pretrain_options import PretrainOptions
 from trainers.pretraining.pretrain_setup import FACTS_FILE, size_of
 from trainers.pretraining.run_log import METRICS_FILE
 
@@ -28,9 +28,9 @@ def owners(dataset: Path, split: str) -> list[str | None]:
 
 def summary(run: Path, dataset: Path) -> dict:
     facts = json.loads((run / FACTS_FILE).read_text())
-    evaluated = [line for line in map(json.loads, (run / METRICS_FILE).open()) if "val_r2" in line]
+    evaluated = [line for line in map(json.loads, (run / METRICS_FILE).open()) if "eval_r2" in line]
     config, validation = WSLConfig.from_dict(facts["model_config"]), owners(dataset, "validation")
-    default = PretrainConfig(dataset=facts["config"]["dataset"], output_dir=facts["config"]["output_dir"]).to_dict()
+    default = PretrainOptions(dataset=facts["config"]["dataset"], output_dir=facts["config"]["output_dir"]).to_dict()
     return {
         "size": size_of(config),
         "train_models": len(owners(dataset, "train")),
@@ -39,12 +39,12 @@ def summary(run: Path, dataset: Path) -> dict:
         "minutes": facts["seconds"] / 60,
         "latent_size": config.latent_size,
         "token_size": config.token_size,
-        "random_projection": evaluated[0]["random_projection_r2"],
-        "pca": evaluated[0]["pca_r2"],
-        "r2_first": evaluated[0]["val_r2"],
-        "r2_best": max(line["val_r2"] for line in evaluated),
-        "r2_last": evaluated[-1]["val_r2"],
-        "config": {key: value for key, value in facts["config"].items() if value != default[key]},
+        "random_projection": evaluated[0]["eval_random_projection_r2"],
+        "pca": evaluated[0]["eval_pca_r2"],
+        "r2_first": evaluated[0]["eval_r2"],
+        "r2_best": max(line["eval_r2"] for line in evaluated),
+        "r2_last": evaluated[-1]["eval_r2"],
+        "config": {key: value for key, value in facts["config"].items() if value != default.get(key)},
         **{key: facts[key] for key in COPIED},
     }
 

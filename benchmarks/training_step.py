@@ -1,7 +1,7 @@
 """How close a pretraining step comes to the rate of the matmuls that it consists of.
 
-The step is the trainer's own (`PretrainTrainer.train_step`: two views, bfloat16 autocast, backward, clipping,
-optimizer) on drawn tokens. In turn with it, so that all meet the same machine:
+The step is the trainer's own (`PretrainTrainer`: two views, bfloat16 autocast, backward, clipping, optimizer) on drawn
+tokens. In turn with it, so that all meet the same machine:
 - limit: the step's floating-point operations at the rate of one large bfloat16 matmul. Counted are matmuls and
   attention, forward and backward; what a kernel recomputes, and everything else, is not.
 - own matmuls: exactly the step's matmuls, of the same shapes, in bfloat16, attention's batched, and nothing between.
@@ -15,6 +15,7 @@ own. On a CPU they have 2 layers a side. On a machine shared with others: --thre
 import argparse
 import json
 import statistics
+import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -27,7 +28,7 @@ from torch import nn
 from tqdm.auto import tqdm
 
 from hf_wsl.files import write_json
-from modeling_wsl import WSLConfig, WSLFeatureExtractor, WSLForPreTraining
+from modeling_wsl import WSLConfig, WSLForPreTraining
 from modeling_wsl.backbone.stack import WSLAttention
 from trainers.data.windows.dataset_source import SplitSize
 from trainers.pretraining.pretrain_config import PretrainConfig
@@ -45,6 +46,9 @@ class DrawnWindows:
     """Stands where the trainer takes its training windows: it asks a benchmark for their number only."""
 
     size = SplitSize(1024, 1024 * 4096)
+
+    def __len__(self) -> int:
+        return self.size.windows
 
 
 def drawn_batch(config: WSLConfig, batch_size: int, short: float) -> dict[str, torch.Tensor]:
@@ -69,11 +73,11 @@ def drawn_batch(config: WSLConfig, batch_size: int, short: float) -> dict[str, t
 
 
 def matmul_shapes(
-    config: WSLConfig, batch: dict[str, torch.Tensor], accelerator: Accelerator, options: argparse.Namespace
+    config: WSLConfig, batch: dict[str, torch.Tensor], options: argparse.Namespace
 ) -> list[tuple[int, int, int, int, int]]:
     """Every product of one step as (batch, m, k, n, times): linear maps, their two gradients, attention's six."""
     plain = argparse.Namespace(**{**vars(options), "compile": False, "activation_checkpointing": False})
-    trainer = make_trainer(accelerator, config, len(batch["tokens"]), plain)
+    trainer = make_trainer(config, len(batch["tokens"]), plain)
     shapes: list[tuple[int, int, int, int, int]] = []
 
     def of_linear(module: nn.Linear, inputs: tuple[torch.Tensor], output: torch.Tensor) -> None:
@@ -89,10 +93,10 @@ def matmul_shapes(
         shapes.append((rows * heads, tokens, tokens, depth, 4))  # the output, the gradients of value, query and key
 
     kinds = {nn.Linear: of_linear, WSLAttention: of_attention}
-    for module in trainer.unwrapped.modules():
+    for module in trainer.model.modules():
         if type(module) in kinds:
             module.register_forward_hook(kinds[type(module)])
-    trainer.train_step([batch])
+    one_step(trainer, batch)
     return shapes
 
 
@@ -164,53 +168,63 @@ def synchronize(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
-def make_trainer(
-    accelerator: Accelerator, config: WSLConfig, batch_size: int, options: argparse.Namespace
-) -> PretrainTrainer:
+def make_trainer(config: WSLConfig, batch_size: int, options: argparse.Namespace) -> PretrainTrainer:
+    """A trainer that is ready for `one_step`."""
     torch.manual_seed(0)
     model = WSLForPreTraining._from_config(config)
     run = PretrainConfig(
-        batch_size=batch_size,
+        output_dir=tempfile.mkdtemp(),
+        per_device_train_batch_size=batch_size,
         max_steps=1000,
         max_grad_norm=1.0,
-        optimizer=options.optimizer,
+        optim=options.optimizer,
+        precision="bfloat16",
         torch_compile=options.compile,
-        activation_checkpointing=options.activation_checkpointing,
     )
-    trainer = PretrainTrainer(run, accelerator, model, DrawnWindows(), None, WSLFeatureExtractor(), {})
-    trainer.unwrapped.train()
+    trainer = PretrainTrainer(model, run, DrawnWindows())
+    if options.activation_checkpointing:
+        model.activation_checkpointing_enable()
+    trainer.model_wrapped, trainer.optimizer = trainer.accelerator.prepare(model, trainer.create_optimizer())
     return trainer
+
+
+def one_step(trainer: PretrainTrainer, batch: dict[str, torch.Tensor]) -> None:
+    """What `Trainer` does for an optimizer step of one pass."""
+    passes, counted = trainer.get_batch_samples(iter([batch]), 1, trainer.accelerator.device)
+    trainer.training_step(trainer.model_wrapped, passes[0], counted)
+    trainer._clip_grad_norm(trainer.model_wrapped)
+    trainer.optimizer.step()
+    trainer.model_wrapped.zero_grad()
 
 
 def peak_memory_of_a_step(trainer: PretrainTrainer, batch: dict[str, torch.Tensor], device: torch.device) -> float:
     """GB that the second step takes at most: the first one makes the optimizer's state."""
-    trainer.train_step([batch])
+    one_step(trainer, batch)
     torch.cuda.reset_peak_memory_stats(device)
-    trainer.train_step([batch])
+    one_step(trainer, batch)
     return round(torch.cuda.max_memory_allocated(device) / 1e9, 3)
 
 
-def measure(size: str, accelerator: Accelerator, options: argparse.Namespace) -> dict[str, Any]:
-    device = accelerator.device
+def measure(size: str, device: torch.device, options: argparse.Namespace) -> dict[str, Any]:
     on_gpu = device.type == "cuda"
     cut = {"num_hidden_layers": 2} if size.startswith("hf-") and not on_gpu else {}
     config = WSLConfig.from_size(size, **cut)
     batch_size = options.batch_size or BATCHES[size][on_gpu]
     batch = drawn_batch(config, batch_size, options.short_windows)
-    trainer = make_trainer(accelerator, config, batch_size, options)
-    shapes = matmul_shapes(config, batch, accelerator, options)
+    trainer = make_trainer(config, batch_size, options)
+    shapes = matmul_shapes(config, batch, options)
     total = operations(shapes)
     peak = peak_memory_of_a_step(trainer, batch, device) if on_gpu else None  # before the operands of the limits exist
     multiply, multiply_operations = large_matmul(device)
     functions = {
         "large_matmul": multiply,
         "own_matmuls": own_matmuls(shapes, device),
-        "step": lambda: trainer.train_step([batch]),
+        "step": lambda: one_step(trainer, batch),
     }
     seconds = in_turn(functions, device, options.rounds, options.processor_time)
     plain = None
     if options.plain_rounds:
-        functions = {"step": lambda: trainer.train_step([batch]), "plain": plain_step(config, batch, device)}
+        functions = {"step": lambda: one_step(trainer, batch), "plain": plain_step(config, batch, device)}
         both = in_turn(functions, device, options.plain_rounds, options.processor_time)
         plain = round(both["plain"] / both["step"], 2)
     rate = multiply_operations / seconds["large_matmul"]
@@ -219,7 +233,7 @@ def measure(size: str, accelerator: Accelerator, options: argparse.Namespace) ->
     row = {
         "size": size,
         "layers_a_side": config.num_hidden_layers,
-        "parameters": trainer.unwrapped.num_parameters(),
+        "parameters": trainer.num_parameters,
         "batch": batch_size,
         "window": config.window_size,
         "short_windows": options.short_windows,
@@ -253,7 +267,7 @@ def main() -> None:
     parser.add_argument("--sizes", nargs="+", default=["nano", "tiny", "hf-small"], choices=list(BATCHES))
     parser.add_argument("--batch-size", type=int, default=0, help="windows; 0 = the recipe's, less for hf on a CPU")
     parser.add_argument("--short-windows", type=float, default=0.0, help="share of the windows that are half empty")
-    parser.add_argument("--optimizer", choices=("adamw", "muon"), default="adamw")
+    parser.add_argument("--optimizer", choices=("adamw_torch_fused", "muon"), default="adamw_torch_fused")
     parser.add_argument("--compile", action="store_true", help="torch.compile, as --torch_compile of the trainer")
     parser.add_argument("--activation-checkpointing", action="store_true")
     parser.add_argument("--rounds", type=int, default=7)
@@ -266,9 +280,8 @@ def main() -> None:
         parser.error("--processor-time adds up what all threads take: give --threads 1 with it")
     if options.threads:
         torch.set_num_threads(options.threads)
-    accelerator = Accelerator(mixed_precision="bf16")
-    results = [measure(size, accelerator, options) for size in options.sizes]
-    device = accelerator.device
+    device = Accelerator().device
+    results = [measure(size, device, options) for size in options.sizes]
     report = {
         "device": torch.cuda.get_device_name(device)
         if device.type == "cuda"

@@ -403,7 +403,7 @@ COMMANDS = (
     Command(
         "pretrain",
         "Train a backbone on a tokenized dataset.",
-        "trainers.pretraining.pretrain_config:PretrainConfig",
+        "trainers.pretraining.pretrain_options:PretrainOptions",
         "trainers.pretrain:train",
     ),
     Command("embed", "Embed models by their weights.", "datasets_scripts.embedding.embed_config:EmbedOptions", embed),

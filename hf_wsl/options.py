@@ -60,6 +60,7 @@ def option(
     of: Sequence[type] = (),
     hidden: Sequence[str] = (),
     was: Sequence[str] = (),
+    also: Sequence[str] = (),
 ) -> Any:
     """A dataclass field that is an option.
 
@@ -73,9 +74,11 @@ def option(
         of: of a dict: dataclasses whose fields are its keys, so that these are checked and shown in the help.
         hidden: keys of `of` that help leaves out, since another option sets them.
         was: earlier names, which are refused with the new one.
+        also: other names, which are taken for this one.
     """
     metadata = {"help": help, "choices": tuple(choices) if choices else None, "metavar": metavar, "group": group}
     metadata |= {"short": short, "of": tuple(of), "hidden": tuple(hidden), "was": tuple(was), "positional": False}
+    metadata["also"] = tuple(also)
     if isinstance(default, dict | list):
         return dataclasses.field(default_factory=lambda: type(default)(default), metadata=metadata)
     return dataclasses.field(default=default, metadata=metadata, kw_only=default is REQUIRED)
@@ -134,11 +137,15 @@ def build(cls: type[ConfigType], *sources: tuple[str, Mapping[str, Any]]) -> Con
     """
     hints = typing.get_type_hints(cls)
     fields = {field.name: field for field in dataclasses.fields(cls)}
+    aliases = _other_names(fields, "also")
     values: dict[str, Any] = {}
     for origin, given in sources:
         for key, value in given.items():
+            key = aliases.get(key, key)
             if key not in fields:
-                raise ConfigError(f"{origin}: unknown option '{key}'.{nearest(str(key), fields)}")
+                now = _other_names(fields, "was").get(key)
+                advice = f" It is '{now}' now." if now else nearest(str(key), fields)
+                raise ConfigError(f"{origin}: unknown option '{key}'.{advice}")
             value = coerce(value, hints[key], f"{origin}: option '{key}'")
             metadata = fields[key].metadata
             if metadata["choices"] and value not in metadata["choices"]:
@@ -168,12 +175,19 @@ def _is_required(field: dataclasses.Field) -> bool:
 
 def _coerce_keys(values: Mapping[str, Any], classes: Sequence[type], origin: str, group: str) -> dict[str, Any]:
     known = _keys(classes)
+    aliases = _other_names({name: field for name, (field, _) in known.items()}, "also")
+    values = {aliases.get(key, key): value for key, value in values.items()}
     for key in values:
         if key not in known:
             raise ConfigError(f"{origin}option '{group}': unknown option '{key}'.{nearest(str(key), known)}")
     return {
         key: coerce(value, known[key][1], f"{origin}option '{group}': option '{key}'") for key, value in values.items()
     }
+
+
+def _other_names(fields: Mapping[str, dataclasses.Field], kind: str) -> dict[str, str]:
+    """Other names of fields, by the metadata "was" or "also", each with the name of now."""
+    return {other: name for name, field in fields.items() for other in field.metadata[kind]}
 
 
 def _keys(classes: Sequence[type]) -> dict[str, tuple[dataclasses.Field, Any]]:
@@ -301,7 +315,8 @@ def parse(cls: type[ConfigType], argv: Sequence[str], *, program: str, summary: 
     """Reads arguments, options and `--config FILE`; the command line outranks the file.
 
     A class attribute `EXAMPLE` is shown in the help; with `RECIPES`, a folder, `--config` takes the bare name of a
-    YAML file in it.
+    YAML file in it. A class method `widened` takes the arguments, and gives the class that knows their options and the
+    arguments that are to be read.
 
     Args:
         cls: a dataclass of `option` and `argument` fields.
@@ -347,6 +362,8 @@ def _read(
     cls: type[ConfigType], argv: Sequence[str], program: str, summary: str
 ) -> tuple[ConfigType, dict[str, bool]]:
     """The options, and those of `_GENERAL` that were given."""
+    if hasattr(cls, "widened"):  # a class that knows more options than its help shows
+        cls, argv = cls.widened(argv)
     parser = _Parser(cls, program, summary)
     given = parser.read(argv)
     levels = {name: given.pop(name) for name in _GENERAL if name in given}
@@ -372,6 +389,7 @@ class _Parser:
         self.usage = self._usage(hints)
         self.kinds: dict[str, Any] = {"config": str}
         self.renamed: dict[str, str] = {}
+        self.aliases: dict[str, str] = {}
         self.parser = argparse.ArgumentParser(
             prog=program,
             usage=self.usage.replace("%", "%%"),
@@ -392,10 +410,12 @@ class _Parser:
             if title := field.metadata["group"]:
                 group = self.parser.add_argument_group(title)
             self.renamed |= dict.fromkeys(field.metadata["was"], name)
+            self.aliases |= dict.fromkeys(field.metadata["also"], name)
             if field.metadata["of"]:
                 inner = self.parser.add_argument_group(f"--{name}", field.metadata["help"])
                 for key, (part, hint) in _keys(field.metadata["of"]).items():
                     self._add(inner, f"{name}.{key}", part, hint, shown=key not in field.metadata["hidden"])
+                    self.aliases |= {f"{name}.{other}": f"{name}.{key}" for other in part.metadata["also"]}
             elif name in self.free:
                 group.add_argument(f"--{name}.KEY", metavar="VALUE", help=_help(field, str))
             elif name not in self.positional:
@@ -437,6 +457,8 @@ class _Parser:
         for name, (short, text) in _GENERAL.items():
             group.add_argument(short, f"--{name}", action="store_true", help=text)
         group.add_argument("-h", "--help", action="help", help="Show this help.")
+        if hasattr(self.cls, "widened"):
+            group.add_argument("--help_all", action="help", help="Show all options, also those that few runs need.")
 
     def _recipes(self) -> list[str]:
         """The shipped files whose options are all of this command."""
@@ -502,6 +524,7 @@ class _Parser:
 
     def _assign(self, options: list[str], places: list[str]) -> argparse.Namespace:
         parsed, unknown = self.parser.parse_known_args([*options, "--", *places] if places else options)
+        unknown = [word for word in unknown if word != "--"]  # some versions of argparse give it back
         if unknown:
             if unknown[0].startswith("-") and unknown[0] not in places:
                 raise ConfigError(f"command line: unknown option '{unknown[0]}'. {self._advice()}")
@@ -514,6 +537,7 @@ class _Parser:
     def _long_option(self, given: str, value: str | None, rest: list[str]) -> str:
         """`--name=value`, the name as the dataclass spells it; a value that is needed is taken from the rest."""
         name = given.replace("-", "_")
+        name = self.aliases.get(name, name)
         if name in _GENERAL and value is None:
             return f"--{name}"
         if name.startswith("no_") and self.kinds.get(name[3:]) is bool and value is None:

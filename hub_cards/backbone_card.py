@@ -166,10 +166,11 @@ def _training_rows(facts: BackboneFacts) -> list[tuple[str, str]]:
         ("windows a step", f"{training['windows_per_step']:,}"),
         ("tokens seen", f"{training['tokens_seen']:,}"),
         ("time", f"{duration} on {training['processes']} x {training['device']}"),
-        ("learning rate", f"{run['learning_rate']:g} ({run['lr_schedule']}), weight decay {run['weight_decay']:g}"),
+        ("learning rate", f"{run['learning_rate']:g} ({run['lr_scheduler_type']})"),
+        ("weight decay", f"{run['weight_decay']:g}"),
         ("loss normalization", facts.config.loss_normalization),
         ("contrastive weight, noise", f"{facts.config.contrastive_weight:g}, {facts.config.noise_std:g}"),
-        ("arithmetic", f"{run['mixed_precision']} forward pass, saved as {run['save_dtype']}"),
+        ("arithmetic", f"{run['precision']} forward pass, saved as {run['save_dtype']}"),
         ("seed", str(training["seed"])),
         ("versions", versions),
     ]

@@ -1,7 +1,7 @@
 """Checkpoints of a run: written whole or not at all, loadable by `from_pretrained`, enough to resume bit for bit.
 
-`checkpoint-<step>/` holds config.json and model.safetensors (float32), preprocessor_config.json, optimizer.safetensors
-and trainer_state.json. No pickles. Randomness needs no state: every draw is seeded by the step.
+`checkpoint-<step>/` holds the model (float32) as its library saves it, optimizer.safetensors, trainer_state.json of
+transformers and run_state.json of ours. No pickles. Randomness needs no state: every draw is seeded by the step.
 """
 
 from __future__ import annotations
@@ -10,24 +10,26 @@ import json
 import os
 import re
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
-from safetensors.torch import save_file
+from safetensors import SafetensorError
+from safetensors.torch import load_file, load_model
+from safetensors.torch import save_model as save_module
+from torch import nn
 from transformers import FeatureExtractionMixin, PreTrainedModel
 from transformers.utils import logging as hf_logging
 
-from hf_wsl.files import write_json
+from hf_wsl.files import remove_folder, replacing_folder
 
 from .distribution import as_part_of, whole
 
 
-OPTIMIZER_FILE, STATE_FILE = "optimizer.safetensors", "trainer_state.json"
-# What an optimizer keeps of a parameter.
-_ADAMW_STATE, _MUON_STATE = ("step", "exp_avg", "exp_avg_sq"), ("momentum_buffer",)
-_PARTIAL, _OUTDATED = ".partial-", ".outdated-"
+OPTIMIZER_FILE, STATE_FILE = "optimizer.safetensors", "run_state.json"
+_NUMBER = "#"  # behind the name of a state that is a number, not a tensor
 _FOLDER = re.compile(r"checkpoint-(\d+)")
 
 
@@ -38,12 +40,9 @@ class CheckpointStateError(ValueError):
 def list_checkpoints(output_dir: str | Path) -> list[Path]:
     """The complete checkpoints of a run, oldest step first."""
     folder = Path(output_dir)
-    found = (
-        [p for p in folder.iterdir() if _FOLDER.fullmatch(p.name) and (p / STATE_FILE).is_file()]
-        if folder.is_dir()
-        else []
-    )
-    return sorted(found, key=checkpoint_step)
+    paths = folder.iterdir() if folder.is_dir() else ()
+    complete = [path for path in paths if _FOLDER.fullmatch(path.name) and (path / STATE_FILE).is_file()]
+    return sorted(complete, key=checkpoint_step)
 
 
 def last_checkpoint(output_dir: str | Path) -> Path | None:
@@ -55,52 +54,37 @@ def checkpoint_step(folder: Path) -> int:
     return int(_FOLDER.fullmatch(folder.name)[1])
 
 
-def save_checkpoint(
-    output_dir: str | Path,
-    model: PreTrainedModel,
-    weights: dict[str, torch.Tensor] | None,
-    moments: dict[str, torch.Tensor],
-    feature_extractor: FeatureExtractionMixin,
-    state: dict[str, Any],
-    keep: int,
-) -> Path:
-    """Writes `checkpoint-<state["step"]>` through a temporary folder, then deletes all but the `keep` newest.
+@contextmanager
+def new_checkpoint(output_dir: str | Path, step: int, keep: int | None) -> Iterator[Path]:
+    """Gives a temporary folder to fill; it becomes `checkpoint-<step>`, and all but the `keep` newest are deleted.
 
     Args:
-        weights: see `save_model`.
-        moments: see `optimizer_tensors`.
-        state: JSON content of trainer_state.json; must hold "step".
-        keep: complete checkpoints that stay, the one just written among them in any case.
-
-    Returns:
-        The folder.
+        keep: complete checkpoints that stay, the one just written among them in any case; None: all.
     """
-    output_dir = Path(output_dir)
-    final = output_dir / f"checkpoint-{state['step']}"
-    partial = output_dir / f"{_PARTIAL}{final.name}"
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    save_model(partial, model, feature_extractor, weights)
-    save_file(moments, partial / OPTIMIZER_FILE)
-    write_json(partial / STATE_FILE, state)
-    publish_folder(partial, final)
-    for old in list_checkpoints(output_dir)[:-keep]:
+    final = Path(output_dir) / f"checkpoint-{step}"
+    with replacing_folder(final, flush=True) as partial:  # a rename must not survive a power cut without its content
+        yield partial
+    for old in list_checkpoints(output_dir)[:-keep] if keep else ():
         if old != final:
-            shutil.rmtree(old)
-    return final
+            remove_folder(old)
 
 
 def save_model(
     folder: Path,
-    model: PreTrainedModel,
-    feature_extractor: FeatureExtractionMixin,
+    model: nn.Module,
+    processing: FeatureExtractionMixin | None = None,
     weights: dict[str, torch.Tensor] | None = None,
 ) -> None:
-    """Writes what `from_pretrained` reads, quietly (a bar per file would cut through the run's own).
+    """Writes what `from_pretrained` reads, quietly (a bar per file would cut through the run's own); of a model that
+    is none of transformers', `model.safetensors` alone.
 
     Args:
+        processing: feature extractor or tokenizer, saved beside it.
         weights: of a model that lies in parts on several processes; None: the model's own.
     """
+    if not isinstance(model, PreTrainedModel):
+        save_module(model, str(folder / "model.safetensors"))
+        return
     shown = hf_logging.is_progress_bar_enabled()
     hf_logging.disable_progress_bar()
     try:
@@ -108,31 +92,10 @@ def save_model(
     finally:
         if shown:
             hf_logging.enable_progress_bar()
-    feature_extractor.save_pretrained(folder)
-    for weights in folder.glob("*.safetensors"):
-        shutil.copymode(folder / "config.json", weights)  # safetensors writes files that nobody else may read
-
-
-def publish_folder(partial: Path, final: Path) -> None:
-    """Renames a finished folder into place; one of that name is moved aside first and deleted after."""
-    for file in partial.iterdir():
-        with file.open("rb") as opened:
-            os.fsync(opened.fileno())  # a rename must not survive a power cut that its content does not
-    outdated = final.with_name(f"{_OUTDATED}{final.name}")
-    shutil.rmtree(outdated, ignore_errors=True)
-    if final.exists():
-        final.rename(outdated)
-    partial.rename(final)
-    shutil.rmtree(outdated, ignore_errors=True)
-
-
-def remove_leftovers(output_dir: Path) -> None:
-    """Deletes what a process that was killed while saving left behind."""
-    for pattern in (f"{_PARTIAL}*", f"{_OUTDATED}*"):
-        for folder in output_dir.glob(pattern):
-            shutil.rmtree(folder)
-    for file in output_dir.glob(".*.tmp"):
-        file.unlink()
+    if processing is not None:
+        processing.save_pretrained(folder)
+    for file in folder.glob("*.safetensors"):
+        shutil.copymode(folder / "config.json", file)  # safetensors writes files that nobody else may read
 
 
 def publish_files(partial: Path, final: Path) -> None:
@@ -156,36 +119,52 @@ def read_state(checkpoint: Path) -> dict[str, Any]:
         raise CheckpointStateError(f"{path}: damaged ({error}). Resume from an earlier checkpoint") from error
 
 
-def load_optimizer(checkpoint: Path, model: PreTrainedModel, optimizer: torch.optim.Optimizer) -> None:
-    """Restores the optimizer's state by parameter name.
+def load_weights(checkpoint: Path, model: nn.Module) -> None:
+    """Puts the weights and buffers of a checkpoint back into a whole model, bit for bit.
 
     Raises:
-        CheckpointStateError: a parameter's state is missing, misshapen, or another optimizer's.
+        CheckpointStateError: they do not fit the model, or a file is damaged.
+    """
+    files = sorted(checkpoint.glob("model*.safetensors"))
+    try:
+        if len(files) == 1:
+            load_model(model, files[0])  # knows which names share a tensor
+            return
+        tensors = {name: tensor for file in files for name, tensor in load_file(file).items()}
+        model.load_state_dict(tensors)
+    except (RuntimeError, OSError, SafetensorError) as error:
+        raise CheckpointStateError(f"{checkpoint} does not fit the model or is damaged: {error}") from error
+
+
+def load_optimizer(checkpoint: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+    """Restores the optimizer's state by parameter name, in the memory layout of the parameters.
+
+    Raises:
+        CheckpointStateError: a parameter's state is missing or misshapen, or the file is damaged.
     """
     path = checkpoint / OPTIMIZER_FILE
-    names = _parameter_states(model, optimizer)
-    state: dict[int, dict[str, torch.Tensor]] = {}
-    with safe_open(path, framework="pt") as file:
-        stored = set(file.keys())
-        for index, (name, parameter, kept) in enumerate(names):
-            if f"{name}.{kept[0]}" not in stored:
-                raise CheckpointStateError(
-                    f"{path}: no state for parameter '{name}' ('{kept[0]}'). The model or the option 'optimizer' has "
-                    "changed since it was saved"
-                )
-            moments = {moment: file.get_tensor(f"{name}.{moment}") for moment in kept}
-            shape = moments[kept[-1]].shape
-            if shape != parameter.shape:
-                raise CheckpointStateError(f"{path}: '{name}' is {list(shape)}, the model has {list(parameter.shape)}")
-            state[index] = {
-                moment: as_part_of(tensor, parameter) if tensor.shape == parameter.shape else tensor
-                for moment, tensor in moments.items()
-            }
+    stored: dict[str, dict[str, torch.Tensor]] = {}
+    try:
+        for key, tensor in load_file(path).items():
+            name, _, kept = key.rpartition(".")
+            stored.setdefault(name, {})[kept] = tensor
+    except (OSError, SafetensorError) as error:
+        raise CheckpointStateError(f"{path} cannot be read: {error}. Resume from an earlier checkpoint") from error
+    state: dict[int, dict[str, torch.Tensor | float]] = {}
+    for index, (name, parameter) in enumerate(_named_parameters(model, optimizer)):
+        for kept, tensor in stored.get(name, {}).items():
+            if tensor.ndim and tensor.shape != parameter.shape:
+                shapes = f"'{name}' is {list(tensor.shape)}, the model has {list(parameter.shape)}"
+                raise CheckpointStateError(f"{path}: {shapes}. The model has changed since it was saved")
+            value = as_part_of(tensor, parameter) if tensor.ndim else tensor
+            if kept.endswith(_NUMBER):
+                kept, value = kept.removesuffix(_NUMBER), tensor.item()
+            state.setdefault(index, {})[kept] = value
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
 
 
 def optimizer_tensors(
-    model: PreTrainedModel, optimizer: torch.optim.Optimizer, keep: bool = True
+    model: nn.Module, optimizer: torch.optim.Optimizer, keep: bool = True
 ) -> dict[str, torch.Tensor]:
     """The optimizer's state by parameter name, whole and on the CPU.
 
@@ -193,21 +172,17 @@ def optimizer_tensors(
         keep: false for the processes that only help to put moments together which lie in parts; they get {}.
     """
     tensors = {}
-    for name, parameter, kept in _parameter_states(model, optimizer):
-        for moment in kept if parameter in optimizer.state else ():
-            tensor = whole(optimizer.state[parameter][moment].detach())
+    for name, parameter in _named_parameters(model, optimizer):
+        for kept, value in optimizer.state.get(parameter, {}).items():
+            if isinstance(value, int | float):
+                value, kept = torch.tensor(value, dtype=torch.float64), f"{kept}{_NUMBER}"
+            tensor = whole(value.detach())
             if keep:
-                tensors[f"{name}.{moment}"] = tensor.cpu().contiguous()
+                tensors[f"{name}.{kept}"] = tensor.cpu().contiguous()
     return tensors
 
 
-def _parameter_states(
-    model: PreTrainedModel, optimizer: torch.optim.Optimizer
-) -> list[tuple[str, torch.nn.Parameter, tuple[str, ...]]]:
-    """The optimizer's parameters, in its order: name in the model, parameter, names of what is kept of it."""
+def _named_parameters(model: nn.Module, optimizer: torch.optim.Optimizer) -> list[tuple[str, torch.nn.Parameter]]:
+    """The optimizer's parameters, in its order, each after its name in the model."""
     names = {id(parameter): name for name, parameter in model.named_parameters()}
-    return [
-        (names[id(p)], p, _ADAMW_STATE if "betas" in group else _MUON_STATE)
-        for group in optimizer.param_groups
-        for p in group["params"]
-    ]
+    return [(names[id(p)], p) for group in optimizer.param_groups for p in group["params"]]

@@ -44,9 +44,9 @@ TRAINING = {
         "dataset_revision": None,
         "model_name_or_path": None,
         "learning_rate": 2e-5,
-        "lr_schedule": "onecycle",
+        "lr_scheduler_type": "onecycle",
         "weight_decay": 3e-9,
-        "mixed_precision": "bf16",
+        "precision": "bfloat16",
         "save_dtype": "bfloat16",
     },
 }

@@ -15,7 +15,7 @@ from torch import nn
 from torch.utils.data import Dataset, TensorDataset
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from trainers import checkpointing
+from hf_wsl import files
 from trainers.checkpointing import CheckpointStateError
 from trainers.data.example_order import EpochDataset
 from trainers.finetuning import finetune_checkpoints
@@ -359,8 +359,8 @@ def test_two_interrupted_processes_started_again_end_with_the_same_bytes(tmp_pat
 @pytest.mark.parametrize("schedule", ["constant", "onecycle"])
 def test_a_run_killed_anywhere_and_started_again_ends_with_the_same_bytes(tmp_path, schedule):
     config = FinetuneConfig(epochs=3, weight_decay=0.1, schedule=schedule, **CPU)
-    places = [(finetune_checkpoints, name) for name in ("save_model", "publish_folder", "write_json")]
-    places += [(checkpointing.shutil, "rmtree"), (torch, "manual_seed")]
+    places = [(finetune_checkpoints, "save_model"), (finetune_checkpoints, "write_json"), (files, "move_folder")]
+    places += [(files.shutil, "rmtree"), (torch, "manual_seed")]
 
     def run(folder: Path):
         return finetune(

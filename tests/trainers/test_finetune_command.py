@@ -19,7 +19,7 @@ from trainers.data.data_config import ImageDataConfig
 from trainers.data.images.image_data import load_images
 from trainers.finetune import FinetuneCommandConfig, main, run
 from trainers.finetuning.measure import measure
-from trainers.pretraining.pretrain_config import RECIPES
+from trainers.training_options import RECIPES
 
 
 @pytest.fixture(autouse=True)

@@ -9,6 +9,7 @@ import time
 
 import pytest
 import torch
+from huggingface_hub import HfApi
 from pretrain_fixtures import (
     arguments,
     command,
@@ -26,10 +27,10 @@ from trainers.checkpointing import CheckpointStateError, last_checkpoint
 from trainers.data.windows.crops import tiles
 from trainers.data.windows.dataset_source import load_windows
 from trainers.data.windows.window_data import WindowDataset
+from trainers.data.windows.window_inputs import model_inputs
 from trainers.data.windows.window_table import DatasetError
 from trainers.pretrain import main, run
-from trainers.pretraining.pretrain_trainer import NonFiniteLossError
-from trainers.pretraining.validation import to_device
+from trainers.run_trainer import NonFiniteLossError
 
 
 pytestmark = pytest.mark.usefixtures("one_thread_and_a_fresh_accelerator")
@@ -74,23 +75,23 @@ def test_a_run_that_sigterm_stopped_and_latest_resumed_equals_an_uninterrupted_o
 def test_what_a_killed_process_left_behind_does_not_show_in_the_resumed_run(data, tmp_path):
     main(arguments(data, tmp_path / "whole", logging_steps=1))
     main(arguments(data, tmp_path / "killed", logging_steps=1, stop_at_step=3))
-    (tmp_path / "killed" / ".partial-checkpoint-5").mkdir()
+    (tmp_path / "killed" / ".checkpoint-5.123.tmp").mkdir()
     with (tmp_path / "killed" / "metrics.jsonl").open("a") as file:
         file.write('{"step": 4, "loss": 1.0}\n{"step": 5, "lo')
     main(arguments(data, tmp_path / "killed", "--resume_from_checkpoint", "latest", logging_steps=1))
     runs = [
-        [(line["step"], line.get("loss"), line.get("val_r2")) for line in lines_of(tmp_path / name)]
+        [(line["step"], line.get("loss"), line.get("eval_r2")) for line in lines_of(tmp_path / name)]
         for name in ("whole", "killed")
     ]
     assert runs[0] == runs[1]
-    assert not list((tmp_path / "killed").glob(".partial*"))
+    assert not list((tmp_path / "killed").glob(".*"))
     assert same_tensors(weights(tmp_path / "whole"), weights(tmp_path / "killed"))
 
 
 @pytest.mark.parametrize("normalization", ["token", "none", "window", "layer"])
 def test_eight_windows_at_once_equal_eight_accumulated(data, tmp_path, normalization):
     model = {**PLAIN, "loss_normalization": normalization}
-    options = {"mixed_precision": "no", "adam_epsilon": 1e-3, "eval_steps": 0, "max_grad_norm": 0, "model": model}
+    options = {"precision": "float32", "adam_epsilon": 1e-3, "eval_steps": 0, "max_grad_norm": 0, "model": model}
     main(arguments(data, tmp_path / "8x1", **{**options, "batch_size": 8}))
     main(arguments(data, tmp_path / "1x8", **{**options, "batch_size": 1, "gradient_accumulation_steps": 8}))
     start = weights(tmp_path / "8x1")
@@ -108,7 +109,7 @@ def test_eight_windows_at_once_equal_eight_accumulated(data, tmp_path, normaliza
 
 def test_the_output_folder_loads_and_scores_what_the_log_says(data, tmp_path, caplog):
     caplog.set_level(logging.INFO)
-    facts = main(arguments(data, tmp_path / "run", mixed_precision="no", save_steps=4))
+    facts = main(arguments(data, tmp_path / "run", precision="float32", save_steps=4))
     assert facts["status"] == "completed" and facts["steps"] == 6
     assert sorted(p.name for p in (tmp_path / "run").glob("checkpoint-*")) == ["checkpoint-4", "checkpoint-6"]
     for folder in (tmp_path / "run", last_checkpoint(tmp_path / "run")):
@@ -118,17 +119,18 @@ def test_the_output_folder_loads_and_scores_what_the_log_says(data, tmp_path, ca
         held_out = WindowDataset(load_windows(str(data))["validation"])
         score = R2Accumulator()
         for crop in tiles(held_out.num_tokens, 16):
-            tokens, token_mask, positions = to_device(held_out.__getitems__([crop]), torch.device("cpu"))
+            inputs = model_inputs(held_out.__getitems__([crop]), torch.device("cpu"))
             with torch.no_grad():
-                output = model(tokens, token_mask=token_mask, positions=positions)
-            score.update(output.reconstruction, tokens, token_mask)
+                output = model(**inputs)
+            score.update(output.reconstruction, inputs["tokens"], inputs["token_mask"])
         assert score.compute() == pytest.approx(facts["val_r2"], abs=1e-6)
-    evaluated = [line for line in lines_of(tmp_path / "run") if "val_r2" in line]
+    evaluated = [line for line in lines_of(tmp_path / "run") if "eval_r2" in line]
     assert [line["step"] for line in evaluated] == [0, 3, 6]
-    assert all({"random_projection_r2", "pca_r2"} <= line.keys() for line in evaluated)
+    assert all({"eval_random_projection_r2", "eval_pca_r2"} <= line.keys() for line in evaluated)
     trained = [line for line in lines_of(tmp_path / "run") if "loss" in line]
     assert all(
-        {"loss_reconstruction", "loss_contrastive", "r2", "lr", "tokens_per_s"} <= line.keys() for line in trained
+        {"loss_reconstruction", "loss_contrastive", "r2", "learning_rate", "tokens_per_s"} <= line.keys()
+        for line in trained
     )
     assert any(
         "val R2 0." in text and "| random projection 0." in text and "| PCA 0." in text for text in caplog.messages
@@ -137,7 +139,7 @@ def test_the_output_folder_loads_and_scores_what_the_log_says(data, tmp_path, ca
 
 def test_the_linear_path_starts_where_pca_stands(data, tmp_path):
     model = {"token_standardization": True, "linear_path": True}
-    facts = main(arguments(data, tmp_path / "run", mixed_precision="no", max_steps=1, model=model))
+    facts = main(arguments(data, tmp_path / "run", precision="float32", max_steps=1, model=model))
     start = facts["val_r2_history"][0]["val_r2"]
     assert facts["baselines"]["random projection"] < start < facts["baselines"]["PCA"]
     assert start > 0.9  # PCA with two directions fewer: they hold mean and standard deviation
@@ -185,6 +187,39 @@ def test_recomputed_activations_and_reading_workers_change_nothing(data, tmp_pat
     main(arguments(data, tmp_path / "plain", num_workers=0))
     main(arguments(data, tmp_path / "other", "--activation_checkpointing", num_workers=2))
     assert same_tensors(weights(tmp_path / "plain"), weights(tmp_path / "other"))
+
+
+def test_a_run_that_accelerate_launched_and_a_kill_ended_goes_on_from_its_last_checkpoint(data, tmp_path):
+    options = {"max_steps": 60, "eval_steps": 0, "logging_steps": 1, "save_steps": 1, "precision": "float32"}
+    launcher = ("-m", "accelerate.commands.launch", "--cpu", "--num_processes", "1", "-m", "trainers.pretrain")
+    killed = command(arguments(data, tmp_path / "killed", **options), launcher, start_new_session=True)
+    while killed.poll() is None and last_checkpoint(tmp_path / "killed") is None:
+        time.sleep(0.005)
+    time.sleep(0.3)  # somewhere between, or within, the next checkpoints
+    os.killpg(killed.pid, signal.SIGKILL)
+    killed.communicate()
+    last = last_checkpoint(tmp_path / "killed")
+    AutoModelForPreTraining.from_pretrained(last)
+    main(arguments(data, tmp_path / "killed", "--resume_from_checkpoint", "latest", **options))
+    main(arguments(data, tmp_path / "whole", **{**options, "save_steps": 0}))
+    for name in ("model.safetensors", "optimizer.safetensors"):
+        first, second = (tmp_path / run / "checkpoint-60" / name for run in ("whole", "killed"))
+        assert first.read_bytes() == second.read_bytes()
+
+
+def test_push_to_hub_uploads_checkpoints_and_the_finished_model(hub, data, tmp_path, monkeypatch):
+    monkeypatch.setenv("HF_TOKEN", "hf_alice")
+    main(arguments(data, tmp_path / "run", "--push_to_hub", hub_model_id="alice/backbone", save_steps=3))
+    finished, uploaded = AutoModel.from_pretrained(tmp_path / "run"), AutoModel.from_pretrained("alice/backbone")
+    assert same_tensors(dict(finished.state_dict()), dict(uploaded.state_dict()))
+    AutoFeatureExtractor.from_pretrained("alice/backbone")
+    api = HfApi()
+    titles = [commit.title for commit in api.list_repo_commits("alice/backbone")]
+    assert titles[:3] == ["End of training", "Training in progress, step 6", "Training in progress, step 3"]
+    files = set(api.list_repo_files("alice/backbone"))
+    assert {"README.md", "model.safetensors", "preprocessor_config.json"} <= files
+    # Nothing that names folders of this machine, no optimizer, no pickle.
+    assert not {"training_facts.json", "pretrain_config.yaml", "optimizer.safetensors", "training_args.bin"} & files
 
 
 def test_trackers_receive_the_metrics(data, tmp_path):
@@ -249,7 +284,7 @@ def test_the_facts_name_the_size_that_the_model_has(data, tmp_path):
         ({"model_name_or_path": "no/such-backbone"}, "'model_name_or_path' (no/such-backbone)"),
         ({"model_name_or_path": "{backbone}", "model": {"noise_std": -1}}, "noise_std must not be negative"),
         ({"model_name_or_path": "{backbone}", "model": {"hidden_size": 64}}, "'model_name_or_path'"),
-        ({"dataset": "{backbone}"}, "has no windows/train-*.parquet"),
+        ({"dataset": "{backbone}"}, "it has no windows/train-*.parquet"),
     ],
 )
 def test_what_a_user_can_mend_is_one_line_on_stderr(data, tmp_path, capsys, options, message):
@@ -273,7 +308,7 @@ def test_what_a_user_can_mend_is_one_line_on_stderr(data, tmp_path, capsys, opti
         ({"size": "huge"}, ConfigError, "Unknown size 'huge'"),
         ({"dataset": "nowhere/at-all"}, DatasetError, "neither a local path nor a dataset on the Hub"),
         ({"dataset": ""}, ConfigError, "'dataset' is missing"),
-        ({"resume_from_checkpoint": "nowhere"}, CheckpointStateError, "no trainer_state.json"),
+        ({"resume_from_checkpoint": "nowhere"}, CheckpointStateError, "no run_state.json"),
     ],
 )
 def test_what_cannot_work_is_refused_before_training(data, tmp_path, options, error, message):

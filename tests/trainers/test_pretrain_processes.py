@@ -4,6 +4,7 @@ FSDP2 runs on two CPU processes with the environment that `accelerate launch` ma
 of devices that accelerate shards is overruled (`several_runs.py`). On GPUs, over NCCL, the tests run nothing.
 """
 
+import importlib.util
 import json
 from pathlib import Path
 
@@ -33,7 +34,9 @@ import trainers
 from hf_wsl.options import ConfigError
 from trainers.distribution import check_distribution
 from trainers.pretrain import main, run
-from trainers.pretraining.pretrain_config import RECIPES, PretrainConfig
+from trainers.pretraining.pretrain_config import PretrainConfig
+from trainers.pretraining.pretrain_options import PretrainOptions
+from trainers.training_options import RECIPES
 
 
 pytestmark = pytest.mark.usefixtures("one_thread_and_a_fresh_accelerator")
@@ -65,10 +68,10 @@ def run_on_two_processes(folder):
     """All runs, one after the other in one launch: a launch takes longer than all of them."""
     data = write_dataset(folder / "data", LENGTHS, rows_per_file=3)
     shared = {"batch_size": 2, "logging_steps": 1, "adam_epsilon": 1e-3}
-    equal = {**shared, "gradient_accumulation_steps": 2, "mixed_precision": "no", "model": PLAIN}
+    equal = {**shared, "gradient_accumulation_steps": 2, "precision": "float32", "model": PLAIN}
     clipped = {**shared, "gradient_accumulation_steps": 2, "max_grad_norm": 0.5, "max_eval_windows": 1}
-    exact = {**clipped, "mixed_precision": "no", "model": LINEAR}
-    rounded = {**clipped, "mixed_precision": "bf16", "save_dtype": "bfloat16", "model": LEARNED}
+    exact = {**clipped, "precision": "float32", "model": LINEAR}
+    rounded = {**clipped, "precision": "bfloat16", "save_dtype": "bfloat16", "model": LEARNED}
     stream = {**shared, "streaming": "true", "shuffle_buffer": 3, "num_workers": 1, "eval_steps": 0, "max_steps": 8}
     data_parallel = [
         arguments(data, folder / "two", **equal),
@@ -100,38 +103,42 @@ def figures(folder, name):
     return [line[name] for line in lines_of(folder) if name in line]
 
 
+def passes_of(facts):
+    return tuple(facts["config"][name] for name in ("per_device_train_batch_size", "gradient_accumulation_steps"))
+
+
 def facts_of(folder):
     return json.loads((folder / "training_facts.json").read_text())
 
 
 def test_two_processes_equal_one(folder, tmp_path):
-    options = {"batch_size": 8, "logging_steps": 1, "adam_epsilon": 1e-3, "mixed_precision": "no", "model": PLAIN}
+    options = {"batch_size": 8, "logging_steps": 1, "adam_epsilon": 1e-3, "precision": "float32", "model": PLAIN}
     main(arguments(folder / "data", tmp_path / "one", **options))
     expected = weights(tmp_path / "one")
     for name, tensor in weights(folder / "two").items():
         torch.testing.assert_close(tensor, expected[name], atol=2e-6, rtol=1e-4)
-    for name in ("loss", "val_r2", "pca_r2", "random_projection_r2"):
+    for name in ("loss", "eval_r2", "eval_pca_r2", "eval_random_projection_r2"):
         assert figures(folder / "two", name) == pytest.approx(figures(tmp_path / "one", name), rel=1e-5)
     assert facts_of(folder / "two")["windows_per_step"] == 8
 
 
 def test_a_global_batch_is_the_same_on_one_process_and_on_two(folder, tmp_path):
-    options = {"batch_size": 4, "logging_steps": 1, "adam_epsilon": 1e-3, "mixed_precision": "no", "model": PLAIN}
+    options = {"batch_size": 4, "logging_steps": 1, "adam_epsilon": 1e-3, "precision": "float32", "model": PLAIN}
     alone = main(arguments(folder / "data", tmp_path / "one", global_batch_size=8, **options))
     shared = facts_of(folder / "global")
     assert alone["windows_per_step"] == shared["windows_per_step"] == 8
-    assert (alone["config"]["batch_size"], alone["config"]["gradient_accumulation_steps"]) == (4, 2)
-    assert (shared["config"]["batch_size"], shared["config"]["gradient_accumulation_steps"]) == (4, 1)
+    assert passes_of(alone) == (4, 2)
+    assert passes_of(shared) == (4, 1)
     assert figures(folder / "global", "loss") == pytest.approx(figures(tmp_path / "one", "loss"), rel=1e-5)
 
 
 @pytest.mark.parametrize("kind", ["exact", "rounded"])
 def test_fsdp2_trains_as_data_parallel_processes_do_and_saves_the_whole_model(folder, kind):
     whole, sharded = folder / f"whole-{kind}", folder / f"sharded-{kind}"
-    for name in ("loss", "loss_contrastive", "r2", "val_r2", "pca_r2"):
+    for name in ("loss", "loss_contrastive", "r2", "eval_r2", "eval_pca_r2"):
         assert figures(sharded, name) == pytest.approx(figures(whole, name), rel=1e-5)
     assert (facts_of(whole)["distribution"], facts_of(sharded)["distribution"]) == ("MULTI_CPU", "FSDP")
-    assert len(figures(sharded, "loss")) == 6 and len(figures(sharded, "val_r2")) == 3
+    assert len(figures(sharded, "loss")) == 6 and len(figures(sharded, "eval_r2")) == 3
     for file in ("checkpoint-6/model.safetensors", "checkpoint-6/optimizer.safetensors"):
         expected, found = load_file(whole / file), load_file(sharded / file)
         assert expected.keys() == found.keys()
@@ -160,8 +167,8 @@ def test_two_processes_stream_and_resume_as_if_uninterrupted(folder):
         first, second = (folder / run / "checkpoint-8" / name for run in ("stream", "stopped-stream"))
         assert first.read_bytes() == second.read_bytes()
     assert figures(folder / "stream", "loss") == figures(folder / "stopped-stream", "loss")
-    state = json.loads((folder / "stream" / "checkpoint-8" / "trainer_state.json").read_text())
-    assert [len(places) for places in state["stream"]] == [1, 1]
+    state = json.loads((folder / "stream" / "checkpoint-8" / "run_state.json").read_text())
+    assert [len(place) for place in state["stream"]] == [4, 4]
 
 
 @pytest.mark.parametrize(
@@ -194,28 +201,30 @@ def test_every_setup_is_tested():
     ("recipe", "windows"), [("hf_small", 64), ("hf_small_300", 64), ("hf_large", 128), ("sane", 32)]
 )
 @pytest.mark.parametrize("processes", [1, 8, 16])
-def test_the_papers_recipes_keep_their_batch_on_any_setup(recipe, windows, processes):
-    config = PretrainConfig.from_yaml(RECIPES / f"{recipe}.yaml")
-    shared = config.for_processes(processes)
-    assert shared.batch_size * shared.gradient_accumulation_steps * processes == windows
-    assert shared.batch_size <= config.batch_size
+def test_the_papers_recipes_keep_their_batch_on_any_setup(recipe, windows, processes, monkeypatch):
+    monkeypatch.setattr(PretrainConfig, "world_size", processes)
+    options = PretrainOptions.from_yaml(RECIPES / f"{recipe}.yaml", use_cpu=True, precision="float32")
+    config = PretrainConfig(**options.to_dict())
+    assert config.per_device_train_batch_size * config.gradient_accumulation_steps * processes == windows
+    assert config.per_device_train_batch_size <= options.per_device_train_batch_size
     if processes == 1:
-        assert shared == config
+        assert config.gradient_accumulation_steps == options.gradient_accumulation_steps
 
 
 @pytest.mark.parametrize(("options", "processes"), [({}, 3), ({}, 128), ({"batch_size": 48}, 1)])
-def test_a_global_batch_that_cannot_be_shared_is_refused(options, processes):
-    config = PretrainConfig.from_yaml("hf_small", **options)
+def test_a_global_batch_that_cannot_be_shared_is_refused(options, processes, monkeypatch):
+    monkeypatch.setattr(PretrainConfig, "world_size", processes)
+    options = PretrainOptions.from_yaml("hf_small", use_cpu=True, precision="float32", **options)
     with pytest.raises(ConfigError, match=f"'global_batch_size' is 64, which {processes} process"):
-        config.for_processes(processes)
+        PretrainConfig(**options.to_dict())
 
 
 @pytest.mark.parametrize(
     ("kind", "plugin", "message"),
     [
         (DistributedType.FSDP, {"fsdp_version": 1}, "set fsdp_version: 2"),
-        (DistributedType.FSDP, {"fsdp_version": 2, "cpu_ram_efficient_loading": False}, "pretraining needs true"),
-        (DistributedType.MEGATRON_LM, None, "set to MEGATRON_LM, which pretraining does not run on"),
+        (DistributedType.FSDP, {"fsdp_version": 2, "cpu_ram_efficient_loading": False}, "training needs true"),
+        (DistributedType.MEGATRON_LM, None, "set to MEGATRON_LM, which training does not run on"),
     ],
 )
 def test_a_distribution_that_training_cannot_run_on_is_refused_with_the_remedy(kind, plugin, message):
@@ -227,8 +236,9 @@ def test_a_distribution_that_training_cannot_run_on_is_refused_with_the_remedy(k
         check_distribution(accelerator)
 
 
-def test_deepspeed_is_refused_in_one_line(folder, tmp_path, monkeypatch, capsys):
+@pytest.mark.skipif(importlib.util.find_spec("deepspeed") is not None, reason="deepspeed is installed")
+def test_deepspeed_without_its_package_is_refused_in_one_line(folder, tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("ACCELERATE_USE_DEEPSPEED", "true")
-    assert run(arguments(folder / "data", tmp_path / "run")) == 1
+    assert run(list(map(str, arguments(folder / "data", tmp_path / "run")))) == 1
     (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
-    assert "DeepSpeed" in line and "fsdp2_8_gpus.yaml" in line
+    assert "pip install deepspeed" in line and "fsdp2_8_gpus.yaml" in line

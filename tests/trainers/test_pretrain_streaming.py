@@ -2,9 +2,11 @@
 
 import signal
 import time
+from pathlib import Path
 
 import datasets
 import pytest
+from huggingface_hub.constants import HF_HUB_CACHE
 from pretrain_fixtures import (
     arguments,
     command,
@@ -123,6 +125,23 @@ def test_a_fault_while_streaming_is_retried_and_changes_nothing(hub, published, 
     assert same_tensors(weights(tmp_path / "calm"), weights(tmp_path / "stormy"))
 
 
+@pytest.mark.parametrize("times", [1, 2])
+def test_a_file_that_came_with_a_wrong_byte_is_fetched_anew_once(hub, published, tmp_path, capsys, times):
+    main(arguments("org/tokens", tmp_path / "calm", max_steps=1))
+    for file in (Path(HF_HUB_CACHE) / "datasets--org--tokens" / "snapshots").rglob("train-00001*"):
+        file.resolve().unlink()
+        file.unlink()
+    ordered = hub.fault(r"GET .*windows/train-00001", times=times, corrupt=-2000)
+    words = arguments("org/tokens", tmp_path / "run", max_steps=1)
+    if times == 1:
+        main(words)
+        assert same_tensors(weights(tmp_path / "calm"), weights(tmp_path / "run"))
+    else:
+        assert run(words) == 1
+        assert "windows/train-00001-of-00003.parquet is not what the Hub states" in capsys.readouterr().err
+    assert ordered.fired == times
+
+
 def test_a_hub_that_stays_away_ends_the_run_in_one_line(hub, published, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(datasets.config, "STREAMING_READ_MAX_RETRIES", 2)
     monkeypatch.setattr(datasets.config, "STREAMING_READ_RETRY_INTERVAL", 0)
@@ -133,7 +152,7 @@ def test_a_hub_that_stays_away_ends_the_run_in_one_line(hub, published, tmp_path
         capsys.readouterr()
         assert run(words) == 1
         (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
-        assert line.startswith("error: split 'train', shard ") and "--resume_from_checkpoint latest" in line
+        assert line.startswith("error: split 'train', file train-0000") and "--resume_from_checkpoint latest" in line
         assert "Traceback" not in line
 
 
@@ -159,7 +178,7 @@ def test_several_crops_of_a_window_read_the_dataset_less_often(hub, published, t
     sent = {}
     for crops in (1, 4):
         hub.clear_log()
-        options = {**STREAM, "crops_per_window": crops, "max_steps": 0, "epochs": 8, "eval_steps": 0}
+        options = {**STREAM, "crops_per_window": crops, "max_steps": 0, "num_train_epochs": 8, "eval_steps": 0}
         facts = main(arguments("org/tokens", tmp_path / str(crops), **options))
         assert facts["steps"] == 22  # 8 visits of 11 windows, 4 a step
         sent[crops] = sum(entry.sent for entry in hub.log if "windows/train" in entry.path)

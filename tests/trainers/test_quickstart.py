@@ -25,7 +25,7 @@ from trainers.zoo.digits_zoo import ARCHITECTURES, ZooConfig
 MINIATURE = QuickstartConfig(
     zoo=ZooConfig(families=("resnet", "efficientnet"), members_per_family=2, epochs=1, batch_size=64),
     validation_fraction=0.4,
-    pretrain={"max_steps": 3, "eval_steps": 2, "batch_size": 2, "mixed_precision": "no"},
+    pretrain={"max_steps": 3, "eval_steps": 2, "batch_size": 2, "precision": "float32"},
     finetune=FinetuneConfig(epochs=1, batch_size=64, use_cpu=True),
     finetune_seeds=1,
     num_candidates=2,

@@ -1,13 +1,12 @@
 """Checkpoints of a fine-tuning run: model, optimizer and history, whole or not at all; no pickles.
 
-`checkpoint-<step>/` holds model.safetensors, optimizer.safetensors and trainer_state.json. Randomness needs no state:
+`checkpoint-<step>/` holds model.safetensors, optimizer.safetensors and run_state.json. Randomness needs no state:
 every draw is seeded by the step.
 """
 
 from __future__ import annotations
 
 import hashlib
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +20,8 @@ from ..checkpointing import (
     OPTIMIZER_FILE,
     STATE_FILE,
     CheckpointStateError,
-    list_checkpoints,
+    new_checkpoint,
     optimizer_tensors,
-    publish_folder,
     read_state,
 )
 
@@ -33,19 +31,12 @@ MODEL_FILE = "model.safetensors"
 
 def save_finetuning(
     output_dir: Path, step: int, model: nn.Module, optimizer: torch.optim.Optimizer, state: dict[str, Any]
-) -> Path:
+) -> None:
     """Writes `checkpoint-<step>` under another name, renames it, and deletes the older ones."""
-    final = output_dir / f"checkpoint-{step}"
-    partial = output_dir / f".partial-{final.name}"
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    save_model(model, str(partial / MODEL_FILE))
-    save_file(optimizer_tensors(model, optimizer), partial / OPTIMIZER_FILE)
-    write_json(partial / STATE_FILE, state)
-    publish_folder(partial, final)
-    for old in list_checkpoints(output_dir)[:-1]:
-        shutil.rmtree(old)
-    return final
+    with new_checkpoint(output_dir, step, keep=1) as partial:
+        save_model(model, str(partial / MODEL_FILE))
+        save_file(optimizer_tensors(model, optimizer), partial / OPTIMIZER_FILE)
+        write_json(partial / STATE_FILE, state)
 
 
 def load_finetuning(checkpoint: Path, run: dict[str, Any]) -> dict[str, Any]:

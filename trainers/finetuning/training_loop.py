@@ -20,8 +20,9 @@ from torch.utils.data import Dataset
 from tqdm.auto import tqdm
 
 from hf_wsl.errors import RunError
+from hf_wsl.files import remove_leftovers
 
-from ..checkpointing import last_checkpoint, remove_leftovers
+from ..checkpointing import last_checkpoint
 from ..data.example_order import EpochDataset, ExampleOrder
 from ..optimization import SCHEDULES, parameter_groups, set_step
 from .finetune_checkpoints import load_finetuning, restore, save_finetuning, weights_digest

@@ -1,201 +1,47 @@
-"""Every option of the pretraining command, described once."""
+"""`PretrainConfig`: TrainingArguments with the options of pretraining."""
 
 from __future__ import annotations
 
-import dataclasses
-import math
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
 
-import yaml
+from hf_wsl.options import ConfigError
+from modeling_wsl.configuration_wsl import SIZES, WSLConfig
 
-from hf_wsl.options import ConfigError, build, option, read_yaml
-from hf_wsl.options import find_recipe as find_file
-
-
-RECIPES = Path(__file__).parents[1] / "recipes"
-TRACKERS = ("jsonl", "tensorboard", "trackio", "wandb", "none")
+from ..run_arguments import RunArguments
+from .pretrain_options import PretrainOptions
 
 
-@dataclass
-class PretrainConfig:
-    """What a pretraining run is made of. Raises ConfigError on values that cannot work, naming the option.
+@dataclass(repr=False)
+class PretrainConfig(PretrainOptions, RunArguments):
+    """`transformers.TrainingArguments` for `PretrainTrainer`: the options of `PretrainOptions` with their defaults,
+    and every other one of TrainingArguments. Making one sets up the device and the processes, as these do.
 
-    The optimizer's defaults are the paper's (Table 4: AdamW 2e-5, weight decay 3e-9, OneCycle); recipes set the rest.
+    Attributes:
+        precision: "auto" has become "float32" or "bfloat16", by what this machine multiplies faster.
+
+    Raises:
+        ConfigError: a value that cannot work, a tracker or DeepSpeed that is not installed, a `global_batch_size` that
+            the processes cannot share.
     """
 
-    EXAMPLE = "hf-wsl pretrain --config tiny --dataset DIR --output_dir OUT --max_minutes 30"
-    RECIPES = RECIPES
-
-    # data
-    dataset: str = option("", "tokenized dataset: a folder written by `hf-wsl tokenize`, or a dataset id on the Hub")
-    dataset_revision: str | None = option(
-        None, "branch, tag or commit of a dataset on the Hub; a resumed run stays at the commit that it began with"
-    )
-    streaming: bool = option(
-        False,
-        "read training windows as they are used, for datasets larger than the disk; a worker decodes some hundred "
-        "crops a second, so a fast device wants `num_workers`",
-    )
-    shuffle_buffer: int = option(1024, "crops that each reading worker holds and shuffles when streaming, twice over")
-    crops_per_window: int = option(
-        1,
-        "crops taken of a window each time it is read when streaming: so many visits for one download; crops of one "
-        "window come close together",
-    )
-    output_dir: str = option(
-        "", "folder of the run: checkpoints, metrics.jsonl, the trained model, training_facts.json"
-    )
-    # model
-    size: str = option("tiny", "size of the backbone (WSLConfig.from_size): nano, tiny, hf-small, hf-large, sane")
-    model: dict = option({}, "any field of WSLConfig, over the size: --model.loss_normalization token")
-    model_name_or_path: str | None = option(
-        None, "start from the weights and config of this backbone, a folder or a Hub id, instead of from `size`"
-    )
-    model_revision: str | None = option(None, "branch, tag or commit of `model_name_or_path` on the Hub")
-    attn_implementation: str | None = option(None, "attention kernel: sdpa, eager, flash_attention_2 …")
-    torch_compile: bool = option(False, "compile the model; pays off on a GPU after some minutes")
-    activation_checkpointing: bool = option(False, "recompute activations in the backward pass: less memory, slower")
-    # length
-    epochs: float = option(1.0, "visits to every window; one visit is one crop of window_size tokens")
-    max_steps: int = option(0, "optimizer steps, over `epochs`; 0 = by epochs")
-    max_minutes: float = option(0.0, "stop (evaluated and saved) after this wall time, resumed time included; 0 = off")
-    stop_at_step: int = option(0, "save and leave at this step with the schedule unchanged, to be resumed; 0 = off")
-    # optimizer
-    batch_size: int = option(64, "windows per process and forward pass")
-    gradient_accumulation_steps: int = option(
-        1,
-        "forward passes per optimizer step, whose gradient is that of the mean over all their weights; only "
-        "loss_normalization=batch and the contrastive loss still see one pass at a time",
-    )
-    global_batch_size: int = option(
-        0,
-        "windows per optimizer step over all processes; batch_size is lowered and gradient_accumulation_steps set to "
-        "come to it, so that a recipe trains the same on any number of processes; 0 = off",
-    )
-    optimizer: str = option(
-        "adamw",
-        "adamw, or muon: Muon on the matrices of the blocks, AdamW on the rest, at one learning rate as in arXiv "
-        "2502.16982",
-        choices=("adamw", "muon"),
-    )
-    muon_momentum: float = option(0.95, "Muon's momentum (Nesterov's); the schedule leaves it as it is")
-    learning_rate: float = option(2e-5, "peak learning rate")
-    weight_decay: float = option(3e-9, "decoupled weight decay, on matrices only")
-    adam_beta1: float = option(0.95, "AdamW beta1; OneCycle moves it down to 0.85 at the peak and back")
-    adam_beta2: float = option(0.999, "AdamW beta2")
-    adam_epsilon: float = option(1e-8, "AdamW epsilon")
-    max_grad_norm: float = option(0.0, "clip the norm of the gradient; 0 = off")
-    lr_schedule: str = option("onecycle", "shape of the learning rate", choices=("onecycle", "constant"))
-    warmup_fraction: float = option(0.3, "share of the steps in which the learning rate rises")
-    # precision and chance
-    mixed_precision: str = option(
-        "bf16", "arithmetic of the forward pass; weights stay float32", choices=("bf16", "no")
-    )
-    seed: int = option(0, "seed of everything drawn: weights, crops, order, noise")
-    deterministic: bool = option(
-        True, "deterministic kernels: the same bytes on the same machine; costs some speed on GPUs"
-    )
-    use_cpu: bool = option(False, "stay on the CPU where a GPU is present")
-    num_workers: int = option(
-        0, "threads (worker processes when streaming) that read ahead; the crops do not depend on it"
-    )
-    # watching
-    logging_steps: int = option(10, "steps between two lines of metrics (also the check for NaN)")
-    eval_steps: int = option(0, "steps between two evaluations; 0 = at the first and last step only")
-    eval_batch_size: int = option(0, "windows per forward pass in evaluation; 0 = batch_size")
-    max_eval_windows: int = option(0, "evaluate on this many validation windows only, evenly spaced; 0 = all")
-    baseline_tokens: int = option(500_000, "training tokens that PCA is fitted on, evenly spaced; 0 = no baselines")
-    prior_tokens: int = option(
-        1_000_000,
-        "training tokens that the prior over latents is fitted on at the end, from which models without anchors are "
-        "drawn; 0 = no prior (and none with streaming or the matrix code)",
-    )
-    report_to: str = option("jsonl", f"trackers, comma-separated, beside metrics.jsonl: {', '.join(TRACKERS)}")
-    run_name: str = option("hf-wsl-pretrain", "project name in the trackers")
-    # keeping
-    save_steps: int = option(0, "steps between two checkpoints; 0 = at the end only")
-    save_total_limit: int = option(2, "checkpoints kept, newest first")
-    save_dtype: str = option("float32", "dtype of the finished model", choices=("float32", "bfloat16", "float16"))
-    resume_from_checkpoint: str | None = option(None, "`latest`, or the folder of a checkpoint")
-    overwrite_output_dir: bool = option(
-        False, "delete an earlier run in output_dir (checkpoints and finished model) and start over"
-    )
-
     def __post_init__(self) -> None:
-        positive = (
-            "batch_size",
-            "gradient_accumulation_steps",
-            "learning_rate",
-            "logging_steps",
-            "save_total_limit",
-            "shuffle_buffer",
-            "crops_per_window",
-        )
-        for name in positive:
-            if not getattr(self, name) > 0:  # NaN is not
-                raise ConfigError(f"option '{name}' must be above 0, not {getattr(self, name)}")
-        for field in dataclasses.fields(self):
-            value = getattr(self, field.name)
-            if isinstance(value, int | float) and not isinstance(value, bool) and not 0 <= value < math.inf:
-                raise ConfigError(f"option '{field.name}' must not be negative or infinite, not {value}")
-        if self.max_steps == 0 and self.epochs == 0:
-            raise ConfigError("option 'epochs' is 0 and so is 'max_steps': set one of them")
-        if not 0 < self.warmup_fraction < 1:
-            raise ConfigError(f"option 'warmup_fraction' is a share between 0 and 1, not {self.warmup_fraction}")
-        for name in ("adam_beta1", "adam_beta2", "muon_momentum"):
-            if not 0 <= getattr(self, name) < 1:
-                raise ConfigError(f"option '{name}' must be in [0, 1), not {getattr(self, name)}")
-        if self.crops_per_window > 1 and not self.streaming:
-            raise ConfigError("option 'crops_per_window' is for streams: add --streaming, or leave it at 1")
-        for tracker in self.trackers:
-            if tracker not in TRACKERS:
-                raise ConfigError(f"option 'report_to' names '{tracker}'; choose among {', '.join(TRACKERS)}")
+        PretrainOptions.__post_init__(self)
+        size = SIZES.get(self.size, {})  # another one is refused when the model is made
+        width = self.model.get("hidden_size", size.get("hidden_size", WSLConfig.hidden_size))
+        self.prepare_arguments(width, rows=self.per_device_train_batch_size * 512)
+        self.per_device_eval_batch_size = self.per_device_eval_batch_size or self.per_device_train_batch_size
+        self._share_global_batch()
 
-    @property
-    def trackers(self) -> list[str]:
-        """The trackers of `report_to`, without blanks."""
-        return [name.strip() for name in self.report_to.split(",") if name.strip()]
-
-    def for_processes(self, num_processes: int) -> PretrainConfig:
-        """These options with the batch_size and gradient_accumulation_steps that come to `global_batch_size`.
-
-        Raises:
-            ConfigError: it cannot be shared out evenly.
-        """
+    def _share_global_batch(self) -> None:
+        """Sets batch size and accumulation to what comes to `global_batch_size` on these processes."""
         if self.global_batch_size == 0:
-            return self
-        share, rest = divmod(self.global_batch_size, num_processes)
-        batch_size = min(self.batch_size, share)
+            return
+        share, rest = divmod(self.global_batch_size, self.world_size)
+        batch_size = min(self.per_device_train_batch_size, share)
         if rest or share == 0 or share % batch_size:
             raise ConfigError(
-                f"option 'global_batch_size' is {self.global_batch_size}, which {num_processes} process(es) cannot "
-                f"share in passes of {self.batch_size} windows or all at once. Choose a batch_size that divides it, "
-                "or --global_batch_size 0"
+                f"option 'global_batch_size' is {self.global_batch_size}, which {self.world_size} process(es) cannot "
+                f"share in passes of {self.per_device_train_batch_size} windows or all at once. Choose a batch_size "
+                "that divides it, or --global_batch_size 0"
             )
-        return dataclasses.replace(self, batch_size=batch_size, gradient_accumulation_steps=share // batch_size)
-
-    def require_paths(self) -> None:
-        """Raises ConfigError unless the dataset and the output folder were given."""
-        for name in ("dataset", "output_dir"):
-            if not getattr(self, name):
-                raise ConfigError(f"option '{name}' is missing: --{name} …")
-
-    def to_dict(self) -> dict[str, Any]:
-        return dataclasses.asdict(self)
-
-    def to_yaml(self) -> str:
-        """The resolved options as YAML that `--config` reads back."""
-        return yaml.safe_dump(self.to_dict(), sort_keys=False, allow_unicode=True)
-
-    @classmethod
-    def from_yaml(cls, path: str | Path, **overrides: Any) -> PretrainConfig:
-        """Reads a recipe; keyword arguments outrank it. `path` may be the bare name of a shipped recipe (`tiny`)."""
-        path = find_recipe(path)
-        return build(cls, (str(path), read_yaml(path)), ("keyword arguments", overrides))
-
-
-def find_recipe(path: str | Path) -> Path:
-    """A file as given, or a shipped recipe by its bare name (`tiny`, `hf_small`)."""
-    return find_file(path, RECIPES)
+        self.per_device_train_batch_size, self.gradient_accumulation_steps = batch_size, share // batch_size

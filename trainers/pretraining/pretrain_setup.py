@@ -2,33 +2,34 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import os
-import shutil
 from pathlib import Path
 
 import datasets
 import torch
-from accelerate import Accelerator
+from accelerate import PartialState
 from accelerate.utils import broadcast_object_list, set_seed
 from huggingface_hub.errors import StrictDataclassError
 
 from datasets_scripts.embedding.linear_projection import random_projection
 from hf_wsl.errors import one_line
-from hf_wsl.files import write_text
+from hf_wsl.files import remove_folder, remove_leftovers, write_text
 from hf_wsl.options import ConfigError, nearest
 from modeling_wsl import WSLConfig, WSLForPreTraining
 from modeling_wsl.configuration_wsl import SIZES
 from modeling_wsl.feature_extraction_wsl import WSLFeatureExtractor
 from modeling_wsl.loading import find_backbone
 
-from ..checkpointing import checkpoint_step, last_checkpoint, list_checkpoints, read_state, remove_leftovers
+from ..checkpointing import checkpoint_step, last_checkpoint, list_checkpoints, read_state
 from ..data.windows.dataset_source import DatasetSource, SplitSize
 from ..data.windows.training_batches import StoredBatches, StreamedBatches, TrainingBatches
 from ..data.windows.window_data import WindowDataset
 from ..data.windows.window_table import DatasetError
 from .baselines import evaluate, fit_pca
 from .pretrain_config import PretrainConfig
+from .pretrain_options import PretrainOptions
 
 
 logger = logging.getLogger(__name__)
@@ -51,7 +52,7 @@ def make_deterministic(config: PretrainConfig) -> None:
         torch.utils.deterministic.fill_uninitialized_memory = False  # a debugging aid that costs a memset per tensor
 
 
-def find_checkpoint(config: PretrainConfig) -> Path | None:
+def find_checkpoint(config: PretrainOptions) -> Path | None:
     """The checkpoint to resume from, or None for a fresh run.
 
     Raises:
@@ -94,7 +95,7 @@ def prepare_folder(config: PretrainConfig, checkpoint: Path | None) -> None:
     step = 0 if checkpoint is None else read_state(checkpoint)["step"]
     for later in [folder for folder in list_checkpoints(output_dir) if checkpoint_step(folder) > step]:
         logger.warning("deleting %s: the run starts over from step %d", later, step)
-        shutil.rmtree(later)
+        remove_folder(later)
     if checkpoint is None and (output_dir / FACTS_FILE).is_file():
         logger.warning("deleting the finished model of an earlier run in %s", output_dir)
         for pattern in FINISHED_FILES:
@@ -146,9 +147,7 @@ def size_of(config: WSLConfig) -> str | None:
     return None
 
 
-def open_dataset(
-    config: PretrainConfig, checkpoint: Path | None, accelerator: Accelerator
-) -> tuple[DatasetSource, str | None]:
+def open_dataset(config: PretrainConfig, checkpoint: Path | None) -> tuple[DatasetSource, str | None]:
     """The dataset, and the commit that all processes read where it lies on the Hub: the checkpoint's, if it has one.
 
     Raises:
@@ -158,7 +157,7 @@ def open_dataset(
     state = {} if checkpoint is None else read_state(checkpoint)
     same = all(state.get("config", {}).get(name) == getattr(config, name) for name in ("dataset", "dataset_revision"))
     commit = [state.get("dataset_commit") if same else None]
-    if accelerator.is_main_process and commit == [None]:
+    if PartialState().is_main_process and commit == [None]:
         commit = [DatasetSource(config.dataset, config.dataset_revision).commit()]
     broadcast_object_list(commit)
     source = DatasetSource(config.dataset, commit[0] or config.dataset_revision)
@@ -240,3 +239,17 @@ def linear_start(
         return {}
     lines = {"random projection": random_projection(latent_size, train.token_size, config.seed), "PCA": pca}
     return evaluate(lines, held_out, config.max_eval_windows)
+
+
+def resolved(options: PretrainOptions, checkpoint: Path | None) -> PretrainConfig:
+    """TrainingArguments of these options; a resumed run keeps the precision that `auto` chose at its beginning."""
+    values = {field.name: getattr(options, field.name) for field in dataclasses.fields(options)}
+    if checkpoint is not None and options.precision == "auto":
+        values["precision"] = read_state(checkpoint)["config"]["precision"]
+    config = PretrainConfig(**values)
+    config.more = {
+        field.name: values[field.name]
+        for field in dataclasses.fields(options)[len(dataclasses.fields(PretrainOptions)) :]
+        if values[field.name] != field.default and not field.name.endswith("_token")
+    }
+    return config

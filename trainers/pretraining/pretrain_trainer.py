@@ -1,46 +1,39 @@
-"""The pretraining loop: one optimizer step is one mean over all its windows, however they are split.
+"""`PretrainTrainer`: `transformers.Trainer` for backbones.
 
-Reading order: `PretrainTrainer.train`, then `train_step`. Everything that is drawn (order, crops, noise) is seeded by
-the step, so a checkpoint needs no state of random generators and a resumed run equals an uninterrupted one bit for
-bit.
+One optimizer step is one mean over all its weights, however its windows are split over passes and processes.
 """
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import time
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
-import numpy as np
+import datasets
 import torch
-from accelerate import Accelerator
 from accelerate.utils import gather_object
-from transformers import FeatureExtractionMixin, PreTrainedModel
+from transformers import FeatureExtractionMixin, TrainerCallback
 
-from hf_wsl.errors import RunError
-from hf_wsl.options import ConfigError
+from modeling_wsl import WSLForPreTraining
 
-from ..checkpointing import load_optimizer, optimizer_tensors, read_state, save_checkpoint
+from ..checkpointing import CheckpointStateError
 from ..data.windows.crops import steps_for_epochs
-from ..data.windows.training_batches import BatchPlan, TrainingBatches
-from ..distribution import all_finite, refuse_muon_in_parts, spread, whole_weights
-from ..optimization import SCHEDULES, make_optimizer, set_step
-from ..stop_request import StopRequest
-from .freed_memory import keep_freed_memory
-from .pass_shares import shares_of_passes
+from ..data.windows.training_batches import BatchPlan, StoredBatches, TrainingBatches
+from ..data.windows.window_data import WindowDataset
+from ..data.windows.window_inputs import model_inputs
+from ..run_trainer import RunTrainer
 from .pretrain_config import PretrainConfig
-from .run_log import RunLog, comparison_line
-from .step_sums import NAMES, StepSums
-from .validation import Validation, all_attended, to_device
+from .run_log import METRICS_FILE, RunLog, comparison_line, keep_until, say
+from .step_sums import StepSums, counted_weights
+from .validation import Validation
 
 
 logger = logging.getLogger(__name__)
 # Options that decide what the next step computes; a resumed run that changes one is told so.
 _TRAJECTORY = (
     "seed",
-    "optimizer",
     "muon_momentum",
     "learning_rate",
     "weight_decay",
@@ -48,272 +41,216 @@ _TRAJECTORY = (
     "adam_beta2",
     "adam_epsilon",
     "max_grad_norm",
-    "lr_schedule",
-    "warmup_fraction",
-    "mixed_precision",
+    "lr_scheduler_type",
+    "warmup_steps",
+    "precision",
     "streaming",
     "shuffle_buffer",
     "crops_per_window",
 )
 
 
-class NonFiniteLossError(RunError):
-    """The loss or a weight became NaN or infinite; the message names the step and the last good checkpoint."""
-
-
-class PretrainTrainer:
+class PretrainTrainer(RunTrainer):
     """Trains `WSLForPreTraining` on crops of tokenized models.
 
+    Example:
+        windows = load_dataset("org/tokens", "windows")
+        trainer = PretrainTrainer(model, PretrainConfig(output_dir="out"), windows["train"], windows["validation"])
+        trainer.train()
+
     Args:
-        config: the run's options.
-        accelerator: decides device, processes and autocast; see `check_distribution`.
-        model: on any device; float32.
-        train: training windows.
-        validation: None trains without evaluation.
-        feature_extractor: saved beside every checkpoint.
+        model: float32.
+        args: the run's options.
+        train_dataset: rows of the config `windows`, a `WindowDataset` of them, or what reads a stream.
+        eval_dataset: rows of the config `windows`, or a `WindowDataset`; None trains without evaluation.
+        processing_class: the dataset's feature extractor, saved beside every checkpoint.
         baselines: R2 of the reference lines, by name; shown beside the model's.
-        checkpoint: folder to resume from.
         dataset_commit: of a dataset on the Hub, kept in the checkpoints.
+        callbacks: of transformers.
+
+    Attributes:
+        tokens_seen: tokens that the run has trained on.
+        r2_history: `{"step": ..., "val_r2": ...}` of each evaluation.
 
     Raises:
-        ConfigError: processes that do not see one output_dir; Muon where the model lies in parts.
-        CheckpointStateError: a checkpoint that does not fit the model.
+        ConfigError: Muon where the model lies in parts, a distribution that training cannot run on.
     """
+
+    # They name folders of this machine.
+    not_uploaded = (METRICS_FILE, "training_facts.json", "pretrain_config.yaml")
 
     def __init__(
         self,
-        config: PretrainConfig,
-        accelerator: Accelerator,
-        model: PreTrainedModel,
-        train: TrainingBatches,
-        validation: Validation | None,
-        feature_extractor: FeatureExtractionMixin,
-        baselines: dict[str, float],
-        checkpoint: Path | None = None,
+        model: WSLForPreTraining,
+        args: PretrainConfig,
+        train_dataset: TrainingBatches | WindowDataset | datasets.Dataset,
+        eval_dataset: WindowDataset | datasets.Dataset | None = None,
+        processing_class: FeatureExtractionMixin | None = None,
+        *,
+        baselines: dict[str, float] | None = None,
         dataset_commit: str | None = None,
+        callbacks: list[TrainerCallback] | None = None,
     ) -> None:
-        if config.optimizer == "muon":
-            refuse_muon_in_parts(accelerator)
-        self.config = config
-        self.accelerator = accelerator
-        self.batches = train
-        self.dataset_commit = dataset_commit
-        self.validation = validation
-        self.feature_extractor = feature_extractor
-        self.baselines = baselines
-        self.windows_per_step = config.batch_size * config.gradient_accumulation_steps * accelerator.num_processes
-        self.total_steps = config.max_steps or steps_for_epochs(
-            train.size.windows, self.windows_per_step, config.epochs
-        )
-        self.step = 0  # optimizer steps done
+        if isinstance(train_dataset, datasets.Dataset):
+            train_dataset = WindowDataset(train_dataset, pad_to=model.config.window_size)
+        if isinstance(train_dataset, WindowDataset):
+            train_dataset = StoredBatches(train_dataset)
+        if isinstance(eval_dataset, datasets.Dataset):
+            eval_dataset = WindowDataset(eval_dataset, split="validation")
+        self.baselines, self.dataset_commit = dict(baselines or {}), dataset_commit
         self.tokens_seen = 0
         self.r2_history: list[dict[str, float]] = []
-        self._earlier_seconds = 0.0
-
-        if accelerator.device.type == "cpu":
-            keep_freed_memory()
-        self.unwrapped = model.to(accelerator.device)
-        augmented = self.unwrapped.config.noise_std > 0 or self.unwrapped.config.mask_ratio > 0
+        passes = args.gradient_accumulation_steps * args.world_size
+        self.windows_per_step = args.per_device_train_batch_size * passes
+        self.total_steps = args.max_steps or steps_for_epochs(
+            train_dataset.size.windows, self.windows_per_step, args.num_train_epochs
+        )
+        config = model.config
         # Two equal views with nothing to contrast would be the same forward pass twice.
-        self._make_views = augmented or self.unwrapped.config.contrastive_weight > 0
-        if self.unwrapped.config.contrastive_weight == 0:
+        self._make_views = config.noise_std > 0 or config.mask_ratio > 0 or config.contrastive_weight > 0
+        if config.contrastive_weight == 0:
             # Without a gradient the head would stall the reduction between processes.
-            for name, parameter in self.unwrapped.named_parameters():
-                parameter.requires_grad_(not name.startswith("projection"))
-        if config.activation_checkpointing:
-            # transformers 5.17 has the second name only, version 6 the first only.
-            renamed = getattr(self.unwrapped, "activation_checkpointing_enable", None)
-            (renamed or self.unwrapped.gradient_checkpointing_enable)()
-        if config.torch_compile:
-            self.unwrapped.compile()
-        self.model, self.optimizer = spread(accelerator, self.unwrapped, make_optimizer(self.unwrapped, config))
-        if checkpoint is not None:
-            self._resume(checkpoint)
-        self._check_agreement()
-        self._last_checkpoint = checkpoint
-        self._flags: torch.Tensor | None = None
-        self._parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
-        self._sums = StepSums(accelerator)
+            model.projection.requires_grad_(False)
+        self.num_parameters = model.num_parameters()
+        super().__init__(
+            model,
+            args,
+            train_dataset=train_dataset,
+            eval_dataset=eval_dataset,
+            processing_class=processing_class,
+            callbacks=[RunLog(), *(callbacks or [])],
+        )
+        self.config = config  # under FSDP2 the model becomes another one
+        self._sums = StepSums(self.accelerator)
+        self._steps_logged = 0
+        self._counts: list[torch.Tensor] = []
+        self.validation = None
+        if eval_dataset is not None:
+            self.validation = Validation(
+                self.accelerator,
+                eval_dataset,
+                config.window_size,
+                args.per_device_eval_batch_size,
+                args.max_eval_windows,
+            )
 
-    @property
-    def seconds(self) -> float:
-        """Wall time of the run, that of earlier sittings included."""
-        return self._earlier_seconds + time.monotonic() - self._started
+    # Data
 
-    def train(self) -> str:
-        """Runs to the end of the schedule, to `stop_at_step`, `max_minutes`, or a signal.
+    def batches_from(self, step: int) -> Iterator[dict[str, torch.Tensor]]:
+        args, config = self.args, self.config
+        plan = BatchPlan(
+            window_size=config.window_size,
+            batch_size=args.per_device_train_batch_size,
+            accumulation=args.gradient_accumulation_steps,
+            rank=self.accelerator.process_index,
+            world_size=self.accelerator.num_processes,
+            seed=args.seed,
+            num_workers=args.dataloader_num_workers,
+            buffer_size=args.shuffle_buffer,
+            crops_per_window=args.crops_per_window,
+            max_positions=config.max_positions if config.position_encoding == "learned" else None,
+        )
+        last = min(self.total_steps, args.stop_at_step or self.total_steps)
+        return self.train_dataset.batches(plan, step, last)
+
+    def prepare_pass(self, batch: dict[str, torch.Tensor]) -> dict[str, Any]:
+        return model_inputs(batch, self.accelerator.device) | {"num_tokens": int((batch["valid_entries"] > 0).sum())}
+
+    def epoch_of(self, step: int) -> float:
+        return step * self.windows_per_step / self.train_dataset.size.windows
+
+    # Loss
+
+    def _get_num_items_in_batch(self, batch_samples: list[dict[str, Any]], device: torch.device) -> torch.Tensor:
+        """The weights that the step's reconstruction loss averages over, on all processes (Trainer counts labels)."""
+        if len(batch_samples) == 1 and self.accelerator.num_processes == 1:
+            self._counts = [torch.ones((), device=device)]
+            return self._counts[0]
+        self._counts = [counted_weights(self.config, inputs) for inputs in batch_samples]
+        return self.accelerator.reduce(torch.stack(self._counts).sum(), "sum").clamp(min=1)
+
+    def compute_loss(
+        self,
+        model: torch.nn.Module,
+        inputs: dict[str, Any],
+        return_outputs: bool = False,
+        num_items_in_batch: torch.Tensor | None = None,
+    ) -> torch.Tensor | tuple[torch.Tensor, Any]:
+        inputs = dict(inputs)
+        tokens = inputs.pop("num_tokens", 0)
+        if num_items_in_batch is None:  # called by somebody else than the loop
+            output = model(**inputs)
+            return (output.loss, output) if return_outputs else output.loss
+        number = self.seed_pass()
+        output = model(**inputs, make_views=self._make_views)
+        share = (self._counts[number] / num_items_in_batch).float()
+        processes = self.accelerator.num_processes
+        of_windows = 1.0 / (self.args.gradient_accumulation_steps * processes)
+        weight = self.config.contrastive_weight
+        reconstruction, contrastive = output.loss_reconstruction * share, output.loss_contrastive * of_windows
+        loss = (1 - weight) * reconstruction + weight * contrastive
+        with torch.no_grad():
+            parts = torch.stack([reconstruction, contrastive, output.r2 * of_windows])
+            self._sums.add(self.state.global_step + 1, loss, parts, tokens)
+        # The gradient becomes the mean over processes; the shares already add up to one over all.
+        loss = loss * processes
+        return (loss, output) if return_outputs else loss
+
+    def floating_point_ops(self, inputs: dict[str, Any]) -> int:
+        views = 2 if self._make_views else 1
+        return 6 * views * self.num_parameters * inputs["positions"].shape[:2].numel()
+
+    # Figures
+
+    def begin(self, step: int) -> None:
+        if self.is_world_process_zero():
+            keep_until(Path(self.args.output_dir) / METRICS_FILE, step)
+
+    def check_losses(self) -> None:
+        if (step := self._sums.first_bad_step()) is not None:
+            self.fail(f"the loss was not finite at step {step}")
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        if "loss" in logs:
+            means, tokens = self._sums.take(self.state.global_step - self._steps_logged)
+            self._steps_logged = self.state.global_step
+            self.tokens_seen += tokens
+            logs |= {**means, "tokens_seen": self.tokens_seen, "elapsed_s": self.seconds}
+        super().log(logs, start_time)
+
+    def evaluate(
+        self, eval_dataset: Any = None, ignore_keys: list[str] | None = None, metric_key_prefix: str = "eval"
+    ) -> dict[str, float]:
+        """R2 of the model over the validation windows, beside that of the baselines; in the log too.
 
         Returns:
-            "completed", "out of time", or "interrupted" (to be resumed; a checkpoint is written in every case).
-
-        Raises:
-            NonFiniteLossError: the last good checkpoint is left in place.
+            `eval_r2`, and each baseline's (`eval_pca_r2`, `eval_random_projection_r2`); {} without validation windows,
+            and where the run was asked to stop meanwhile.
         """
-        self._started = time.monotonic()
-        self.log = RunLog(self.accelerator, self.config, self.step, self.total_steps)
-        with StopRequest() as self.stop_request:
-            try:
-                return self._loop()
-            finally:
-                self.log.close()
-
-    def _loop(self) -> str:
-        config = self.config
-        last = min(self.total_steps, config.stop_at_step or self.total_steps)
-        batches = self.batches.batches(self._plan(), self.step, last)
-        if self.step == 0:
-            self._evaluate()
-        self.unwrapped.train()
-        reason = None
-        while self.step < last:
-            reason = self._reason_to_stop()
-            if reason:
-                break
-            self.train_step([next(batches) for _ in range(config.gradient_accumulation_steps)])
-            self.log.advance()
-            finished = self.step == self.total_steps
-            if finished or self.step % config.logging_steps == 0:
-                self._log_metrics()
-            if finished or _due(self.step, config.eval_steps):
-                self._evaluate()
-            if _due(self.step, config.save_steps) and not finished:
-                self._save()
-        if reason == "max_minutes":
-            self._evaluate()
-        self._save()
-        if self.step == self.total_steps:
-            return "completed"
-        return "out of time" if reason == "max_minutes" else "interrupted"
-
-    def train_step(self, batches: list[dict[str, torch.Tensor]]) -> None:
-        """One optimizer step over the windows of `batches` and those of the other processes.
-
-        Args:
-            batches: one a forward pass, on the CPU, as `WindowDataset` reads them.
-        """
-        config, accelerator = self.config, self.accelerator
-        rate, beta1 = SCHEDULES[config.lr_schedule](
-            self.step,
-            self.total_steps,
-            learning_rate=config.learning_rate,
-            beta1=config.adam_beta1,
-            warmup_fraction=config.warmup_fraction,
-        )
-        set_step(self.optimizer, rate, beta1)
-        inputs = [to_device(batch, accelerator.device) for batch in batches]
-        shares = shares_of_passes(accelerator, self.unwrapped.config, inputs)
-        weight = self.unwrapped.config.contrastive_weight
-        parts = torch.zeros(len(NAMES), device=accelerator.device)
-        for micro, (tokens, token_mask, positions) in enumerate(inputs):
-            torch.manual_seed(_seed_of(config.seed, self.step, micro, accelerator.process_index))
-            last = micro == len(inputs) - 1
-            with contextlib.nullcontext() if last else accelerator.no_sync(self.model):
-                with accelerator.autocast():
-                    output = self.model(
-                        tokens,
-                        token_mask=token_mask,
-                        positions=positions,
-                        attend_all=all_attended(batches[micro]),
-                        make_views=self._make_views,
-                    )
-                contrastive = output.loss_contrastive
-                of_windows = 1.0 / (len(inputs) * accelerator.num_processes)
-                loss = (1 - weight) * output.loss_reconstruction * shares[micro] + weight * contrastive * of_windows
-                # The gradient becomes the mean over processes; the shares already add up to one over all.
-                accelerator.backward(loss * accelerator.num_processes)
-            with torch.no_grad():
-                reconstruction = output.loss_reconstruction * shares[micro]
-                parts += torch.stack([loss, reconstruction, contrastive * of_windows, output.r2 * of_windows])
-        if config.max_grad_norm:
-            torch.nn.utils.clip_grad_norm_(self._parameters, config.max_grad_norm, foreach=True)
-        self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
-        self.step += 1
-        tokens = sum(int(torch.count_nonzero(batch["valid_entries"])) for batch in batches)
-        self._sums.add(self.step, parts, tokens)
-
-    def _log_metrics(self) -> None:
-        """Writes the means since the last line, after making sure that they are finite."""
-        if self._sums.steps == 0:
-            return
-        values, tokens, first_bad = self._sums.take()
-        if first_bad is not None:
-            self._fail(f"the loss was not finite at step {first_bad}")
-        self.tokens_seen += tokens
-        values |= {
-            "lr": self.optimizer.param_groups[0]["lr"],
-            "epoch": self.step * self.windows_per_step / self.batches.size.windows,
-            "elapsed_s": self.seconds,
-        }
-        self.log.metrics(self.step, values)
-
-    def _evaluate(self) -> None:
-        if self.validation is None or (self.r2_history and self.r2_history[-1]["step"] == self.step):
-            return
-        began = time.monotonic()
-        r2 = self.validation.r2(self.unwrapped, stopped=lambda: self.stop_request.reason is not None)
-        if r2 is None:
-            return
-        self.r2_history.append({"step": self.step, "val_r2": r2})
+        step, began = self.state.global_step, time.monotonic()
         lines = {f"{name.replace(' ', '_').lower()}_r2": value for name, value in self.baselines.items()}
-        self.log.metrics(self.step, {"val_r2": r2, **lines, "elapsed_s": self.seconds})
-        self.log.say(comparison_line(self.step, r2, self.baselines))
+        known = self.r2_history[-1]["val_r2"] if self.r2_history and self.r2_history[-1]["step"] == step else None
+        r2 = known
+        if self.validation is not None and r2 is None:
+            r2 = self.validation.r2(self.model, stopped=lambda: self.stop_request.reason is not None)
+        if r2 is None:
+            return {}
+        metrics = {f"{metric_key_prefix}_{name}": value for name, value in {"r2": r2, **lines}.items()}
+        if known is None:
+            self.r2_history.append({"step": step, "val_r2": r2})
+            self.log(metrics | {"elapsed_s": self.seconds})
+            if self.is_world_process_zero():
+                say(comparison_line(step, r2, self.baselines))
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         self._sums.pause(time.monotonic() - began)
+        return metrics
 
-    def _save(self) -> None:
-        """Writes a checkpoint of weights that are known to be finite."""
-        folder = Path(self.config.output_dir) / f"checkpoint-{self.step}"
-        if self.step == 0 or self._last_checkpoint == folder:
-            return  # nothing to keep that is not there already
-        self._log_metrics()
+    # Resuming
+
+    def _save_checkpoint(self, model: torch.nn.Module, trial: Any) -> None:
         began = time.monotonic()
-        if not all_finite(self.accelerator, self.unwrapped.parameters()):
-            self._fail(f"a weight was not finite after step {self.step}")
-        is_main = self.accelerator.is_main_process
-        weights = whole_weights(self.accelerator, self.unwrapped)
-        moments = optimizer_tensors(self.unwrapped, self.optimizer, keep=is_main)
-        state = self._state() | {"stream": gather_object([self.batches.state()])}
-        if is_main:
-            save_checkpoint(
-                self.config.output_dir,
-                self.unwrapped,
-                weights,
-                moments,
-                self.feature_extractor,
-                state,
-                self.config.save_total_limit,
-            )
-        self.accelerator.wait_for_everyone()
-        self._last_checkpoint = folder
+        super()._save_checkpoint(model, trial)
         self._sums.pause(time.monotonic() - began)
-        self.log.say(f"step {self.step}: saved {folder}")
-
-    def _fail(self, what: str) -> NoReturn:
-        kept = self._last_checkpoint
-        resume = (
-            f"The last good checkpoint is {kept}; resume from it" if kept else "No checkpoint was written yet; start"
-        )
-        raise NonFiniteLossError(
-            f"{what} (seen at step {self.step}). {resume} with a lower --learning_rate, or with --max_grad_norm 1.0"
-        )
-
-    def _reason_to_stop(self) -> str | None:
-        """The signal's name, "max_minutes", or None; the same answer on every process."""
-        signal = self.stop_request.reason
-        late = self.config.max_minutes > 0 and self.seconds >= 60 * self.config.max_minutes
-        if self.accelerator.num_processes > 1:
-            # Signals reach processes at different times. What they agreed on a step ago is already computed, so
-            # reading it does not hold up the device.
-            flags = torch.tensor([float(signal is not None), float(late)], device=self.accelerator.device)
-            agreed, self._flags = self._flags, self.accelerator.reduce(flags, "sum")
-            signalled, late = (False, False) if agreed is None else (value > 0 for value in agreed.tolist())
-            signal = (signal or "a signal to another process") if signalled else None
-        if signal:
-            self.log.say(
-                f"step {self.step}: {signal}; saving, then stopping. Go on with --resume_from_checkpoint latest"
-            )
-            return signal
-        return "max_minutes" if late else None
 
     def _shape(self) -> dict[str, int]:
         """What fixes the order of the data and the schedule."""
@@ -321,75 +258,41 @@ class PretrainTrainer:
             "total_steps": self.total_steps,
             "windows_per_step": self.windows_per_step,
             "num_processes": self.accelerator.num_processes,
-            "train_windows": self.batches.size.windows,
-            "train_tokens": self.batches.size.tokens,
+            "train_windows": self.train_dataset.size.windows,
+            "train_tokens": self.train_dataset.size.tokens,
         }
 
-    def _plan(self) -> BatchPlan:
-        config, model_config = self.config, self.unwrapped.config
-        return BatchPlan(
-            window_size=model_config.window_size,
-            batch_size=config.batch_size,
-            accumulation=config.gradient_accumulation_steps,
-            rank=self.accelerator.process_index,
-            world_size=self.accelerator.num_processes,
-            seed=config.seed,
-            num_workers=config.num_workers,
-            buffer_size=config.shuffle_buffer,
-            crops_per_window=config.crops_per_window,
-            max_positions=model_config.max_positions if model_config.position_encoding == "learned" else None,
-        )
-
-    def _check_agreement(self) -> None:
-        """Raises ConfigError where processes start at different steps: a node does not see the checkpoint."""
-        steps = self.accelerator.gather(torch.tensor([self.step], device=self.accelerator.device)).tolist()
-        if len(set(steps)) > 1:
-            raise ConfigError(
-                f"the processes start at different steps {sorted(set(steps))}: output_dir {self.config.output_dir} "
-                "must be one folder that all nodes see"
-            )
-
-    def _state(self) -> dict[str, Any]:
+    def run_state(self) -> dict[str, Any]:
         return {
-            "step": self.step,
+            "seconds": self.seconds,
             "shape": self._shape(),
             "tokens_seen": self.tokens_seen,
-            "seconds": self.seconds,
             "r2_history": self.r2_history,
             "baselines": self.baselines,
             "dataset_commit": self.dataset_commit,
-            "config": self.config.to_dict(),
+            "config": self.args.to_dict(),
+            "stream": gather_object([self.train_dataset.state()]),
         }
 
-    def _resume(self, checkpoint: Path) -> None:
-        state = read_state(checkpoint)
-        load_optimizer(checkpoint, self.unwrapped, self.optimizer)
-        if state["config"].get("streaming") and self.config.streaming:
-            self.batches.resume(state["stream"])
-        self.step = state["step"]
-        self.tokens_seen = state["tokens_seen"]
-        self.r2_history = state["r2_history"]
-        self._earlier_seconds = state["seconds"]
-        now = self._shape() | {name: getattr(self.config, name) for name in _TRAJECTORY}
+    def load_run_state(self, state: dict[str, Any]) -> None:
+        if "shape" not in state:
+            raise CheckpointStateError(f"{self._last_checkpoint} is no checkpoint of pretraining")
+        if state["config"]["streaming"] and self.args.streaming:
+            self.train_dataset.resume(state["stream"])
+        self.tokens_seen, self.r2_history = state["tokens_seen"], state["r2_history"]
+        self.baselines = self.baselines or state["baselines"]
+        self._steps_logged = state["step"]
+        now = self._shape() | {name: getattr(self.args, name) for name in _TRAJECTORY}
         before = state["shape"] | state["config"]
         for name, value in now.items():
             if before.get(name, value) != value:
                 # Allowed (more data, a longer run), but no longer the run that was interrupted.
-                logger.warning("%s: %s was %s and is %s now", checkpoint, name, before[name], value)
-        if 0 < 60 * self.config.max_minutes <= self._earlier_seconds:
+                logger.warning("%s: %s was %s and is %s now", self._last_checkpoint, name, before[name], value)
+        if 0 < 60 * self.args.max_minutes <= state["seconds"]:
             logger.warning(
                 "%s: the run has taken %.2f minutes and max_minutes is %g: it ends as it is, without another step. "
                 "Resumed time counts; to go on, raise --max_minutes",
-                checkpoint,
-                self._earlier_seconds / 60,
-                self.config.max_minutes,
+                self._last_checkpoint,
+                state["seconds"] / 60,
+                self.args.max_minutes,
             )
-
-
-def _seed_of(seed: int, step: int, micro: int, rank: int) -> int:
-    """64 bits for the noise of one forward pass."""
-    return int(np.random.SeedSequence((seed, step, micro, rank)).generate_state(1, np.uint64)[0])
-
-
-def _due(step: int, every: int) -> bool:
-    return every > 0 and step % every == 0

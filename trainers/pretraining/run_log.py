@@ -1,4 +1,4 @@
-"""Where a run's figures go: metrics.jsonl always, one line in the log, and the trackers that were asked for."""
+"""Where a run's figures go beside Trainer's trackers: metrics.jsonl, and a line in the log."""
 
 from __future__ import annotations
 
@@ -7,79 +7,43 @@ import logging
 from pathlib import Path
 from typing import Any
 
-from accelerate import Accelerator
 from tqdm.auto import tqdm
-from transformers.utils import logging as hf_logging
+from transformers import TrainerCallback
 
 from hf_wsl.files import write_text
-
-from .pretrain_config import PretrainConfig
 
 
 METRICS_FILE = "metrics.jsonl"
 logger = logging.getLogger(__name__)
 
 
-class RunLog:
-    """Metrics of a run, written by the main process only (every other one's calls do nothing).
+class RunLog(TrainerCallback):
+    """Writes the lines of metrics.jsonl, and says them where no progress bar does; on the main process only."""
 
-    Args:
-        first_step: step that the run starts or resumes at; later lines of metrics.jsonl are dropped, since a resumed
-            run writes them again.
-        total_steps: length of the progress bar. It obeys `transformers.utils.logging.disable_progress_bar()`.
-    """
-
-    def __init__(self, accelerator: Accelerator, config: PretrainConfig, first_step: int, total_steps: int) -> None:
-        self.accelerator = accelerator
-        self.active = accelerator.is_main_process
-        self.path = Path(config.output_dir) / METRICS_FILE
-        if self.active:
-            _keep_until(self.path, first_step)
-        flat = {
-            key: value if isinstance(value, int | float | str) else str(value)
-            for key, value in config.to_dict().items()
-        }
-        accelerator.init_trackers(config.run_name, config=flat)
-        enabled = self.active and hf_logging.is_progress_bar_enabled()
-        self.bar = tqdm(total=total_steps, initial=first_step, unit="step", desc="pretrain", disable=not enabled)
-
-    def advance(self) -> None:
-        """One optimizer step is done."""
-        self.bar.update()
-
-    def metrics(self, step: int, values: dict[str, Any]) -> None:
-        """Appends one line to metrics.jsonl and gives the numbers to the trackers."""
-        if self.active:
-            with self.path.open("a", encoding="utf-8") as file:
-                file.write(json.dumps({"step": step, **values}) + "\n")
-        self.accelerator.log({key: value for key, value in values.items() if value is not None}, step=step)
-        if "loss" in values:
-            shown = {"loss": values["loss"], "R2": values["r2"]}
-            shown = {name: "not finite" if value is None else f"{value:.4g}" for name, value in shown.items()}
-            self.bar.set_postfix(shown, refresh=False)
-            if self.bar.disable:
-                speed = f"lr {values['lr']:.3g} | {values['tokens_per_s']:.0f} tokens/s"
-                self.say(
-                    f"step {step}: " + " | ".join(f"{name} {text}" for name, text in shown.items()) + f" | {speed}"
-                )
-
-    def say(self, line: str) -> None:
-        """One line for people, above the progress bar."""
-        if self.active:
-            with tqdm.external_write_mode():
-                logger.info(line)
-
-    def close(self) -> None:
-        self.bar.close()
+    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **options: Any) -> None:
+        logs = logs or {}
+        if not state.is_world_process_zero or not {"loss", "eval_r2"} & logs.keys():
+            return  # Trainer's summary of a sitting
+        with (Path(args.output_dir) / METRICS_FILE).open("a", encoding="utf-8") as file:
+            file.write(json.dumps({"step": state.global_step, **logs}) + "\n")
+        if "loss" in logs and args.disable_tqdm:
+            r2 = "not finite" if logs["r2"] is None else f"{logs['r2']:.4g}"
+            figures = f"loss {logs['loss']:.4g} | R2 {r2} | lr {logs['learning_rate']:.3g}"
+            say(f"step {state.global_step}: {figures} | {logs['tokens_per_s']:.0f} tokens/s")
 
 
-def comparison_line(step: int, val_r2: float, baselines: dict[str, float]) -> str:
+def say(line: str) -> None:
+    """One line for people, above the progress bar."""
+    with tqdm.external_write_mode():
+        logger.info(line)
+
+
+def comparison_line(step: int, r2: float, baselines: dict[str, float]) -> str:
     """`step 200: val R2 0.431 | random projection 0.556 | PCA 0.577`."""
-    lines = [f"step {step}: val R2 {val_r2:.3f}"] + [f"{name} {r2:.3f}" for name, r2 in baselines.items()]
-    return " | ".join(lines)
+    return " | ".join([f"step {step}: val R2 {r2:.3f}"] + [f"{name} {value:.3f}" for name, value in baselines.items()])
 
 
-def _keep_until(path: Path, step: int) -> None:
+def keep_until(path: Path, step: int) -> None:
     """Creates metrics.jsonl, or drops what an interrupted run wrote after the checkpoint it resumes from."""
     lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() and step > 0 else []
     kept = [line for line in lines if line.endswith("}") and json.loads(line)["step"] <= step]

@@ -9,10 +9,10 @@ from accelerate import Accelerator
 from transformers import PreTrainedModel
 
 from modeling_wsl.backbone.losses import R2Accumulator
-from modeling_wsl.tokens.manifest import mask_from_valid_entries
 
 from ..data.windows.crops import batches_of, tiles
 from ..data.windows.window_data import WindowDataset, make_loader
+from ..data.windows.window_inputs import model_inputs
 from ..distribution import is_sharded
 
 
@@ -38,7 +38,7 @@ class Validation:
         if self.in_step:
             longest = -(-len(crops[:: accelerator.num_processes]) // batch_size)
             batches += [crops[:1]] * (longest - len(batches))
-        self.loader = make_loader(dataset, batches, num_workers=0)
+        self.dataset, self.batches = dataset, batches
 
     @torch.no_grad()
     def r2(self, model: PreTrainedModel, stopped: Callable[[], bool]) -> float | None:
@@ -51,23 +51,17 @@ class Validation:
         model.eval()
         score = R2Accumulator()
         incomplete = False
-        for number, batch in enumerate(self.loader):
+        for number, batch in enumerate(make_loader(self.dataset, self.batches, num_workers=0)):
             incomplete = self._agreed(stopped())
             if incomplete:
                 break
-            tokens, token_mask, positions = to_device(batch, self.accelerator.device)
+            inputs = model_inputs(batch, self.accelerator.device)
             # The whole model is called, for one that is sharded puts its parts together there; but not compiled, for
             # tiles come in many shapes.
             with self.accelerator.autocast(), torch.compiler.set_stance("force_eager"):
-                output = model(
-                    tokens,
-                    token_mask=token_mask,
-                    positions=positions,
-                    attend_all=all_attended(batch),
-                    return_loss=False,
-                )
+                output = model(**inputs, return_loss=False)
             if number < self.counted:
-                score.update(output.reconstruction, tokens, token_mask)
+                score.update(output.reconstruction, inputs["tokens"], inputs["token_mask"])
         model.train(was_training)
         flag = torch.tensor([float(incomplete)], dtype=torch.float64)
         state = torch.cat([score.state(), flag]).to(self.accelerator.device)
@@ -81,27 +75,3 @@ class Validation:
         if not self.in_step:
             return stopped
         return bool(self.accelerator.reduce(torch.tensor(float(stopped), device=self.accelerator.device), "sum"))
-
-
-def all_attended(batch: dict[str, torch.Tensor]) -> bool:
-    """Whether every token of a batch, still on the CPU, holds a weight: attention then needs no mask."""
-    return int(batch["valid_entries"].amin()) > 0
-
-
-def to_device(
-    batch: dict[str, torch.Tensor], device: torch.device
-) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor]:
-    """A batch of `WindowDataset`, on the CPU, as the model takes it.
-
-    Returns:
-        tokens float32 and token_mask bool, `[batch, window, d_t]` (None where no entry is padding); positions int64
-        `[batch, window, 3]`.
-
-    Tokens travel as stored and the mask as counts: a quarter of the bytes.
-    """
-    full = int(batch["valid_entries"].amin()) == batch["tokens"].shape[-1]  # asked here: a GPU would have to wait
-    pinned = device.type == "cuda"  # elsewhere a copy that is waited for: the next batch takes the same memory
-    tokens, valid, positions = (
-        batch[name].to(device, non_blocking=pinned) for name in ("tokens", "valid_entries", "positions")
-    )
-    return tokens.float(), None if full else mask_from_valid_entries(valid, tokens.shape[-1]), positions

@@ -41,7 +41,7 @@ class QuickstartConfig:
             "eval_steps": 20,
             "batch_size": 8,
             "learning_rate": 3e-4,
-            "mixed_precision": "no",
+            "precision": "float32",
         }
     )
     finetune: FinetuneConfig = field(default_factory=lambda: FinetuneConfig(epochs=5, batch_size=32, use_cpu=True))

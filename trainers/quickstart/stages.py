@@ -20,7 +20,7 @@ from modeling_wsl.generation.generated_model import GeneratedModel
 from ..data.images.digits import digits_splits
 from ..evaluation.weight_comparison import compare_kinds, relative_error
 from ..pretrain import pretrain as pretrain_backbone
-from ..pretraining.pretrain_config import PretrainConfig
+from ..pretraining.pretrain_options import PretrainOptions
 from ..zoo.digits_zoo import ARCHITECTURES, build_zoo, read_properties, zoo_members
 from .arms import QuickstartOpener, finetune_arms
 
@@ -93,7 +93,7 @@ def pretrain(place: Place) -> dict[str, Any]:
         "resume_from_checkpoint": "latest",
         **place.config.pretrain,
     }
-    facts = pretrain_backbone(PretrainConfig.from_yaml("nano", **options))
+    facts = pretrain_backbone(PretrainOptions.from_yaml("nano", **options))
     facts["training_seconds"] = facts.pop("seconds")
     return facts
 

@@ -22,7 +22,8 @@ from hf_wsl.options import ConfigError, nearest, read_yaml
 from modeling_wsl import WSLConfig
 
 from ..evaluation.evaluate_config import ON_REQUEST
-from ..pretraining.pretrain_config import PretrainConfig, find_recipe
+from ..pretraining.pretrain_options import PretrainOptions
+from ..training_options import recipe_path
 from .paper_tables import DISTRIBUTIONS, FEW_SHOT, PROBING, PaperTable
 from .scale import Scale
 
@@ -152,7 +153,7 @@ class Planner:
 
     def backbone(self, name: str) -> Step:
         spec = self.scale.backbones[name]
-        recipe = read_yaml(find_recipe(spec["recipe"]))  # an edited recipe is another step
+        recipe = read_yaml(recipe_path(spec["recipe"]))  # an edited recipe is another step
         settings = {"recipe": spec["recipe"], "recipe_options": recipe, "options": spec.get("options") or {}}
         return Step(BACKBONE, name, settings, (self.tokens(spec["collection"]),))
 
@@ -322,7 +323,7 @@ def _merged(options: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, An
 
 
 def _latent_size(backbone: Step) -> int:
-    config = PretrainConfig.from_yaml(backbone.settings["recipe"], **backbone.settings["options"])
+    config = PretrainOptions.from_yaml(backbone.settings["recipe"], **backbone.settings["options"])
     return WSLConfig.from_size(config.size, **config.model).latent_size
 
 

@@ -128,8 +128,8 @@ def _check_options(steps: Sequence[Step], work_dir: Path) -> None:
         if step.kind == EVALUATION:
             config = config.finetune_config
         if step.kind in (MODEL, BACKBONE, EVALUATION):
-            for option, values in used.items():
-                values.setdefault(getattr(config, option), step.name)
+            for option in used.keys() & vars(config).keys():  # a backbone's trainer sets its own precision
+                used[option].setdefault(getattr(config, option), step.name)
     for option, values in used.items():
         if len(values) > 1:
             named = " and ".join(f"'{value}' ({name})" for value, name in values.items())

@@ -10,7 +10,7 @@ from typing import Any
 from datasets_scripts.embedding.embed_config import POOLINGS
 from hf_wsl.options import ConfigError, build, nearest, option, read_yaml
 
-from ..pretraining.pretrain_config import find_recipe
+from ..training_options import recipe_path
 from .paper_tables import DISTRIBUTIONS, NAMES, PROBING, TABLES, PaperTable, load_table
 
 
@@ -76,7 +76,7 @@ class Scale:
                 self._require(zoo["dataset"], self.datasets, f"zoos.{name}: unknown data set")
         for name, backbone in self.backbones.items():
             self._require(backbone["collection"], self.collections, f"backbones.{name}: unknown collection")
-            if not find_recipe(backbone["recipe"]).is_file():
+            if not recipe_path(backbone["recipe"]).is_file():
                 raise ConfigError(f"scale '{self.name}': backbones.{name}: there is no recipe '{backbone['recipe']}'")
         for name, entry in self.tables.items():
             self._require(name, NAMES, "tables: unknown table")

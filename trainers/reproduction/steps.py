@@ -36,7 +36,7 @@ from ..finetuning.finetune_config import FinetuneConfig
 from ..finetuning.tasks import CAUSAL_LANGUAGE_MODELING, IMAGE_CLASSIFICATION
 from ..finetuning.training_loop import finetune, measure
 from ..pretrain import pretrain, versions
-from ..pretraining.pretrain_config import PretrainConfig
+from ..pretraining.pretrain_options import PretrainOptions
 from ..probing.probe import probe
 from ..probing.probe_config import ProbeConfig
 from ..zoo.build_zoo import build_zoo
@@ -75,7 +75,7 @@ def step_config(step: Step, work_dir: Path, num_workers: int = 1) -> Any:
         return build(cls, (step.name, {**settings[key], "num_workers": num_workers}))
     if step.kind == BACKBONE:
         paths = {"dataset": str(work_dir / step.needs[0].folder), "output_dir": str(folder)}
-        return PretrainConfig.from_yaml(
+        return PretrainOptions.from_yaml(
             settings["recipe"], **settings["options"], **paths, resume_from_checkpoint="latest"
         )
     if step.kind == EVALUATION:

@@ -20,7 +20,7 @@ from modeling_wsl.generation.plan import plan_generation
 from modeling_wsl.generation.settings import GenerationSettings
 from modeling_wsl.loading import load_pipeline
 from trainers.pretrain import pretrain
-from trainers.pretraining.pretrain_config import PretrainConfig
+from trainers.pretraining.pretrain_options import PretrainOptions
 
 
 STATISTICS = {"conv": [0.02, 0.3], "norm": [1.0, 1.0], "": [0.5, 2.0], "embed": [-0.1, 1.5], "head": [0.0, 0.25]}
@@ -214,7 +214,7 @@ def test_the_sane_recipe_trains_on_such_a_zoo_and_its_backbone_embeds_and_genera
     config = TokenizeConfig(**{**CONFIG.settings(), "token_size": 201, "window_size": 4096})
     tokenize(models, tmp_path / "tokens", config)
     options = {"dataset": str(tmp_path / "tokens"), "output_dir": str(tmp_path / "backbone"), "max_steps": 2}
-    facts = pretrain(PretrainConfig.from_yaml("sane_zoo", **options))
+    facts = pretrain(PretrainOptions.from_yaml("sane_zoo", **options))
     assert facts["status"] == "completed"
     assert facts["model_config"]["position_encoding"] == "learned"
     embedder = load_pipeline("weight-embedding", tmp_path / "backbone", progress=False)

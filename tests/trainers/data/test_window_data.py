@@ -8,9 +8,9 @@ import torch
 from window_fixtures import crop_start, write_dataset
 
 from modeling_wsl.tokens.manifest import Segment, positions_from_segments
-from trainers.data.windows.batch_memory import BatchMemory
 from trainers.data.windows.crops import Crop, TrainingOrder, batches_of, crop_starts, steps_for_epochs, tiles
 from trainers.data.windows.dataset_source import load_windows
+from trainers.data.windows.reading import BatchMemory
 from trainers.data.windows.window_data import WindowDataset, make_loader
 from trainers.data.windows.window_table import DatasetError, WindowTable, collate
 
@@ -156,9 +156,7 @@ def test_workers_read_ahead_and_no_further(dataset):
             asked.append(crops)
             return {"first": crops[0]}
 
-    loader = make_loader(Watched(), batches, num_workers=2)
-    assert len(loader) == 30
-    given = iter(loader)
+    given = make_loader(Watched(), batches, num_workers=2)
     assert [batch["first"] for batch in islice(given, 10)] == [crops[0] for crops in batches[:10]]
     assert 10 <= len(asked) <= 10 + 2 * 2
     given.close()
@@ -170,7 +168,7 @@ def test_workers_read_ahead_and_no_further(dataset):
 def test_what_a_worker_raises_comes_out_as_it_was_raised(dataset):
     batches = [[Crop(0, 0, 3)], [Crop(10**6, 0, 3)], [Crop(1, 0, 3)]]
     for num_workers in (0, 1, 3):
-        given = iter(make_loader(dataset, batches, num_workers))
+        given = make_loader(dataset, batches, num_workers)
         assert next(given)["window"].tolist() == [0]
         with pytest.raises(IndexError):
             next(given)

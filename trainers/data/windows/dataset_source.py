@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -11,7 +13,7 @@ import datasets
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-from huggingface_hub import HfApi, hf_hub_download
+from huggingface_hub import HfApi, hf_hub_download, snapshot_download
 from huggingface_hub.errors import (
     EntryNotFoundError,
     LocalEntryNotFoundError,
@@ -21,9 +23,11 @@ from huggingface_hub.errors import (
 
 from datasets_scripts.schema import EXTRACTOR_FILE, LOCAL, MODELS, TRAIN, VALIDATION, WINDOWS
 from hf_wsl.errors import one_line
+from hf_wsl.files import sha256
 from modeling_wsl.checkpoints.hub import hub_problem, is_hub_id
 from modeling_wsl.feature_extraction_wsl import WSLFeatureExtractor
 
+from .reading import look_ahead
 from .window_files import WindowFiles
 from .window_table import DatasetError
 
@@ -79,15 +83,12 @@ class DatasetSource:
     def load(self) -> datasets.DatasetDict:
         """The splits `train` and `validation`, whole and on the disk.
 
-        A folder's Parquet files are named one by one. `load_dataset(folder, "windows")` finds them through the card,
-        and then its cache knows the folder by its name alone: after a second `hf-wsl tokenize` it would give the
-        windows of the first.
+        A folder's Parquet files are named one by one, and those of the Hub are checked (see `verified`).
+        `load_dataset(folder, "windows")` finds them through the card, and then its cache knows the folder by its name
+        alone: after a second `hf-wsl tokenize` it would give the windows of the first.
         """
         with self._explained():
-            if self.folder is not None:
-                splits = datasets.load_dataset("parquet", data_files=self._folder_files(WINDOWS))
-            else:
-                splits = datasets.load_dataset(self.name, WINDOWS, revision=self.revision)
+            splits = datasets.load_dataset("parquet", data_files=_files_of(self._whole_folder(), WINDOWS, self.name))
         if TRAIN not in splits or len(splits[TRAIN]) == 0:
             raise DatasetError(
                 f"dataset '{self.name}' has no training windows (splits: {', '.join(splits) or 'none'})"
@@ -98,7 +99,7 @@ class DatasetSource:
         """The split `train`, to be read as it is used; a shard is a Parquet file."""
         with self._explained():
             if self.folder is not None:
-                return WindowFiles(self._folder_files(WINDOWS)[TRAIN])
+                return WindowFiles(_files_of(self.folder, WINDOWS, self.name)[TRAIN])
             return WindowFiles(list(self._hub_builder(WINDOWS).config.data_files[TRAIN]))
 
     def sizes(self) -> dict[str, SplitSize]:
@@ -110,7 +111,7 @@ class DatasetSource:
             columns = ["num_windows", "num_tokens", "redistributable"]
             if self.folder is not None:
                 models = datasets.load_dataset(
-                    "parquet", data_files=self._folder_files(MODELS), columns=columns, streaming=True
+                    "parquet", data_files=_files_of(self.folder, MODELS, self.name), columns=columns, streaming=True
                 )
             else:
                 models = self._hub_builder(MODELS, columns=columns).as_streaming_dataset()
@@ -132,7 +133,7 @@ class DatasetSource:
         with self._explained():
             columns = ["model_id", "manifest"]
             if self.folder is not None:
-                files = self._folder_files(MODELS)
+                files = _files_of(self.folder, MODELS, self.name)
                 models = datasets.load_dataset("parquet", data_files=files, columns=columns, streaming=True)
             else:
                 models = self._hub_builder(MODELS, columns=columns).as_streaming_dataset()
@@ -152,22 +153,29 @@ class DatasetSource:
             count = len(files) if not max_windows else -(-max_windows * len(files) // size.windows)
             chosen = np.linspace(0, len(files) - 1, min(count, len(files))).round().astype(int)
             files = [files[index] for index in chosen]
+            if self.folder is None:
+                files = [verified(self.name, f"{WINDOWS}/{Path(file).name}", self.revision) for file in files]
             return datasets.load_dataset("parquet", data_files={VALIDATION: files}, split=VALIDATION)
 
     def _window_files(self) -> Mapping[str, Sequence[str]]:
         if self.folder is not None:
-            return self._folder_files(WINDOWS)
+            return _files_of(self.folder, WINDOWS, self.name)
         return self._hub_builder(WINDOWS).config.data_files or {}
 
-    def _folder_files(self, config: str) -> dict[str, list[str]]:
-        files = {
-            split: sorted(map(str, self.folder.glob(f"{config}/{split}-*.parquet"))) for split in (TRAIN, VALIDATION)
-        }
-        if not files[TRAIN]:
-            raise DatasetError(
-                f"dataset '{self.folder}' has no {config}/{TRAIN}-*.parquet. Write the folder with `hf-wsl tokenize`"
+    def _whole_folder(self) -> Path:
+        """The folder of the windows; of a dataset on the Hub, that of its files, fetched and checked."""
+        if self.folder is not None:
+            return self.folder
+        folder = Path(
+            snapshot_download(
+                self.name, repo_type="dataset", revision=self.revision, allow_patterns=f"{WINDOWS}/*.parquet"
             )
-        return {split: found for split, found in files.items() if found}
+        )
+        files = sorted(folder.glob(f"{WINDOWS}/*.parquet"))
+        jobs = (functools.partial(verified, self.name, f"{WINDOWS}/{file.name}", folder.name, file) for file in files)
+        for _ in look_ahead(jobs, num_threads=4):
+            pass
+        return folder
 
     def _hub_builder(self, config: str, **options: object) -> datasets.DatasetBuilder:
         return datasets.load_dataset_builder(self.name, config, revision=self.revision, **options)
@@ -200,6 +208,52 @@ class DatasetSource:
             f"dataset '{self.name}' has no {EXTRACTOR_FILE}, so a model trained on it could not tokenize. "
             "`hf-wsl tokenize` writes one; copy it into the folder"
         )
+
+
+def verified(name: str, path: str, revision: str | None, file: Path | None = None) -> str:
+    """A file of a dataset on the Hub, on the disk, once it is sure that its bytes are those that the Hub states.
+
+    The client names a file in its cache by the digest that the Hub gave for it, and checks none. One that is wrong is
+    fetched anew, once.
+
+    Args:
+        name, path, revision: the dataset, the file's path in it, and its branch, tag or commit.
+        file: where it lies in the cache already.
+
+    Raises:
+        DatasetError: the bytes are wrong again.
+    """
+    options = {"repo_type": "dataset", "revision": revision}
+    for again in (False, True):
+        if file is None or again:
+            file = Path(hf_hub_download(name, path, force_download=again, **options))
+        if _is_as_stated(file):
+            return str(file)
+    raise DatasetError(
+        f"dataset '{name}': {path} is not what the Hub states, although it was fetched twice. Delete "
+        f"{file.resolve()} and run again; if that does not help, the disk or the way to the Hub is damaged"
+    )
+
+
+def _is_as_stated(file: Path) -> bool:
+    """Whether a file of the client's cache has the digest that it is named by: SHA-256, or git's of small files."""
+    stated = file.resolve().name
+    if len(stated) == 64:
+        return sha256(file) == stated
+    if len(stated) == 40:
+        content = file.read_bytes()
+        return hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest() == stated
+    return True  # a disk without links, where the cache has the file's own name
+
+
+def _files_of(folder: Path, config: str, name: str) -> dict[str, list[str]]:
+    """The Parquet files of a config in a folder by split. Raises DatasetError without files of the training split."""
+    files = {split: sorted(map(str, folder.glob(f"{config}/{split}-*.parquet"))) for split in (TRAIN, VALIDATION)}
+    if not files[TRAIN]:
+        raise DatasetError(
+            f"dataset '{name}' is not one that `hf-wsl tokenize` wrote: it has no {config}/{TRAIN}-*.parquet"
+        )
+    return {split: paths for split, paths in files.items() if paths}
 
 
 def load_windows(dataset: str, revision: str | None = None) -> datasets.DatasetDict:

@@ -13,17 +13,17 @@ from .crops import TrainingOrder
 from .dataset_source import SplitSize
 from .window_data import WindowDataset, make_loader
 from .window_files import WindowFiles
-from .window_stream import Place, WindowStream, stream_loader
-from .window_table import DatasetError, check_positions, every
+from .window_stream import Place, WindowStream
+from .window_table import check_positions, every
 
 
 logger = logging.getLogger(__name__)
 Batches = Iterator[dict[str, torch.Tensor]]
 _SAMPLED_SHARDS = 16  # half a gigabyte of row groups
 _SAMPLED_WINDOWS = 16  # of each of them
-# Fewer files than this for each reader, and their row groups are dealt out instead: shares of an epoch then differ
+# Fewer files than this for each process, and their row groups are dealt out instead: shares of an epoch then differ
 # little, and a shuffled block holds windows of many models. To list the row groups, every file is opened once.
-_FILES_PER_READER = 4
+_FILES_PER_PROCESS = 4
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ class BatchPlan:
         batch_size, accumulation: windows per forward pass, forward passes per step.
         rank, world_size: this process among all.
         seed: of order and crops.
-        num_workers: threads (of a stream, processes) that read for this one.
+        num_workers: threads that read for this process.
         buffer_size, crops_per_window, max_positions: of a stream, see `WindowStream`.
     """
 
@@ -58,6 +58,9 @@ class StoredBatches:
         self.windows = windows
         self.size = SplitSize(len(windows), int(windows.num_tokens.sum()))
         self.token_size = windows.token_size
+
+    def __len__(self) -> int:
+        return self.size.windows
 
     def check_positions(self, max_positions: Sequence[int]) -> None:
         """Raises DatasetError where learned position tables of these sizes are too small."""
@@ -82,11 +85,11 @@ class StoredBatches:
         )
         return iter(make_loader(self.windows, order, plan.num_workers))
 
-    def state(self) -> list[list[int]]:
+    def state(self) -> list[int]:
         """Nothing: the step says where the order goes on."""
         return []
 
-    def resume(self, states: list[list[list[int]]]) -> None:
+    def resume(self, states: list[list[int]]) -> None:
         """Nothing to take up."""
 
 
@@ -102,8 +105,11 @@ class StreamedBatches:
         self.rows = rows
         self.size = size
         self.token_size = rows.token_size
-        self._saved: list[list[list[int]]] = []
-        self._places: list[Place] = []
+        self._saved: list[list[int]] = []
+        self._place = Place()
+
+    def __len__(self) -> int:
+        return self.size.windows
 
     def check_positions(self, max_positions: Sequence[int]) -> None:
         """Nothing yet: a stream looks at positions when it reads them."""
@@ -122,13 +128,11 @@ class StreamedBatches:
         """The batches of one process for these steps, the second excluded.
 
         Raises:
-            DatasetError: fewer row groups than readers. While reading: a row that contradicts itself, a position
-                beyond `max_positions`, a source that stays out of reach.
+            DatasetError: fewer row groups than processes. While reading: a row that contradicts itself, a weight that
+                is not finite, a position beyond `max_positions`, a source that stays out of reach.
         """
-        readers = max(1, plan.num_workers)
-        self._places = self._beginnings(plan.rank, plan.world_size, readers)
-        first = first_step * plan.accumulation
-        enough_files = self.rows.num_shards >= _FILES_PER_READER * readers * plan.world_size
+        self._place = self._beginning(plan.rank, plan.world_size)
+        enough_files = self.rows.num_shards >= _FILES_PER_PROCESS * plan.world_size
         stream = WindowStream(
             self.rows if enough_files else self.rows.by_row_group(),
             window_size=plan.window_size,
@@ -138,43 +142,38 @@ class StreamedBatches:
             crops_per_window=plan.crops_per_window,
             rank=plan.rank,
             world_size=plan.world_size,
-            places=self._places,
-            first_reader=first % readers,
+            place=self._place,
+            num_threads=plan.num_workers,
             max_positions=plan.max_positions,
         )
-        return self._followed(iter(stream_loader(stream, plan.num_workers)), first, last_step * plan.accumulation)
+        return self._followed(iter(stream), (last_step - first_step) * plan.accumulation)
 
-    def _followed(self, batches: Batches, first: int, last: int) -> Batches:
-        """The batches numbered `first` to `last`, noting how far the readers have come."""
-        for number in range(first, last):
-            batch = next(batches)
-            if isinstance(batch, str):
-                raise DatasetError(batch)
-            self._places[number % len(self._places)] = Place(*batch.pop("place").tolist())
+    def _followed(self, batches: Iterator[tuple[dict[str, torch.Tensor], Place]], count: int) -> Batches:
+        """So many batches, noting the place that they end at."""
+        for _ in range(count):
+            batch, self._place = next(batches)
             yield batch
 
-    def _beginnings(self, rank: int, world_size: int, readers: int) -> list[Place]:
+    def _beginning(self, rank: int, world_size: int) -> Place:
         if not self._saved:
-            return [Place()] * readers
-        if [len(places) for places in self._saved] == [readers] * world_size:
-            return [Place(*place) for place in self._saved[rank]]
-        epoch = 1 + max(place[0] for places in self._saved for place in places)
+            return Place()
+        if len(self._saved) == world_size:
+            return Place(*self._saved[rank])
+        epoch = 1 + max(place[0] for place in self._saved)
         logger.warning(
-            "the stream was read by %d processes of %d workers and is by %d of %d now: it goes on with epoch %d",
+            "the stream was read by %d processes and is by %d now: it goes on with epoch %d",
             len(self._saved),
-            len(self._saved[0]),
             world_size,
-            readers,
             epoch,
         )
-        return [Place(epoch)] * readers
+        return Place(epoch)
 
-    def state(self) -> list[list[int]]:
-        """How far this process's readers have come with the batches that were given out."""
-        return [list(place) for place in self._places]
+    def state(self) -> list[int]:
+        """How far this process has come with the batches that were given out."""
+        return list(self._place)
 
-    def resume(self, states: list[list[list[int]]]) -> None:
-        """Goes on where the readers of every process stopped, by what `state` gave for each."""
+    def resume(self, states: list[list[int]]) -> None:
+        """Goes on where every process stopped, by what `state` gave for each."""
         self._saved = states
 
 

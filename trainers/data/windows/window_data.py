@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections import deque
+import functools
 from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 import datasets
@@ -13,10 +12,8 @@ import torch
 from torch.utils.data import Dataset
 
 from .crops import Crop
+from .reading import look_ahead
 from .window_table import DatasetError, WindowTable, check_columns, every
-
-
-_BATCHES_AHEAD = 2  # that a thread has read before they are asked for
 
 
 class WindowDataset(Dataset):
@@ -79,44 +76,8 @@ class WindowDataset(Dataset):
         return self._table.read(crops, self.pad_to)
 
 
-def make_loader(dataset: WindowDataset, batches: Iterable[Sequence[Crop]], num_workers: int) -> CropLoader:
-    """Batches of named crops, in their order."""
-    return CropLoader(dataset, batches, num_workers)
-
-
-class CropLoader:
-    """Reads batches of crops, in order, by threads that run ahead of who takes them.
-
-    Threads and not processes: to read a batch is to copy mapped memory, which Python lets run side by side, while from
-    one process to another the batch would be copied twice more, four times slower in all, and through a shared memory
-    that containers keep small.
-
-    Args:
-        dataset: whose `__getitems__` reads a batch.
-        batches: crops of each batch.
-        num_workers: threads; 0 reads a batch when it is asked for.
-    """
-
-    def __init__(self, dataset: Dataset, batches: Iterable[Sequence[Crop]], num_workers: int) -> None:
-        self.dataset = dataset
-        self.batches = batches
-        self.num_workers = num_workers
-
-    def __len__(self) -> int:
-        return len(self.batches)
-
-    def __iter__(self) -> Iterator[dict[str, torch.Tensor]]:
-        if self.num_workers == 0:
-            yield from map(self.dataset.__getitems__, self.batches)
-            return
-        pool = ThreadPoolExecutor(self.num_workers, thread_name_prefix="crops")
-        ahead: deque[Future] = deque()
-        try:
-            for crops in self.batches:
-                ahead.append(pool.submit(self.dataset.__getitems__, crops))
-                if len(ahead) > _BATCHES_AHEAD * self.num_workers:
-                    yield ahead.popleft().result()
-            while ahead:
-                yield ahead.popleft().result()
-        finally:
-            pool.shutdown(wait=False, cancel_futures=True)
+def make_loader(
+    dataset: WindowDataset, batches: Iterable[Sequence[Crop]], num_workers: int
+) -> Iterator[dict[str, torch.Tensor]]:
+    """Batches of named crops, in their order, read ahead by `num_workers` threads (0: when they are asked for)."""
+    return look_ahead((functools.partial(dataset.__getitems__, crops) for crops in batches), num_workers)

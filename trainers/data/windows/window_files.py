@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 import io
-from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import PurePosixPath
 from typing import Any, NamedTuple
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from datasets import Features
@@ -17,7 +17,7 @@ from datasets.utils.file_utils import is_local_path, xopen
 
 from hf_wsl.errors import one_line
 
-from .token_pages import TokenPages
+from .reading import look_ahead
 from .window_table import COLUMNS, DatasetError, WindowTable, check_columns
 
 
@@ -27,20 +27,9 @@ class _Shard(NamedTuple):
     file: str
     group: int | None = None
 
-
-class _RowGroup(NamedTuple):
-    """A row group as it lies in its file, from the byte `start` on."""
-
-    at: int  # of its shard among those that were asked for
-    shard: int
-    first_row: int  # of its rows in the shard
-    metadata: pq.FileMetaData
-    number: int
-    start: int
-    content: pa.Buffer
-
-    def as_file(self) -> _FilePart:
-        return _FilePart(self.content, self.start)
+    @property
+    def name(self) -> str:
+        return f"split 'train', file {PurePosixPath(self.file).name}"
 
 
 class WindowFiles:
@@ -73,85 +62,70 @@ class WindowFiles:
     def num_shards(self) -> int:
         return len(self._shards)
 
+    def name(self, shard: int) -> str:
+        """The shard's file, for messages."""
+        return self._shards[shard].name
+
     def by_row_group(self) -> WindowFiles:
         """The same windows with row groups as shards. Every file is opened once, and its footer is kept.
 
         Raises:
             DatasetError: a file that cannot be read.
         """
-        files = dict.fromkeys(shard.file for shard in self._shards)
         other = object.__new__(WindowFiles)
         other.__dict__ |= self.__dict__ | {"_shards": [], "_footers": {}}
-        for number, file in enumerate(files):
-            with explained(number), _opened(file) as source:
-                other._footers[file] = pq.read_metadata(source)
-            other._shards += [_Shard(file, group) for group in range(other._footers[file].num_row_groups)]
+        for shard in dict.fromkeys(_Shard(shard.file) for shard in self._shards):
+            footer = other._footers[shard.file] = _footer(shard)
+            other._shards += [_Shard(shard.file, group) for group in range(footer.num_row_groups)]
         return other
 
     def first_table(self, shard: int) -> WindowTable | None:
         """The first row group of a shard, or None where it has none; raises like `tables`."""
-        for group in self._fetch([shard], 0):
-            return self._table(group)
-        return None
+        return next((table for _, _, table in self.tables([(shard, 0)])), None)
 
-    def tables(self, shards: Sequence[int], first_row: int = 0) -> Iterator[tuple[int, int, WindowTable]]:
-        """The row groups of shards, in their order; from the Hub, each comes while the one before is used.
+    def tables(
+        self, shards: Iterable[tuple[int, int]], num_threads: int = 0
+    ) -> Iterator[tuple[int, int, WindowTable]]:
+        """The row groups of shards, in their order.
 
         Args:
-            shards: numbers of shards.
-            first_row: row groups of the first of these shards that end before this row are left out.
+            shards: numbers of shards, each with a row: row groups that end before it are left out.
+            num_threads: that fetch and decode ahead; from the Hub there is one at least.
 
         Yields:
             which of `shards`, the number of the table's first row in that shard, the table.
 
         Raises:
-            DatasetError: a shard that cannot be read, after the client's own retries, or whose rows contradict
-                themselves.
+            DatasetError: a shard that cannot be read, after the client's own retries, whose pages are not what was
+                written, or whose rows contradict themselves.
         """
-        fetched = self._fetch(shards, first_row)
-        if not is_local_path(self._shards[0].file):
-            fetched = _one_ahead(fetched)
-        for group in fetched:
-            yield group.at, group.first_row, self._table(group)
+        remote = not is_local_path(self._shards[0].file)
+        yield from look_ahead(self._jobs(shards), max(num_threads, int(remote)))
 
-    def _fetch(self, shards: Sequence[int], first_row: int) -> Iterator[_RowGroup]:
-        for at, shard in enumerate(shards):
-            file, only = self._shards[shard]
-            with explained(shard), _opened(file) as source:
-                metadata = self._footers.get(file) or pq.read_metadata(source)
-                row = 0
-                for number in range(metadata.num_row_groups) if only is None else [only]:
-                    end = row + metadata.row_group(number).num_rows
-                    if end > first_row:
-                        start, content = _read_group(source, metadata, number)
-                        yield _RowGroup(at, shard, row, metadata, number, start, content)
-                    row = end
-            first_row = 0
+    def _jobs(self, shards: Iterable[tuple[int, int]]) -> Iterator[Callable[[], tuple[int, int, WindowTable]]]:
+        for at, (number, first_row) in enumerate(shards):
+            shard = self._shards[number]
+            footer, row = self._footers.get(shard.file) or _footer(shard), 0
+            for group in range(footer.num_row_groups) if shard.group is None else [shard.group]:
+                end = row + footer.row_group(group).num_rows
+                if end > first_row:
+                    yield functools.partial(self._read, at, shard, row, footer, group)
+                row = end
 
-    def _table(self, group: _RowGroup) -> WindowTable:
-        with explained(group.shard), pq.ParquetFile(group.as_file(), metadata=group.metadata) as file:
-            names = [name for name in COLUMNS if name != "tokens"]
-            table = file.read_row_group(group.number, columns=names, use_threads=False)
-            pages = self._pages(group, table.column("num_tokens").to_numpy().astype(np.int64))
-            if pages is None:
-                table = file.read_row_group(group.number, columns=list(COLUMNS), use_threads=False)
+    def _read(
+        self, at: int, shard: _Shard, row: int, footer: pq.FileMetaData, group: int
+    ) -> tuple[int, int, WindowTable]:
+        with explained(shard.name):
+            with _opened(shard.file) as source:
+                part = _row_group(source, footer, group)
+            with pq.ParquetFile(part, metadata=footer, page_checksum_verification=True) as file:
+                table = file.read_row_group(group, columns=list(COLUMNS), use_threads=False)
             schema = pa.schema([self._schema.field(name) for name in table.column_names])
-            table = table_cast(table, schema)
-            return WindowTable(table, f"split 'train', shard {group.shard}", group.first_row, pages)
-
-    def _pages(self, group: _RowGroup, lengths: np.ndarray) -> TokenPages | None:
-        """What reads the tokens; None where Arrow must."""
-        columns = group.metadata.row_group(group.number)
-        numbers = [i for i in range(columns.num_columns) if columns.column(i).path_in_schema.startswith("tokens.")]
-        if len(numbers) != 1:
-            return None
-        begin, size = _extent(columns.column(numbers[0]))
-        content = group.content.slice(begin - group.start, size)
-        return TokenPages.of(group.metadata, group.number, numbers[0], content, lengths, self.token_size)
+            return at, row, WindowTable(table_cast(table, schema), shard.name, row)
 
 
 @contextmanager
-def explained(shard: int) -> Iterator[None]:
+def explained(shard: str) -> Iterator[None]:
     """Makes one DatasetError of what the client, Arrow and datasets raise, which has no common class."""
     try:
         yield
@@ -159,7 +133,7 @@ def explained(shard: int) -> Iterator[None]:
         raise
     except Exception as error:
         raise DatasetError(
-            f"split 'train', shard {shard}: cannot be read ({type(error).__name__}: {one_line(error)}). Go on with "
+            f"{shard}: cannot be read ({type(error).__name__}: {one_line(error)}). Go on with "
             "--resume_from_checkpoint latest once it can"
         ) from error
 
@@ -169,30 +143,26 @@ def _opened(file: str) -> Any:
     return pa.memory_map(file) if is_local_path(file) else xopen(file, "rb")
 
 
-def _read_group(source: Any, metadata: pq.FileMetaData, number: int) -> tuple[int, pa.Buffer]:
-    """Where a row group begins in its file, and its bytes, by one request."""
-    group = metadata.row_group(number)
+def _footer(shard: _Shard) -> pq.FileMetaData:
+    with explained(shard.name), _opened(shard.file) as source:
+        return pq.read_metadata(source)
+
+
+def _row_group(source: Any, footer: pq.FileMetaData, number: int) -> _FilePart:
+    """The bytes of a row group, by one request, as a file of which only they are there."""
+    group = footer.row_group(number)
     extents = [_extent(group.column(i)) for i in range(group.num_columns)]
     start, end = min(start for start, _ in extents), max(start + size for start, size in extents)
     source.seek(start)
     if isinstance(source, pa.NativeFile):
-        return start, source.read_buffer(end - start)  # a view
-    return start, pa.py_buffer(source.read(end - start))
+        return _FilePart(source.read_buffer(end - start), start)  # a view
+    return _FilePart(pa.py_buffer(source.read(end - start)), start)
 
 
 def _extent(column: pq.ColumnChunkMetaData) -> tuple[int, int]:
     """Where a column of a row group begins in its file, and its size in bytes."""
     start = column.data_page_offset if column.dictionary_page_offset is None else column.dictionary_page_offset
     return start, column.total_compressed_size
-
-
-def _one_ahead(groups: Iterator[_RowGroup]) -> Iterator[_RowGroup]:
-    """The same, each fetched while the one before is used."""
-    with ThreadPoolExecutor(1) as pool:
-        ahead = pool.submit(next, groups, None)
-        while (group := ahead.result()) is not None:
-            ahead = pool.submit(next, groups, None)
-            yield group
 
 
 class _FilePart(io.RawIOBase):

@@ -12,9 +12,8 @@ import numpy as np
 import pyarrow as pa
 import torch
 
-from .batch_memory import BatchMemory
 from .crops import Crop
-from .token_pages import TokenPages
+from .reading import BatchMemory
 
 
 SEGMENT_COLUMNS = ("segment_layer", "segment_position", "segment_stride", "segment_length")
@@ -68,11 +67,9 @@ class WindowTable:
     """Windows of an Arrow table, read without a copy and without an Arrow object per row.
 
     Args:
-        table: at least one row, with `COLUMNS`; without `tokens` where these are given.
+        table: at least one row, with `COLUMNS`.
         where: "split 'train'" or narrower, for error messages.
         first_row: number of the table's first row there, for error messages.
-        tokens: what reads the tokens, where the table does not hold them; then there are `cut` and `window`, not
-            `read`, and of the tokens' own lengths only the total was checked.
 
     Attributes:
         token_size: d_t, entries per token.
@@ -82,13 +79,13 @@ class WindowTable:
         DatasetError: a missing column, or a row whose columns contradict each other.
     """
 
-    def __init__(self, table: pa.Table, where: str, first_row: int = 0, tokens: TokenPages | None = None) -> None:
-        check_columns([*table.column_names, *(["tokens"] if tokens else [])], where)
+    def __init__(self, table: pa.Table, where: str, first_row: int = 0) -> None:
+        check_columns(table.column_names, where)
         self._table = table
         self._where = where
         self._memory = BatchMemory()
         self._first_row = first_row
-        self._tokens = tokens or _ListColumn(table, "tokens")
+        self._tokens = _ListColumn(table, "tokens")
         self._valid = _ListColumn(table, "valid_entries")
         self._segments = [_ListColumn(table, name) for name in SEGMENT_COLUMNS]
         self._token_start = table.column("token_start").to_numpy()
