@@ -237,10 +237,3 @@ def differences(before: Mapping[str, Any], now: Mapping[str, Any], prefix: str =
 
 def _shown(names: Sequence[str]) -> str:
     return ", ".join(names[:NAMES_SHOWN]) + (", ..." if len(names) > NAMES_SHOWN else "")
-
-
-def claim_folder(folder: Path, settings: Mapping[str, Any], what: str) -> dict[str, Any]:
-    """Claims a folder without holding it, and accepts what else lies in it. Its callers open a `RunFolder` soon."""
-    present = [path.name for path in folder.iterdir()] if folder.is_dir() else []
-    with RunFolder(folder, what).open(settings, ours=present) as claimed:
-        return claimed

@@ -19,11 +19,11 @@ from trainers.finetuning.finetune_config import FinetuneConfig
 from trainers.finetuning.measure import measure
 from trainers.quickstart.figures import FIGURES
 from trainers.quickstart.quickstart import QuickstartConfig, quickstart
-from trainers.zoo.digits_zoo import ARCHITECTURES, ZooConfig
+from trainers.zoo.digits_zoo import ARCHITECTURES, DigitsZooConfig
 
 
 MINIATURE = QuickstartConfig(
-    zoo=ZooConfig(families=("resnet", "efficientnet"), members_per_family=2, epochs=1, batch_size=64),
+    zoo=DigitsZooConfig(families=("resnet", "efficientnet"), members_per_family=2, epochs=1, batch_size=64),
     validation_fraction=0.4,
     pretrain={"max_steps": 3, "eval_steps": 2, "batch_size": 2, "precision": "float32"},
     finetune=FinetuneConfig(epochs=1, batch_size=64, use_cpu=True),

@@ -1,4 +1,4 @@
-"""Runs the arms of a comparison, each in a process that may be stopped at any time, and sums up what they found."""
+"""Runs the arms of a comparison, each in a process that may be stopped at any time, and sums up their outcomes."""
 
 import json
 import logging
@@ -16,7 +16,7 @@ from tqdm.auto import tqdm
 from transformers.utils.logging import is_progress_bar_enabled
 
 from hf_wsl.errors import one_line
-from hf_wsl.files import replacing, write_json
+from hf_wsl.run_folder import RunFolder
 from hf_wsl.workers import one_thread, run_tasks
 from modeling_wsl.checkpoints.checkpoint import open_checkpoint
 from modeling_wsl.generation.generated_model import GeneratedModel
@@ -45,13 +45,14 @@ class ArmTask:
     """Arms of one seed that are worked on one after the other, because they need each other's weights."""
 
     opener: Opener
-    folder: Path
+    run: RunFolder
     arms: tuple[str, ...]
     seed: int
     keep_models: bool = False
 
-    def outcome(self, arm: str) -> Path:
-        return self.folder / "runs" / f"{slug(arm)}-{self.seed}.json"
+    def name(self, arm: str) -> str:
+        """Of the record of an arm."""
+        return f"{slug(arm)}-{self.seed}"
 
 
 def slug(arm: str) -> str:
@@ -61,18 +62,18 @@ def slug(arm: str) -> str:
 
 def run_arms(
     opener: Opener,
-    folder: Path,
+    run: RunFolder,
     arms: Sequence[str],
     seeds: Sequence[int],
     metric: str,
     num_workers: int = 1,
     keep_models: bool = False,
 ) -> dict[str, Any]:
-    """Runs every arm for every seed; what an earlier call finished is taken from its record.
+    """Runs all arms for every seed; what an earlier call finished is taken from its record.
 
     Args:
         opener: opens the comparison, in worker processes too.
-        folder: gets `runs/<arm>-<seed>.json`, and `models/` where they are kept.
+        run: open; gets a record `<arm>-<seed>`, and `models/` where they are kept.
         arms: of `ARMS`, those that can be run.
         seeds: of the draws and of the data order; all arms of a seed see the same images in the same order.
         metric: that the summary is about.
@@ -88,8 +89,8 @@ def run_arms(
     groups = [together] if together else []
     groups += [(arm,) for arm in arms if arm not in FROM_GENERATED]
     # The longest first, so that no process is left alone with them at the end.
-    tasks = [ArmTask(opener, folder, group, seed, keep_models) for group in groups for seed in seeds]
-    missing = [task for task in tasks if not all(task.outcome(arm).is_file() for arm in task.arms)]
+    tasks = [ArmTask(opener, run, group, seed, keep_models) for group in groups for seed in seeds]
+    missing = [task for task in tasks if not all(run.is_done(task.name(arm)) for arm in task.arms)]
     total, to_do = (sum(len(task.arms) for task in some) for some in (tasks, missing))
     hidden = not is_progress_bar_enabled()
     try:
@@ -109,14 +110,14 @@ def _opened(opener: Opener) -> Comparison:
 
 def _run_task(task: ArmTask) -> ArmTask:
     """Makes the weights of the task's arms, trains and measures them, and writes an outcome for each arm."""
-    comparison = _opened(task.opener)
-    saved = task.folder / "weights" / f"generated-{task.seed}.safetensors"
+    comparison, run = _opened(task.opener), task.run
+    saved = run.output / "weights" / f"generated-{task.seed}.safetensors"
     generated: list[InitialWeights] = []
 
     def draw() -> list[InitialWeights]:
         if not generated:
             generated.extend(initial_weights(comparison, "generated", task.seed, reference))
-            _save_reference(saved, reference_of(comparison, generated[0]))
+            _save_reference(run, saved, reference_of(comparison, generated[0]))
         return generated
 
     def reference() -> Reference:
@@ -126,7 +127,7 @@ def _run_task(task: ArmTask) -> ArmTask:
 
     with one_thread():
         for arm in task.arms:
-            if task.outcome(arm).is_file():
+            if run.is_done(task.name(arm)):
                 continue
             initial = draw() if arm == "generated" else initial_weights(comparison, arm, task.seed, reference)
             try:
@@ -134,7 +135,7 @@ def _run_task(task: ArmTask) -> ArmTask:
             except DivergedError as error:  # a finding about this arm, and no reason to lose the others
                 logger.warning("%s, seed %d: %s", arm, task.seed, error)
                 outcome = {"skipped": one_line(error)}
-            write_json(task.outcome(arm), outcome)
+            run.write_record(task.name(arm), outcome)
     if task.arms[0] in FROM_GENERATED:  # another process works on the other arms of this seed
         saved.unlink(missing_ok=True)
     return task
@@ -150,7 +151,7 @@ def _run(comparison: Comparison, task: ArmTask, arm: str, initial: Sequence[Init
         if start.anchor is not None and arm != "anchor":
             weights.append({"seed": task.seed, "model": number, **_distance(comparison, start, module, task.seed)})
         if task.keep_models and start.model is not None:
-            _save_model(start.model, task.folder / MODELS / f"{slug(arm)}-{task.seed}-{number}")
+            _save_model(start.model, task.run.output / MODELS / f"{task.name(arm)}-{number}")
         if comparison.protocol.finetune is None:
             history = [Measurement(0, 0.0, 0, None, comparison.measure_validation(module))]
         else:
@@ -195,9 +196,9 @@ def _distance(comparison: Comparison, start: InitialWeights, module: torch.nn.Mo
     return {"anchor": start.anchor, **compared, "agreement": agreement}
 
 
-def _save_reference(path: Path, reference: Reference) -> None:
+def _save_reference(run: RunFolder, path: Path, reference: Reference) -> None:
     facts = {"anchor": str(reference.anchor), "origins": json.dumps(reference.origins)}
-    with replacing(path) as temporary:
+    with run.replacing(path) as temporary:
         save_file({name: value.contiguous() for name, value in reference.state.items()}, temporary, metadata=facts)
 
 
@@ -209,25 +210,24 @@ def _load_reference(path: Path) -> Reference:
 
 
 def _collect(tasks: Sequence[ArmTask], arms: Sequence[str], metric: str) -> dict[str, Any]:
-    found: dict[str, dict[str, Any]] = {}
+    results: dict[str, dict[str, Any]] = {}
     skipped, weights = {}, {}
     for arm in (arm for arm in ARMS if arm in arms):
-        paths = {task.seed: task.outcome(arm) for task in tasks if arm in task.arms}
-        outcomes = {seed: json.loads(path.read_text(encoding="utf-8")) for seed, path in paths.items()}
+        outcomes = {task.seed: task.run.read_record(task.name(arm)) for task in tasks if arm in task.arms}
         done = [outcome for outcome in outcomes.values() if "runs" in outcome]
         failed = [{"seed": seed, "why": o["skipped"]} for seed, o in outcomes.items() if "skipped" in o]
         if not done:
             skipped[arm] = failed[0]["why"]
             continue
         runs = [run for outcome in done for run in outcome["runs"]]
-        found[arm] = {"about": ARMS[arm], "runs": runs, "summary": summarize(runs, metric)}
+        results[arm] = {"about": ARMS[arm], "runs": runs, "summary": summarize(runs, metric)}
         if ensembles := [outcome["ensemble"] for outcome in done if "ensemble" in outcome]:
-            found[arm]["ensembles"] = ensembles
+            results[arm]["ensembles"] = ensembles
         if failed:
-            found[arm]["failed"] = failed
+            results[arm]["failed"] = failed
         if distances := [entry for outcome in done for entry in outcome["weights"]]:
             weights[arm] = distances
-    return {"arms": found, "skipped": skipped, "weights": weights}
+    return {"arms": results, "skipped": skipped, "weights": weights}
 
 
 def summarize(runs: Sequence[dict[str, Any]], metric: str) -> dict[str, Any]:

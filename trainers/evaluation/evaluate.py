@@ -11,9 +11,8 @@ from typing import Any
 from torch.utils.data import default_collate
 
 from datasets_scripts.embedding.linear_projection import LinearBaseline
-from hf_wsl.files import write_json
 from hf_wsl.options import ConfigError, build
-from hf_wsl.run_folder import claim_folder
+from hf_wsl.run_folder import RunFolder
 from modeling_wsl.checkpoints.checkpoint import open_checkpoint
 from modeling_wsl.checkpoints.errors import CheckpointError
 from modeling_wsl.configuration_wsl import WSLConfig
@@ -40,6 +39,8 @@ from .pca_cache import cached_pca
 
 logger = logging.getLogger(__name__)
 ENOUGH_SEEDS = 3
+EVALUATION_FILE = "evaluation.json"
+BACKBONE_SETTINGS = "backbone_settings"  # folder of a backbone without weights, which a reproduction puts there
 CHECKED_EXAMPLES = 4  # that saved models are compared on
 
 
@@ -77,32 +78,33 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
         "backbone_weights": commit or _weights_hash(name),
         "anchor_weights": [anchor.checkpoint.sha256() for anchor in comparison.plan.anchors],
     }
-    claim_folder(folder, {**config.settings(), **identity}, "an evaluation")
+    run = RunFolder(folder, "an evaluation", records="runs", report=EVALUATION_FILE)
     warnings = _warnings(config, ranked_by, comparison.has_new_head)
     for warning in warnings:
         logger.warning("%s", warning)
     metric = _metric(config)
     workers = config.num_workers if comparison.device.type == "cpu" else 1
     del comparison  # every process opens its own
-    found = run_arms(opener, folder, arms, config.run_seeds, metric, workers, config.keep_models)
-    results = {
-        "config": {**vars(config), **config.settings()},
-        "identity": identity,
-        "seeds": config.run_seeds,
-        "versions": {**versions(), **package_versions()},
-        "data": data,
-        "metric": metric,
-        "ranked_by": ranked_by,
-        "guess": _guess(data),
-        "tokens_per_example": data.get("block_size"),
-        "warnings": warnings,
-        "arms": found["arms"],
-        "skipped": {**skipped, **found["skipped"]},
-        "weights": found["weights"],
-        "loading": _check_loading(opener.open(), folder) if config.keep_models else {},
-    }
-    write_json(folder / "evaluation.json", results)
-    write_report(results, folder)
+    with run.open({**config.settings(), **identity}, ours=(cache_dir.name, BACKBONE_SETTINGS)):
+        outcomes = run_arms(opener, run, arms, config.run_seeds, metric, workers, config.keep_models)
+        results = {
+            "config": {**vars(config), **config.settings()},
+            "identity": identity,
+            "seeds": config.run_seeds,
+            "versions": {**versions(), **package_versions()},
+            "data": data,
+            "metric": metric,
+            "ranked_by": ranked_by,
+            "guess": _guess(data),
+            "tokens_per_example": data.get("block_size"),
+            "warnings": warnings,
+            "arms": outcomes["arms"],
+            "skipped": {**skipped, **outcomes["skipped"]},
+            "weights": outcomes["weights"],
+            "loading": _check_loading(opener.open(), folder) if config.keep_models else {},
+        }
+        run.finish(results)
+        write_report(results, folder)
     return results
 
 

@@ -8,6 +8,7 @@ from typing import Any
 from torch import Tensor
 from torch.utils.data import TensorDataset
 
+from hf_wsl.run_folder import RunFolder
 from modeling_wsl.configuration_wsl import WSLConfig
 from modeling_wsl.feature_extraction_wsl import WSLFeatureExtractor
 from modeling_wsl.generation.plan import plan_generation
@@ -69,7 +70,7 @@ class QuickstartOpener:
             protocol=EvaluationProtocol(
                 num_candidates=self.num_candidates, num_kept=1, finetune=self.finetune, bandwidth=self.bandwidth
             ),
-            pca=cached_pca(DatasetSource(str(self.folder / "dataset")), rank, 500_000, self.folder / "arms"),
+            pca=cached_pca(DatasetSource(str(self.folder / "dataset")), rank, 500_000, self.folder / "cache"),
             prior_problem=prior_problem(backbone),
             options=self.finetune,
         )
@@ -85,10 +86,12 @@ def finetune_arms(opener: QuickstartOpener, seeds: Sequence[int], num_workers: i
     wanted = [arm for arm in ARMS if arm not in ON_REQUEST]
     skipped = {arm: why for arm in wanted if (why := why_skipped(comparison, arm))}
     arms = [arm for arm in wanted if arm not in skipped]
-    found = run_arms(opener, opener.folder / "arms", arms, seeds, "accuracy", num_workers)
+    run = RunFolder(opener.folder / "arms", "the arms of a quickstart", records="runs")
+    with run.open({"held_out": opener.held_out.name, "finetune": asdict(opener.finetune)}):
+        outcomes = run_arms(opener, run, arms, seeds, "accuracy", num_workers)
     return {
-        **found,
-        "skipped": {**skipped, **found["skipped"]},
+        **outcomes,
+        "skipped": {**skipped, **outcomes["skipped"]},
         "metric": "accuracy",
         "guess": 1 / NUM_CLASSES,
         "seeds": list(seeds),

@@ -1,6 +1,5 @@
 """`hf-wsl quickstart`: the whole way once, small and offline: zoo, tokens, backbone, embeddings, weights, report."""
 
-import json
 import logging
 import os
 from collections.abc import Callable, Iterator
@@ -12,13 +11,12 @@ from typing import Any
 
 import huggingface_hub.constants
 
-from hf_wsl.files import write_json
-from hf_wsl.run_folder import claim_folder
+from hf_wsl.run_folder import RunFolder
 from hf_wsl.workers import one_thread
 
 from ..finetuning.finetune_config import FinetuneConfig
 from ..pretrain import versions
-from ..zoo.digits_zoo import ZooConfig
+from ..zoo.digits_zoo import DigitsZooConfig
 from . import stages
 from .report import write_report
 
@@ -31,7 +29,7 @@ RESULTS_FILE = "results.json"
 class QuickstartConfig:
     """The sizes of a quickstart; the defaults take minutes on two cores."""
 
-    zoo: ZooConfig = field(default_factory=ZooConfig)
+    zoo: DigitsZooConfig = field(default_factory=DigitsZooConfig)
     held_out_family: str = "resnet"  # its last member is the anchor, which the backbone is not trained on
     validation_fraction: float = 0.2
     # Over the recipe `nano`. float32, because few CPUs compute faster in bfloat16.
@@ -84,30 +82,30 @@ def quickstart(
     config = config or QuickstartConfig()
     config = replace(config, zoo=replace(config.zoo, seed=seed))
     folder = Path(output_dir)
-    settings = claim_folder(folder, {"seed": seed, **asdict(config)}, "a quickstart")
-    results: dict[str, Any] = {"settings": settings, "versions": versions()}
+    run = RunFolder(folder, "a quickstart", records="stages", report=RESULTS_FILE)
     place = stages.Place(folder, seed, config)
-    with _offline(), one_thread():
+    with run.open({"seed": seed, **asdict(config)}) as settings, _offline(), one_thread():
+        results: dict[str, Any] = {"settings": settings, "versions": versions()}
         for number, (name, work) in enumerate(stages.STAGES.items(), start=1):
             logger.info("[%d/%d] %s", number, len(stages.STAGES) + 1, name)
-            results[name] = _stage(folder / "stages" / f"{name}.json", lambda work=work: work(place))
+            results[name] = _stage(run, name, lambda work=work: work(place))
         logger.info("[%d/%d] report", len(stages.STAGES) + 1, len(stages.STAGES) + 1)
         results["seconds"] = {name: results[name]["seconds"] for name in stages.STAGES}
-        write_json(folder / RESULTS_FILE, results)
+        run.finish(results)
         write_report(results, folder)
     return results
 
 
-def _stage(record: Path, work: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-    """What a stage found: from its record, or by doing it now."""
-    if record.is_file():
-        logger.info("done before: %s", record)
+def _stage(run: RunFolder, name: str, work: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    """The figures of a stage: from its record, or by doing it now."""
+    if run.is_done(name):
+        logger.info("done before: %s", run.record(name))
     else:
         started = monotonic()
-        found = work()
-        write_json(record, {**found, "seconds": round(monotonic() - started, 1)})
+        figures = work()
+        run.write_record(name, {**figures, "seconds": round(monotonic() - started, 1)})
     # Read back in both cases, so that a resumed run continues with the very same values.
-    return json.loads(record.read_text(encoding="utf-8"))
+    return run.read_record(name)
 
 
 @contextmanager

@@ -21,7 +21,7 @@ from ..data.images.digits import digits_splits
 from ..evaluation.weight_comparison import compare_kinds, relative_error
 from ..pretrain import pretrain as pretrain_backbone
 from ..pretraining.pretrain_options import PretrainOptions
-from ..zoo.digits_zoo import ARCHITECTURES, build_zoo, read_properties, zoo_members
+from ..zoo.digits_zoo import ARCHITECTURES, build_digits_zoo, digits_members, read_properties
 from .arms import QuickstartOpener, finetune_arms
 
 
@@ -39,7 +39,7 @@ class Place:
 
     @property
     def members(self) -> list[Path]:
-        return [self.folder / "zoo" / member.name for member in zoo_members(self.config.zoo)]
+        return [self.folder / "zoo" / member.name for member in digits_members(self.config.zoo)]
 
     @property
     def held_out(self) -> Path:
@@ -58,7 +58,7 @@ class Place:
 
 def zoo(place: Place) -> dict[str, Any]:
     """Trains the zoo."""
-    folders = build_zoo(place.folder / "zoo", place.config.zoo, place.config.num_workers)
+    folders = build_digits_zoo(place.folder / "zoo", place.config.zoo, place.config.num_workers)
     return {"members": [read_properties(folder) for folder in folders], "held_out": place.held_out.name}
 
 

@@ -18,7 +18,7 @@ from .paper_tables import load_tables
 from .plan import BACKBONE, EVALUATION, FOLDERS, MODEL, Entry, Given, Planner, Step, ordered_steps
 from .results import table_result
 from .scale import load_scale
-from .steps import OWN_WORKERS, StepTask, check_data, is_done, run_step_task, step_config
+from .steps import OWN_WORKERS, StepTask, check_data, is_done, run_step_task, step_config, work_folder
 
 
 logger = logging.getLogger(__name__)
@@ -58,10 +58,15 @@ def reproduce(
     _check_options(steps, work_dir)
     missing = [step for step in steps if not is_done(step, work_dir)]
     check_data(missing)
+    if missing:
+        with work_folder(work_dir).open({}, ours=[*FOLDERS.values(), "cache"]):
+            _run_steps(missing, len(steps), work_dir, num_workers)
+    return [table_result(table, scale_found, entries[table.name], work_dir, Path(results_dir)) for table in tables]
+
+
+def _run_steps(missing: Sequence[Step], total: int, work_dir: Path, num_workers: int) -> None:
     hidden = not is_progress_bar_enabled()
-    with tqdm(
-        total=len(steps), initial=len(steps) - len(missing), desc="reproduce", unit="step", disable=hidden
-    ) as bar:
+    with tqdm(total=total, initial=total - len(missing), desc="reproduce", unit="step", disable=hidden) as bar:
         for kind in FOLDERS:  # steps of one kind do not need each other
             tasks = [StepTask(step, work_dir, num_workers) for step in missing if step.kind == kind]
             workers = 1 if kind in OWN_WORKERS else num_workers
@@ -69,7 +74,6 @@ def reproduce(
                 logger.info("%s %s", kind, name)
                 bar.set_postfix_str(name)
                 bar.update()
-    return [table_result(table, scale_found, entries[table.name], work_dir, Path(results_dir)) for table in tables]
 
 
 def parse_given(images: Sequence[str], text: Sequence[str], models: Sequence[str]) -> Given:

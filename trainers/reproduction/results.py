@@ -10,6 +10,7 @@ from typing import Any
 
 from hf_wsl.files import replacing, write_json
 
+from ..evaluation.evaluate import EVALUATION_FILE
 from ..pretrain import versions
 from .figures import draw_figure
 from .paper_tables import DISTRIBUTIONS, PROBING, PaperTable
@@ -17,7 +18,7 @@ from .plan import BACKBONE, GENERATED, MODEL, TOKENS, Entry, Step, ordered_steps
 from .probe_results import probe_controls, probe_entry
 from .rounding import DIGITS, kept, rounded
 from .scale import Scale
-from .steps import EVALUATION_FILE, read_record
+from .steps import read_record
 
 
 def table_result(table: PaperTable, scale: Scale, entries: Sequence[Entry], work_dir: Path, results_dir: Path) -> Path:

@@ -1,9 +1,8 @@
-"""How each kind of step is done: by the functions that the commands call. A folder counts when it has a record."""
+"""The work of each kind of step, by the functions that the commands call. A step is done when it has a record."""
 
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -19,8 +18,8 @@ from datasets_scripts.collect.config import CollectConfig
 from datasets_scripts.sources import ZOO_MODELS, ZOO_TABLE
 from datasets_scripts.tokenize import tokenize
 from datasets_scripts.tokenize_config import TokenizeConfig
-from hf_wsl.files import write_json
 from hf_wsl.options import build
+from hf_wsl.run_folder import RunFolder
 from hf_wsl.workers import one_thread
 from modeling_wsl import WSLConfig, WSLFeatureExtractor
 from modeling_wsl.checkpoints.checkpoint import open_checkpoint
@@ -44,18 +43,26 @@ from ..zoo.zoo_config import ZooConfig
 from .plan import BACKBONE, EVALUATION, MODEL, PROBE, RECONSTRUCTION, TOKENS, ZOO, Step
 
 
-RECORD = "step.json"
-EVALUATION_FILE, PROBE_FILE = "evaluation.json", "probe.json"
+PROBE_FILE = "probe.json"
 OWN_WORKERS = (ZOO, TOKENS)  # have worker processes of their own; those steps are done one by one
 
 
+def work_folder(work_dir: Path) -> RunFolder:
+    """The folder of all steps. The name of a step's folder follows from its settings, so that it has none itself."""
+    return RunFolder(work_dir, "a reproduction", records=".")
+
+
 def is_done(step: Step, work_dir: Path) -> bool:
-    return (work_dir / step.folder / RECORD).is_file()
+    return work_folder(work_dir).is_done(_record(step))
 
 
 def read_record(step: Step, work_dir: Path) -> dict[str, Any]:
     """The record of a finished step: its settings, seconds, versions and outcome."""
-    return json.loads((work_dir / step.folder / RECORD).read_text(encoding="utf-8"))
+    return work_folder(work_dir).read_record(_record(step))
+
+
+def _record(step: Step) -> str:
+    return f"{step.folder}/step"
 
 
 def step_config(step: Step, work_dir: Path, num_workers: int = 1) -> Any:
@@ -88,7 +95,6 @@ def step_config(step: Step, work_dir: Path, num_workers: int = 1) -> Any:
 def run_step(step: Step, work_dir: Path, num_workers: int) -> None:
     """Does one step and writes its record, the last file of its folder. A step that was interrupted goes on, or starts
     over where its function cannot go on."""
-    folder = work_dir / step.folder
     start = monotonic()
     work = {
         MODEL: _train_model,
@@ -109,7 +115,7 @@ def run_step(step: Step, work_dir: Path, num_workers: int) -> None:
         "versions": versions(),
         "outcome": outcome,
     }
-    write_json(folder / RECORD, record)
+    work_folder(work_dir).write_record(_record(step), record)
 
 
 def check_data(steps: Sequence[Step]) -> None:
@@ -145,9 +151,8 @@ def _train_model(step: Step, work_dir: Path, num_workers: int) -> dict[str, Any]
     history = finetune(module, splits.train, splits.validation, config, progress=False, task=task)
     options = {"use_cpu": config.use_cpu, "mixed_precision": config.mixed_precision}
     test = measure(module, splits.test, task, batch_size=config.eval_batch_size, **options)
-    shutil.rmtree(folder, ignore_errors=True)  # of a run that was killed while it wrote
-    folder.mkdir(parents=True)
-    target.save({name: value.cpu() for name, value in module.state_dict().items()}, folder)
+    with work_folder(work_dir).replacing_folder(folder) as unfinished:
+        target.save({name: value.cpu() for name, value in module.state_dict().items()}, unfinished)
     parameters = sum(parameter.numel() for parameter in module.parameters())
     return {"validation": history[-1].metrics, "test": test, "parameters": parameters, "data": splits.facts()}
 

@@ -1,9 +1,8 @@
 """`hf-wsl zoo`: trains a lab zoo stack by stack, and lists its checkpoints with what they reach."""
 
-import json
 import logging
 import os
-import shutil
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,8 +17,8 @@ from datasets_scripts.schema import SPLITS
 from datasets_scripts.sources import PROPERTIES_FILE, ZOO_MODELS, ZOO_TABLE
 from datasets_scripts.tokenize import tokenize
 from hf_wsl.errors import RunError
-from hf_wsl.files import replacing, write_json
-from hf_wsl.run_folder import claim_folder
+from hf_wsl.files import move_folder, write_json
+from hf_wsl.run_folder import RunFolder
 from hf_wsl.workers import one_thread, run_tasks
 
 from ..data.images.image_crops import GRAY_MEAN, GRAY_STD, MEAN, STD
@@ -74,12 +73,12 @@ class ZooReport:
 
 @dataclass(frozen=True)
 class StackTask:
-    """What a worker process needs to know."""
+    """Members that are trained at once: all that a worker process needs to know."""
 
-    index: int
+    name: str
     members: tuple[Member, ...]
     config: ZooConfig
-    output: Path
+    run: RunFolder
 
 
 def build_zoo(config: ZooConfig, output_dir: str | os.PathLike | None = None) -> ZooReport:
@@ -103,49 +102,48 @@ def build_zoo(config: ZooConfig, output_dir: str | os.PathLike | None = None) ->
     stacks = stacks_of(members, config)
     for alike in {(stack[0].activation, stack[0].dropout > 0): stack[0] for stack in stacks}.values():
         new_network(config, alike, images.num_classes)  # what cannot be built is refused before anything is written
-    claim_folder(output, config.settings(), "a zoo")
-    records = [output / STACKS_FOLDER / f"{index:05d}.json" for index in range(len(stacks))]
-    missing = [
-        StackTask(index, stack, config, output)
-        for index, (stack, record) in enumerate(zip(stacks, records, strict=True))
-        if not record.is_file()
-    ]
-    if len(missing) < len(stacks):
-        logger.info("%d of %d stacks were done before", len(stacks) - len(missing), len(stacks))
-    done = len(members) - sum(len(task.members) for task in missing)
-    with tqdm(
-        total=len(members), initial=done, desc="zoo", unit="member", disable=not is_progress_bar_enabled()
-    ) as bar:
-        for finished in run_tasks(train_and_write, missing, config.num_workers, preload=__name__):
-            bar.update(finished)
-    found = [json.loads(record.read_text(encoding="utf-8")) for record in records]
-    rows = sorted((row for record in found for row in record["properties"]), key=lambda row: row["model_id"])
-    diverged = dict(sorted(item for record in found for item in record["diverged"].items()))
-    if diverged:
-        write_json(output / DIVERGED_FILE, diverged)
-        logger.warning("%d of %d members diverged; %s tells why", len(diverged), len(members), DIVERGED_FILE)
-    if not rows:
-        raise RunError(
-            f"{output}: no checkpoint was kept, {len(diverged)} of {len(members)} members diverged. Lower the "
-            "learning rates, or keep an epoch, in another folder."
-        )
-    table = pa.Table.from_pylist(rows, PROPERTIES)
-    with replacing(output / ZOO_TABLE) as temporary:
-        pq.write_table(table, temporary, compression="zstd")
-    if config.tokenize:
-        tokenize(output / ZOO_MODELS, output / TOKENS_FOLDER, config.tokenize_config, properties=table)
+    run = RunFolder(output, "a zoo", records=STACKS_FOLDER)
+    tasks = [StackTask(f"{index:05d}", stack, config, run) for index, stack in enumerate(stacks)]
+    with run.open(config.settings()):
+        train_missing(run, tasks, train_and_write, config.num_workers)
+        records = [run.read_record(task.name) for task in tasks]
+        rows = sorted((row for record in records for row in record["properties"]), key=lambda row: row["model_id"])
+        diverged = dict(sorted(item for record in records for item in record["diverged"].items()))
+        if diverged:
+            run.write_json(output / DIVERGED_FILE, diverged)
+            logger.warning("%d of %d members diverged; %s tells why", len(diverged), len(members), DIVERGED_FILE)
+        if not rows:
+            raise RunError(
+                f"{output}: no checkpoint was kept, {len(diverged)} of {len(members)} members diverged. Lower the "
+                "learning rates, or keep an epoch, in another folder."
+            )
+        table = pa.Table.from_pylist(rows, PROPERTIES)
+        with run.replacing(output / ZOO_TABLE) as temporary:
+            pq.write_table(table, temporary, compression="zstd")
+        if config.tokenize:
+            tokenize(output / ZOO_MODELS, output / TOKENS_FOLDER, config.tokenize_config, properties=table)
     return ZooReport(output, len(members) - len(diverged), len(rows), diverged)
+
+
+def train_missing(run: RunFolder, tasks: Sequence[StackTask], function: Callable, num_workers: int) -> None:
+    """Runs a function of this package, in worker processes, over the tasks that have no record yet."""
+    missing = [task for task in tasks if not run.is_done(task.name)]
+    total, to_do = (sum(len(task.members) for task in some) for some in (tasks, missing))
+    if to_do < total:
+        logger.info("%d of %d members were done before", total - to_do, total)
+    hidden = not is_progress_bar_enabled()
+    with tqdm(total=total, initial=total - to_do, desc="zoo", unit="member", disable=hidden) as bar:
+        for trained in run_tasks(function, missing, num_workers, preload=function.__module__):
+            bar.update(trained)
 
 
 def train_and_write(task: StackTask) -> int:
     """Trains a stack on one thread; its members' folders appear, then its record. Returns the number of members."""
-    config, output = task.config, task.output
+    config, run = task.config, task.run
     images = zoo_images(config.data_config)
-    temporary = output / f".stack_{task.index:05d}.{os.getpid()}.tmp"
-    for left_over in output.glob(f".stack_{task.index:05d}.*.tmp"):  # of a run that was killed
-        shutil.rmtree(left_over)
     rows: list[dict[str, Any]] = []
     diverged: dict[int, str] = {}
+    unfinished = run.temporary / task.name
     with one_thread():
         stack = Stack([new_network(config, member, images.num_classes) for member in task.members], task.members)
         for measured in train_stack(stack, images, config):
@@ -156,21 +154,16 @@ def train_and_write(task: StackTask) -> int:
                 network = stack.network_of(index)
                 metrics = {name: values[index] for name, values in measured.metrics.items()}
                 row = _properties(member, measured.epoch, config, network, metrics)
-                folder = temporary / row["model_id"]
+                folder = unfinished / row["model_id"]
                 _, args = network_args(config, member)
                 save_network(network, folder, args, _preprocessing(config, images.num_classes))
                 write_json(folder / PROPERTIES_FILE, row)
                 rows.append(row)
     reasons = {task.members[index].name: reason for index, reason in diverged.items()}
-    for member in task.members:
-        final = output / ZOO_MODELS / member.name
-        shutil.rmtree(final, ignore_errors=True)  # of a run that was killed before its record
-        if member.name not in reasons and (temporary / member.name).is_dir():
-            final.parent.mkdir(exist_ok=True)
-            os.replace(temporary / member.name, final)
-    shutil.rmtree(temporary, ignore_errors=True)
     kept = [row for row in rows if row["member"] not in reasons]
-    write_json(output / STACKS_FOLDER / f"{task.index:05d}.json", {"properties": kept, "diverged": reasons})
+    for member in dict.fromkeys(row["member"] for row in kept):
+        move_folder(unfinished / member, run.output / ZOO_MODELS / member)
+    run.write_record(task.name, {"properties": kept, "diverged": reasons})
     return len(task.members)
 
 

@@ -1,30 +1,24 @@
 """A small heterogeneous model zoo: classifiers of five timm families, trained on scikit-learn's handwritten digits."""
 
 import json
-import logging
 import os
-import shutil
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import timm
 import torch
-from timm.models import save_for_hf
-from tqdm.auto import tqdm
-from transformers.utils.logging import is_progress_bar_enabled
 
+from datasets_scripts.sources import PROPERTIES_FILE
 from hf_wsl.files import write_json
-from hf_wsl.workers import one_thread, run_tasks
+from hf_wsl.run_folder import RunFolder
+from hf_wsl.workers import one_thread
 
 from ..data.images.digits import MEAN, NUM_CLASSES, STD, digits_splits
 from ..finetuning.finetune_config import FinetuneConfig
 from ..finetuning.training_loop import finetune, measure
-
-
-logger = logging.getLogger(__name__)
-
-CONFIG_FILE, PROPERTIES_FILE = "zoo.json", "properties.json"
+from .build_zoo import train_missing
+from .networks import save_network
 
 
 @dataclass(frozen=True)
@@ -71,8 +65,8 @@ ARCHITECTURES = {
 
 
 @dataclass(frozen=True)
-class ZooConfig:
-    """Which members a zoo has and how they are trained."""
+class DigitsZooConfig:
+    """The members of a zoo on digits and how they are trained."""
 
     families: tuple[str, ...] = field(default=tuple(ARCHITECTURES), metadata={"help": "Keys of ARCHITECTURES."})
     members_per_family: int = field(default=4, metadata={"help": "Each with a seed and an initialization of its own."})
@@ -97,7 +91,7 @@ class ZooConfig:
 
 
 @dataclass(frozen=True)
-class Member:
+class FamilyMember:
     """One model of a zoo before it is trained."""
 
     name: str
@@ -106,10 +100,10 @@ class Member:
     learning_rate: float
 
 
-def zoo_members(config: ZooConfig) -> list[Member]:
+def digits_members(config: DigitsZooConfig) -> list[FamilyMember]:
     """The members of a zoo, family by family; no two share a seed."""
     return [
-        Member(
+        FamilyMember(
             name=f"{family}_{index:02d}",
             family=family,
             seed=config.seed * 10_000 + list(ARCHITECTURES).index(family) * 1_000 + index,
@@ -130,51 +124,61 @@ def new_model(family: str, seed: int) -> torch.nn.Module:
         )
 
 
-def build_zoo(
-    output_dir: str | os.PathLike,
-    config: ZooConfig | None = None,
-    num_workers: int = 2,
+@dataclass(frozen=True)
+class FamilyTask:
+    """A member and all that a worker process needs to know to train it; its record lies in its own folder."""
+
+    member: FamilyMember
+    config: DigitsZooConfig
+    run: RunFolder
+
+    @property
+    def members(self) -> tuple[FamilyMember]:
+        return (self.member,)
+
+    @property
+    def name(self) -> str:
+        return f"{self.member.name}/{Path(PROPERTIES_FILE).stem}"
+
+
+def build_digits_zoo(
+    output_dir: str | os.PathLike, config: DigitsZooConfig | None = None, num_workers: int = 2
 ) -> list[Path]:
     """Trains the zoo; members that are there already are left alone, so that a stopped run goes on where it stopped.
 
     Every member is trained on one thread in a process of its own: the weights do not depend on `num_workers`.
 
     Args:
-        output_dir: gets `zoo.json` and a folder a member, written whole or not at all: `config.json` and
+        output_dir: gets `settings.json` and a folder a member, written whole or not at all: `config.json` and
             `model.safetensors` as timm reads them (`timm.create_model("local-dir:<folder>", pretrained=True)`), and
             `properties.json` (family, seed, learning rate, accuracies, loss per epoch).
-        config: see `ZooConfig`.
+        config: see `DigitsZooConfig`.
         num_workers: processes; 1 trains in this one.
 
     Returns:
-        The members' folders, in the order of `zoo_members`.
+        The members' folders, in the order of `digits_members`.
 
     Raises:
-        ValueError: `output_dir` holds a zoo made with other settings.
+        ValueError: `output_dir` holds a zoo made with other settings, or other files.
     """
-    config = config or ZooConfig()
-    output_dir = Path(output_dir)
-    _claim(output_dir, config)
-    members = zoo_members(config)
-    missing = [member for member in members if not (output_dir / member.name / PROPERTIES_FILE).is_file()]
-    hidden = not is_progress_bar_enabled()
-    with tqdm(total=len(members), initial=len(members) - len(missing), desc="zoo", disable=hidden) as bar:
-        tasks = [(output_dir / member.name, member, config) for member in missing]
-        for properties in run_tasks(_train_task, tasks, num_workers, preload=__name__):
-            bar.update()
-            bar.set_postfix_str(f"{properties['name']} {properties['test_accuracy']:.3f}")
-    return [output_dir / member.name for member in members]
+    config = config or DigitsZooConfig()
+    run = RunFolder(Path(output_dir), "a zoo", records=".")
+    tasks = [FamilyTask(member, config, run) for member in digits_members(config)]
+    with run.open(asdict(config)):
+        train_missing(run, tasks, train_member, num_workers)
+    return [run.output / task.member.name for task in tasks]
 
 
 def read_properties(folder: str | os.PathLike) -> dict:
     """The `properties.json` of a member."""
-    return json.loads((Path(folder) / PROPERTIES_FILE).read_text())
+    return json.loads((Path(folder) / PROPERTIES_FILE).read_text(encoding="utf-8"))
 
 
-def train_member(folder: Path, member: Member, config: ZooConfig) -> dict:
-    """Trains one member on one thread and writes its folder; returns its properties."""
+def train_member(task: FamilyTask) -> int:
+    """Trains one member on one thread and writes its folder. Returns 1, the number of members."""
+    member, config = task.member, task.config
+    architecture = ARCHITECTURES[member.family]
     with one_thread():
-        architecture = ARCHITECTURES[member.family]
         images = digits_splits(architecture.image_size)
         model = new_model(member.family, member.seed)
         training = FinetuneConfig(
@@ -201,41 +205,10 @@ def train_member(folder: Path, member: Member, config: ZooConfig) -> dict:
         "test_loss": test["loss"],
         "history": [asdict(metrics) for metrics in history],
     }
-    _write_member(folder, model, properties)
-    return properties
-
-
-def _train_task(task: tuple[Path, Member, ZooConfig]) -> dict:
-    return train_member(*task)
-
-
-def _write_member(folder: Path, model: torch.nn.Module, properties: dict) -> None:
-    """Writes a timm folder under a temporary name, then renames it."""
-    temporary = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
-    shutil.rmtree(temporary, ignore_errors=True)
-    size = properties["image_size"]
-    preprocessing = {"input_size": (1, size, size), "mean": (MEAN,), "std": (STD,), "interpolation": "bilinear"}
-    save_for_hf(
-        model.cpu().eval(),
-        temporary,
-        model_config={"pretrained_cfg": {**preprocessing, "num_classes": NUM_CLASSES, "license": "apache-2.0"}},
-        model_args={"in_chans": 1, **properties["model_args"]},
-        safe_serialization=True,
-    )
-    (temporary / PROPERTIES_FILE).write_text(json.dumps(properties, indent=2) + "\n")
-    shutil.rmtree(folder, ignore_errors=True)  # an incomplete folder of a run that somebody else's tool wrote
-    os.replace(temporary, folder)
-
-
-def _claim(output_dir: Path, config: ZooConfig) -> None:
-    """Writes `zoo.json`, or refuses a folder whose `zoo.json` says something else."""
-    record = json.loads(json.dumps(asdict(config)))  # tuples become lists, as in the file
-    path = output_dir / CONFIG_FILE
-    if path.is_file():
-        found = json.loads(path.read_text())
-        changed = [key for key in record if record[key] != found.get(key)]
-        if changed:
-            details = ", ".join(f"{key} was {found.get(key)}, now {record[key]}" for key in changed)
-            raise ValueError(f"{output_dir} holds a zoo made with other settings ({details}). Choose another folder.")
-        return
-    write_json(path, record)
+    size = (1, architecture.image_size, architecture.image_size)
+    facts = {"input_size": size, "mean": (MEAN,), "std": (STD,), "interpolation": "bilinear"}
+    facts |= {"num_classes": NUM_CLASSES, "license": "apache-2.0"}
+    with task.run.replacing_folder(task.run.output / member.name) as folder:
+        save_network(model.cpu().eval(), folder, dict(architecture.model_args), facts)
+        write_json(folder / PROPERTIES_FILE, properties)
+    return 1

@@ -2,7 +2,7 @@
 
 import json
 import shutil
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
@@ -25,6 +25,7 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from hf_wsl.options import ConfigError
+from hf_wsl.run_folder import RunFolder
 from trainers.evaluation import arm_runs
 from trainers.evaluation.arm_figure import ARM_STYLES
 from trainers.evaluation.arm_runs import summarize
@@ -188,7 +189,8 @@ def test_the_test_split_is_touched_once_at_the_end_of_a_run(init, monkeypatch):
     comparison.splits = Watched()
     finetune = arm_runs.finetune
     monkeypatch.setattr(arm_runs, "finetune", lambda *a, **k: (finetune(*a, **k), events.append("trained"))[0])
-    task = arm_runs.ArmTask(opened(config), config_folder(config), ("generated",), 1000)
+    run = RunFolder(config_folder(config), records="runs")
+    task = arm_runs.ArmTask(opened(config), run, ("generated",), 1000)
     start = initial_weights(comparison, "generated", 1000, reference=None)
     arm_runs._run(comparison, task, "generated", start)
     assert events == ["trained", "test"]
@@ -293,11 +295,10 @@ def test_an_arm_that_diverges_is_recorded_and_the_others_go_on(init, place):
     config = replace(
         init[0], finetune=finetune, arms=["anchor", "scratch"], seeds=1, output_dir=str(place / "diverged")
     )
-    opener = opened(config)
-    whole = json.dumps({"runs": init[1]["arms"]["anchor"]["runs"][:1], "weights": []})
-    task = arm_runs.ArmTask(opener, config_folder(config), ("anchor",), 1000)
-    task.outcome("anchor").parent.mkdir(parents=True)
-    task.outcome("anchor").write_text(whole)
+    run = RunFolder(config_folder(config), records="runs")
+    settings = json.loads((config_folder(init[0]) / "settings.json").read_text())
+    with run.open({**settings, "finetune": asdict(config.finetune_config)}):
+        run.write_record("anchor-1000", {"runs": init[1]["arms"]["anchor"]["runs"][:1], "weights": []})
     results = evaluate(config)
     assert list(results["arms"]) == ["anchor"]
     assert "diverged" in results["skipped"]["scratch"]

@@ -10,10 +10,17 @@ from accelerate.state import AcceleratorState
 from safetensors.torch import load_file
 
 from trainers.data.images.digits import digits_splits
-from trainers.zoo.digits_zoo import ARCHITECTURES, ZooConfig, build_zoo, new_model, read_properties, zoo_members
+from trainers.zoo.digits_zoo import (
+    ARCHITECTURES,
+    DigitsZooConfig,
+    build_digits_zoo,
+    digits_members,
+    new_model,
+    read_properties,
+)
 
 
-SMALL = ZooConfig(families=("efficientnet", "resnet"), members_per_family=2, epochs=1)
+SMALL = DigitsZooConfig(families=("efficientnet", "resnet"), members_per_family=2, epochs=1)
 
 
 @pytest.fixture(autouse=True)
@@ -24,7 +31,7 @@ def no_precision_from_another_test():
 @pytest.fixture(scope="module")
 def zoo(tmp_path_factory):
     folder = tmp_path_factory.mktemp("zoo")
-    return folder, build_zoo(folder, SMALL, num_workers=2)
+    return folder, build_digits_zoo(folder, SMALL, num_workers=2)
 
 
 def test_the_split_is_the_same_every_time_stratified_and_without_overlap():
@@ -71,7 +78,7 @@ def test_a_new_model_follows_from_its_seed_and_leaves_the_callers_random_numbers
 
 
 def test_no_two_members_share_a_seed_and_a_member_keeps_its_seed_in_a_larger_zoo():
-    large, small = zoo_members(ZooConfig(members_per_family=6)), zoo_members(SMALL)
+    large, small = digits_members(DigitsZooConfig(members_per_family=6)), digits_members(SMALL)
     assert len({member.seed for member in large}) == len(large)
     seeds = {member.name: member.seed for member in large}
     assert all(seeds[member.name] == member.seed for member in small)
@@ -103,7 +110,7 @@ def test_a_stopped_zoo_is_completed_with_the_same_bytes_and_finished_members_are
     lost, kept = copy / members[0].name, copy / members[1].name
     shutil.rmtree(lost)
     unchanged = kept.stat().st_mtime_ns
-    build_zoo(copy, SMALL, num_workers=1)  # one process here, two there: the weights must not depend on it
+    build_digits_zoo(copy, SMALL, num_workers=1)  # one process here, two there: the weights must not depend on it
     assert (lost / "model.safetensors").read_bytes() == (members[0] / "model.safetensors").read_bytes()
     assert read_properties(lost) == read_properties(members[0])
     assert kept.stat().st_mtime_ns == unchanged
@@ -111,15 +118,15 @@ def test_a_stopped_zoo_is_completed_with_the_same_bytes_and_finished_members_are
 
 def test_a_folder_with_another_zoo_is_refused_and_says_what_differs(zoo):
     with pytest.raises(ValueError, match="epochs was 1, now 2"):
-        build_zoo(zoo[0], ZooConfig(families=SMALL.families, members_per_family=2, epochs=2))
+        build_digits_zoo(zoo[0], DigitsZooConfig(families=SMALL.families, members_per_family=2, epochs=2))
 
 
 def test_nothing_is_left_beside_the_members_and_the_zoos_settings(zoo):
     folder, members = zoo
-    assert sorted(path.name for path in folder.iterdir()) == sorted([*(m.name for m in members), "zoo.json"])
-    assert json.loads((folder / "zoo.json").read_text())["epochs"] == 1
+    assert sorted(p.name for p in folder.iterdir()) == sorted([*(m.name for m in members), ".lock", "settings.json"])
+    assert json.loads((folder / "settings.json").read_text())["epochs"] == 1
 
 
 def test_an_unknown_family_is_refused_with_the_known_ones():
     with pytest.raises(ValueError, match="lstm.*choose among resnet, convnext"):
-        ZooConfig(families=("lstm",))
+        DigitsZooConfig(families=("lstm",))

@@ -18,7 +18,7 @@ from datasets_scripts.model_facts import find_facts
 from datasets_scripts.sources import expand_sources
 from hf_wsl.errors import RunError
 from hf_wsl.options import ConfigError
-from hf_wsl.run_folder import claim_folder
+from hf_wsl.run_folder import RunFolder
 from trainers.data.images.image_data import ImageExamples
 from trainers.zoo import build_zoo as building
 from trainers.zoo.build_zoo import build_zoo
@@ -229,7 +229,8 @@ def test_settings_are_those_of_before_without_a_license_and_name_parents_by_thei
 
 def test_the_last_checkpoint_of_a_parent_is_that_of_the_highest_epoch(images, tmp_path):
     config = settings(images, tmp_path / "parents")
-    claim_folder(tmp_path / "parents", config.settings(), "a zoo")
+    with RunFolder(tmp_path / "parents").open(config.settings()):
+        pass
     ids = {f"member_0000/epoch_{epoch}": epoch for epoch in (1000, 998, 999)}
     same = {"member": "member_0000", "activation": "relu", "initialization": "default", "split": "test"}
     rows = [{"model_id": model_id, "epoch": epoch, **same} for model_id, epoch in ids.items()]
