@@ -1,12 +1,24 @@
-"""The controls of a generated model: what else can be made of an anchor without a backbone (or with none at all)."""
+"""The controls of a generated model: what can be made of an anchor without a backbone, or without an anchor too."""
 
+import json
+import logging
 from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 
 import torch
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from datasets_scripts.embedding.linear_projection import LinearBaseline, standardize
+from hf_wsl.files import replacing, sha256
 from modeling_wsl.feature_extraction_wsl import WSLFeatureExtractor
+
+from ..data.windows.dataset_source import DatasetSource
+from ..data.windows.window_data import WindowDataset
+from ..pretraining.baselines import fit_pca
+
+
+logger = logging.getLogger(__name__)
 
 
 def with_noise(
@@ -70,3 +82,32 @@ def projected(
     standardized, mean, std = standardize(batch["tokens"].float(), batch["token_mask"])  # [T, d_t], [T, 1], [T, 1]
     decoded = feature_extractor.decode(baseline.reconstruct(standardized) * std + mean, batch["manifest"])
     return {name: decoded.get(name, value).clone() for name, value in anchor.items()}
+
+
+def cached_pca(source: DatasetSource, rank: int, max_tokens: int, cache_dir: Path) -> LinearBaseline:
+    """The leading directions of a dataset's standardized training tokens.
+
+    Args:
+        source: the tokenized dataset.
+        rank: latent size.
+        max_tokens: tokens to fit on, about.
+        cache_dir: keeps `pca-<key>.safetensors`; the key follows from the dataset's files and the numbers above.
+
+    Raises:
+        DatasetError: the dataset cannot be read.
+    """
+    path = cache_dir / f"pca-{_pca_key(source, rank, max_tokens)}.safetensors"
+    if not path.is_file():
+        logger.info("fitting PCA on %s", source.name)
+        fitted = fit_pca(WindowDataset(source.load()["train"], split="train"), rank, max_tokens)
+        with replacing(path) as temporary:
+            save_file({"components": fitted.components, "mean": fitted.mean}, temporary)
+    return LinearBaseline(**load_file(path))
+
+
+def _pca_key(source: DatasetSource, rank: int, max_tokens: int) -> str:
+    files = [source.name, source.commit()]
+    if source.folder is not None:
+        paths = sorted(source.folder.glob("windows/*.parquet"))
+        files = [[path.name, path.stat().st_size, path.stat().st_mtime_ns] for path in paths]
+    return sha256(json.dumps([files, rank, max_tokens]))[:16]

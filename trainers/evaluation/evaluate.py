@@ -30,11 +30,11 @@ from ..finetuning.tasks import CAUSAL_LANGUAGE_MODELING, IMAGE_CLASSIFICATION
 from ..pretrain import versions
 from .arm_runs import MODELS, run_arms
 from .comparison import Comparison, EvaluationProtocol, backbone_generator, prior_problem
+from .controls import cached_pca
 from .evaluate_config import FEW_SHOT, INIT, EvaluateConfig
 from .evaluate_report import write_report
 from .initial_weights import why_skipped
 from .loading_check import check_loading
-from .pca_cache import cached_pca
 
 
 logger = logging.getLogger(__name__)

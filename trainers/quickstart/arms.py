@@ -18,9 +18,9 @@ from ..data.images.digits import NUM_CLASSES, digits_splits
 from ..data.windows.dataset_source import DatasetSource
 from ..evaluation.arm_runs import run_arms
 from ..evaluation.comparison import Comparison, EvaluationProtocol, backbone_generator, prior_problem
+from ..evaluation.controls import cached_pca
 from ..evaluation.evaluate_config import ARMS, ON_REQUEST
 from ..evaluation.initial_weights import why_skipped
-from ..evaluation.pca_cache import cached_pca
 from ..finetuning.finetune_config import FinetuneConfig
 from ..finetuning.tasks import IMAGE_CLASSIFICATION
 from ..zoo.digits_zoo import ARCHITECTURES, read_properties

@@ -6,7 +6,6 @@ is shared by every table that needs it, and a changed setting never mixes with a
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -18,6 +17,7 @@ from typing import Any
 
 from datasets_scripts.embedding.embed_config import METHODS, TOKEN_METHODS
 from datasets_scripts.sources import expand_sources
+from hf_wsl.files import sha256
 from hf_wsl.options import ConfigError, nearest, read_yaml
 from modeling_wsl import WSLConfig
 
@@ -76,8 +76,7 @@ class Step:
     def folder(self) -> str:
         """Below the work folder: `<kind>/<name>-<digest>`."""
         content = json.dumps([self.kind, self.settings, [need.folder for need in self.needs]], sort_keys=True)
-        digest = hashlib.sha256(content.encode()).hexdigest()[:10]
-        return f"{FOLDERS[self.kind]}/{self.name.replace(' ', '_')}-{digest}"
+        return f"{FOLDERS[self.kind]}/{self.name.replace(' ', '_')}-{sha256(content)[:10]}"
 
     def needed(self, kind: str) -> list[Step]:
         return [need for need in self.needs if need.kind == kind]

@@ -1,4 +1,4 @@
-"""What the steps of a table found, put together in one JSON file, which the results page is made of."""
+"""Puts the outcomes of a table's steps together in one JSON file, which the results page is made of."""
 
 from __future__ import annotations
 
@@ -12,13 +12,16 @@ from hf_wsl.files import replacing, write_json
 
 from ..evaluation.evaluate import EVALUATION_FILE
 from ..pretrain import versions
+from ..probing.probe_config import UNTRAINED
 from .figures import draw_figure
 from .paper_tables import DISTRIBUTIONS, PROBING, PaperTable
 from .plan import BACKBONE, GENERATED, MODEL, TOKENS, Entry, Step, ordered_steps
-from .probe_results import probe_controls, probe_entry
-from .rounding import DIGITS, kept, rounded
 from .scale import Scale
-from .steps import read_record
+from .steps import PROBE_FILE, read_record
+
+
+DIGITS = 5  # of floats, for the files are committed
+PROBE_FACTS = ("models", "skipped", "sizes", "warnings")
 
 
 def table_result(table: PaperTable, scale: Scale, entries: Sequence[Entry], work_dir: Path, results_dir: Path) -> Path:
@@ -85,7 +88,7 @@ def _entry(
     }
     if table.kind == DISTRIBUTIONS:
         return {**described, **rounded(records[entry.evaluations[0].folder]["outcome"])}
-    _, projections, generated = (_evaluation(step, work_dir) for step in entry.evaluations)
+    _, projections, generated = (_read(step, EVALUATION_FILE, work_dir) for step in entry.evaluations)
     return {
         **described,
         "arms": {**_arms(generated), **_arms(projections)},
@@ -119,7 +122,7 @@ def _controls(entries: Sequence[Entry], work_dir: Path) -> dict[str, Any]:
     for entry in entries:
         key = f"{entry.architecture} {entry.dataset}"
         if key not in found:
-            evaluation = _evaluation(entry.evaluations[0], work_dir)
+            evaluation = _read(entry.evaluations[0], EVALUATION_FILE, work_dir)
             others = ("skipped", "ranked_by", "guess", "tokens_per_example")
             # Without its paths, which are this machine's.
             data = kept(evaluation["data"], ("sizes", "split_names", "class_names", "class_counts", "fingerprint"))
@@ -127,8 +130,9 @@ def _controls(entries: Sequence[Entry], work_dir: Path) -> dict[str, Any]:
     return found
 
 
-def _evaluation(step: Step, work_dir: Path) -> dict[str, Any]:
-    return json.loads((work_dir / step.folder / EVALUATION_FILE).read_text(encoding="utf-8"))
+def _read(step: Step, name: str, work_dir: Path) -> dict[str, Any]:
+    """A file that a step has written."""
+    return json.loads((work_dir / step.folder / name).read_text(encoding="utf-8"))
 
 
 def _arms(evaluation: Mapping[str, Any]) -> dict[str, Any]:
@@ -164,3 +168,57 @@ def _backbones(steps: Sequence[Step], records: Mapping[str, dict[str, Any]]) -> 
                 "collection": {"name": collection["name"], **collection["outcome"]},
             }
     return found
+
+
+def probe_entry(entry: Entry, work_dir: Path) -> dict[str, Any]:
+    """A backbone on a zoo: `trained` and `untrained`, each target -> probe -> metrics and intervals."""
+    probed = _read(entry.evaluations[1], PROBE_FILE, work_dir)
+    results = {
+        name: {target: rounded(facts["results"][key]) for target, facts in probed["targets"].items()}
+        for name, key in {"trained": entry.backbone, "untrained": UNTRAINED}.items()
+    }
+    place = {"row": entry.row, "backbone": entry.backbone, "zoo": entry.dataset, "pooling": entry.pooling}
+    return {**place, **results, **kept(probed, PROBE_FACTS)}
+
+
+def probe_controls(entries: Sequence[Entry], work_dir: Path) -> dict[str, Any]:
+    """Zoo -> `targets` (target -> its kind, counts, and results of all that needs no backbone), models, options.
+
+    Embeddings that are pooled otherwise than by their mean have the pooling in their name: "pca, layers".
+    """
+    controls: dict[str, Any] = {}
+    for entry in {(e.evaluations[0].folder, e.dataset, e.pooling): e for e in entries}.values():
+        zoo, pooling = entry.dataset, entry.pooling
+        probed = _read(entry.evaluations[0], PROBE_FILE, work_dir)
+        facts = {"targets": rounded(probed["targets"]), **kept(probed, PROBE_FACTS)}
+        if pooling != "mean":
+            for key in ("sizes", "skipped"):
+                facts[key] = {f"{name}, {pooling}": value for name, value in facts[key].items()}
+            for own in facts["targets"].values():
+                own["results"] = {
+                    f"{name}, {pooling}" if name in probed["sizes"] else name: one
+                    for name, one in own["results"].items()
+                }
+        if zoo not in controls:
+            controls[zoo] = facts
+            continue
+        for key in ("sizes", "skipped"):
+            controls[zoo][key] |= facts[key]
+        for target, own in facts["targets"].items():
+            results = controls[zoo]["targets"][target]["results"]
+            results |= {name: one for name, one in own["results"].items() if name not in results}
+    return controls
+
+
+def kept(content: Mapping[str, Any], keys: Sequence[str]) -> dict[str, Any]:
+    """Those of the keys that there are, rounded."""
+    return {key: rounded(content[key]) for key in keys if key in content}
+
+
+def rounded(content: Any) -> Any:
+    """The same with floats cut to what a table can use."""
+    if isinstance(content, dict):
+        return {key: rounded(value) for key, value in content.items()}
+    if isinstance(content, list):
+        return [rounded(value) for value in content]
+    return round(content, DIGITS) if isinstance(content, float) else content

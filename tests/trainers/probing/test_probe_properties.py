@@ -7,9 +7,8 @@ import pytest
 from probe_fixtures import write_population
 
 from datasets_scripts.sources import expand_sources
-from trainers.probing.labeled_models import label_models
+from trainers.probing.labeled_models import label_models, read_properties
 from trainers.probing.probe_config import ProbeConfig
-from trainers.probing.read_properties import read_properties
 
 
 @pytest.fixture(scope="module")

@@ -6,8 +6,8 @@ from types import SimpleNamespace
 import pytest
 
 from trainers.reproduction.plan import ZOO, Step
-from trainers.reproduction.probe_results import probe_controls
-from trainers.reproduction.probe_section import probe_section
+from trainers.reproduction.results import probe_controls
+from trainers.reproduction.results_page import probe_section
 from trainers.reproduction.steps import check_data
 
 
