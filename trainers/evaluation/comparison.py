@@ -1,4 +1,4 @@
-"""What the arms of a comparison share: the architecture, its anchors, the backbone, the data and how they are used."""
+"""The common ground of the arms of a comparison: architecture, anchors, backbone, data and how they are used."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -38,7 +38,7 @@ class Splits(Protocol):
 
 @dataclass(frozen=True)
 class EvaluationProtocol:
-    """How many models an arm tries and keeps, and what is done with them.
+    """The numbers of models that an arm tries and keeps, and what is done with them.
 
     Attributes:
         num_candidates: draws of an arm that draws, of which the best on the validation split are kept.
@@ -144,7 +144,7 @@ class Comparison:
 
     @property
     def ranked_by(self) -> str | None:
-        """What candidates are ranked by, on one half of the validation split; None where they are not."""
+        """The metric that candidates are ranked by, on one half of the validation split; None where they are not."""
         if self.has_new_head:
             return None
         images = self.task.name == IMAGE_CLASSIFICATION.name
@@ -226,7 +226,7 @@ def backbone_generator(
 
 
 def prior_problem(backbone: str, commit: str | None = None) -> str | None:
-    """Why the arm "prior" cannot be run with a backbone; None where it can."""
+    """The reason why the arm "prior" cannot be run with a backbone; None where it can."""
     try:
         LatentPrior.from_pretrained(backbone, revision=commit)
     except CheckpointError as error:

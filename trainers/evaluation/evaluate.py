@@ -193,7 +193,7 @@ def _weights_hash(backbone: str) -> str | None:
 
 
 def _check_loading(comparison: Comparison, folder: Path) -> dict[str, Any]:
-    """Whether a process that does not know this library loads the kept models, and gets the same outputs."""
+    """Lets a process that does not know this library load the kept models, and compares their outputs."""
     if comparison.target.library not in ("timm", "transformers"):
         return {}
     modules = {}
@@ -223,7 +223,7 @@ def _check_model(comparison: Comparison) -> None:
 
 
 def _metric(config: EvaluateConfig) -> str:
-    """What summaries, table and picture are about."""
+    """The metric of summaries, table and picture."""
     return "accuracy" if config.task == IMAGE_CLASSIFICATION.name else "loss"
 
 
@@ -234,13 +234,13 @@ def _guess(data: dict[str, Any]) -> float | None:
 
 
 def _warnings(config: EvaluateConfig, ranked_by: str | None, has_new_head: bool) -> list[str]:
-    found = []
+    warnings = []
     count = len(config.run_seeds)
     if config.protocol == INIT and count < ENOUGH_SEEDS:
-        found.append(f"{count} seed(s) only: nothing tells a difference between arms from chance; take 3 or more.")
+        warnings.append(f"{count} seed(s) only: nothing tells a difference between arms from chance; take 3 or more.")
     if ranked_by is None and has_new_head:
-        found.append(
+        warnings.append(
             "The classifier is initialized at random, for the anchor's is of other classes: candidates cannot be "
             "ranked before they are trained, and each seed takes the first draw."
         )
-    return found
+    return warnings

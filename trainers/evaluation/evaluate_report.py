@@ -26,7 +26,7 @@ def write_report(results: dict[str, Any], folder: Path) -> None:
 
 def evaluation_figure(results: dict[str, Any]) -> Figure:
     """Curves where models are fine-tuned, else a dot for each model."""
-    fine_tuned = any(len(found["summary"]["by_epoch"]) > 1 for found in results["arms"].values())
+    fine_tuned = any(len(outcome["summary"]["by_epoch"]) > 1 for outcome in results["arms"].values())
     return arm_curves(results) if fine_tuned else arm_dots(results)
 
 
@@ -34,7 +34,7 @@ def evaluation_page(results: dict[str, Any]) -> str:
     """Markdown: the set-up, the table of arms, what was left out, and how far the models are from their anchors."""
     config, metric = results["config"], results["metric"]
     _, label = scale_of(metric)
-    runs = {len(found["runs"]) for found in results["arms"].values()}
+    runs = {len(outcome["runs"]) for outcome in results["arms"].values()}
     parts = [
         f"# {config['target']} from {', '.join(config['anchors'])}",
         f"Backbone {config['backbone']}; protocol {config['protocol']}; {_data(results)}. Seeds: "
@@ -45,9 +45,9 @@ def evaluation_page(results: dict[str, Any]) -> str:
         f"{_axis(results)}, and of the test split at the end.",
         _arms_table(results),
         "![The arms](evaluation.png)",
-        *([_ensembles_table(results)] if any("ensembles" in found for found in results["arms"].values()) else []),
+        *([_ensembles_table(results)] if any("ensembles" in outcome for outcome in results["arms"].values()) else []),
         "## The arms",
-        "\n".join(f"- **{arm}**: {found['about']}" for arm, found in results["arms"].items()),
+        "\n".join(f"- **{arm}**: {outcome['about']}" for arm, outcome in results["arms"].items()),
     ]
     failed = [
         f"- **{a}**, seed {f['seed']}: {f['why']}" for a, x in results["arms"].items() for f in x.get("failed", ())
@@ -72,8 +72,8 @@ def evaluation_page(results: dict[str, Any]) -> str:
 
 
 def _loading(loading: dict[str, Any]) -> str:
-    calls = ", ".join(sorted({found["loader"] for found in loading.values()}))
-    worst = max(found["max_difference"] for found in loading.values())
+    calls = ", ".join(sorted({outcome["loader"] for outcome in loading.values()}))
+    worst = max(outcome["max_difference"] for outcome in loading.values())
     return (
         f"{len(loading)} generated models were loaded in a process of their own by `{calls}` alone; no output differs "
         f"by more than {worst:.2g}."
@@ -114,8 +114,8 @@ def _points(results: dict[str, Any]) -> list[str]:
 def _arms_table(results: dict[str, Any]) -> str:
     metric = results["metric"]
     rows = []
-    for arm, found in results["arms"].items():
-        summary = found["summary"]
+    for arm, outcome in results["arms"].items():
+        summary = outcome["summary"]
         rows.append([arm, *(_cell(point, metric) for point in [*summary["by_epoch"], summary["test"]])])
     return markdown_table(["initial weights", *_points(results), "test"], rows)
 
@@ -125,11 +125,11 @@ def _ensembles_table(results: dict[str, Any]) -> str:
     rows = [
         [
             arm,
-            _cell(found["summary"]["test"], results["metric"]),
-            f"{factor * mean(ensemble['test'][results['metric']] for ensemble in found['ensembles']):.1f}",
+            _cell(outcome["summary"]["test"], results["metric"]),
+            f"{factor * mean(ensemble['test'][results['metric']] for ensemble in outcome['ensembles']):.1f}",
         ]
-        for arm, found in results["arms"].items()
-        if "ensembles" in found
+        for arm, outcome in results["arms"].items()
+        if "ensembles" in outcome
     ]
     return "## Ensembles\n\n" + markdown_table(["arm", f"a model: test {label}", "their mean logits"], rows)
 

@@ -1,4 +1,4 @@
-"""How far a model is from the one it stands for: its weights, over all and by kind of layer, and its outputs."""
+"""The distance of a model from the one it stands for: in weights, over all and by kind of layer, and in outputs."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -46,7 +46,7 @@ def layer_kinds(module: nn.Module) -> dict[str, str]:
 def compare_weights(
     module: nn.Module, weights: Mapping[str, Tensor], reference: Mapping[str, Tensor], names: Sequence[str]
 ) -> dict[str, Any]:
-    """How much of a reference model is in other weights of its architecture.
+    """Compares weights with those of a reference model of the same architecture.
 
     Args:
         module: of the architecture; tells the kinds of layers, its weights do not count.
@@ -95,7 +95,7 @@ def cosine(weights: Mapping[str, Tensor], reference: Mapping[str, Tensor], names
 def function_agreement(
     module: nn.Module, reference: nn.Module, dataset: Dataset, task: Task, max_examples: int, batch_size: int = 64
 ) -> dict[str, float]:
-    """How alike two models answer.
+    """Compares the answers of two models.
 
     Args:
         module, reference: in eval mode, on the same device.
@@ -163,14 +163,14 @@ def compare_kinds(pairs: Sequence[tuple[nn.Module, Mapping[str, Tensor], Mapping
                 counts[kind] += len(before)
             lengths[kind] += float(before.square().sum())
             distances[kind] += float((after - before).square().sum())
-    found = {}
+    compared = {}
     for kind in KINDS:
         if not originals[kind]:
             continue
         before, after = torch.cat(originals[kind]), torch.cat(reconstructions[kind])
         low, high = _central_range(before)
         edges = torch.linspace(low, high, BINS + 1, dtype=torch.float64)
-        found[kind] = {
+        compared[kind] = {
             "entries": len(before),
             "relative_error": (distances[kind] / max(lengths[kind], _MIN_STD)) ** 0.5,
             "r2": 1 - errors[kind] / counts[kind] if counts[kind] else None,
@@ -179,7 +179,7 @@ def compare_kinds(pairs: Sequence[tuple[nn.Module, Mapping[str, Tensor], Mapping
             "original": _density(before, edges),
             "reconstructed": _density(after, edges),
         }
-    return found
+    return compared
 
 
 def _central_range(values: Tensor) -> tuple[float, float]:

@@ -1,1 +1,1 @@
-"""What a model's weights tell of its properties: probes on embeddings, beside baselines (paper, Table 9)."""
+"""Properties of models, read off their weights: probes on embeddings, beside baselines (paper, Table 9)."""

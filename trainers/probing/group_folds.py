@@ -1,4 +1,4 @@
-"""Which models a probe is trained, chosen and measured on. What shares a group is never on two sides."""
+"""The models that a probe is trained, chosen and measured on. What shares a group is never on two sides."""
 
 from __future__ import annotations
 
@@ -67,9 +67,9 @@ def folds_of_splits(groups: np.ndarray, splits: np.ndarray) -> list[Fold]:
     if unknown:
         raise ValueError(f"A model's split is one of {', '.join(SPLITS)}, not {unknown[0]!r}.")
     for group in np.unique(groups).tolist():
-        if len(found := np.unique(splits[groups == group])) > 1:
+        if len(names := np.unique(splits[groups == group])) > 1:
             raise ValueError(
-                f"The group {group!r} is in the splits {' and '.join(found)}: what is measured on one half was seen "
+                f"The group {group!r} is in the splits {' and '.join(names)}: what is measured on one half was seen "
                 "in the other. Divide by group: --split random."
             )
     train, validation, test = (np.flatnonzero(splits == name) for name in SPLITS)

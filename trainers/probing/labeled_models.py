@@ -251,8 +251,8 @@ def _own_record(model: ModelSource) -> dict[str, Any]:
 def _columns(record: Mapping[str, Any]) -> dict[str, Any]:
     named = record.get("properties")
     pairs = [item for item in named if isinstance(item, dict)] if isinstance(named, list) else []
-    everything = {**record, **{item.get("name"): item.get("value") for item in pairs}}
-    columns = {key: value for key, value in everything.items() if key and isinstance(value, str | int | float | bool)}
+    merged = {**record, **{item.get("name"): item.get("value") for item in pairs}}
+    columns = {key: value for key, value in merged.items() if key and isinstance(value, str | int | float | bool)}
     if isinstance(columns.get("license"), str):
         columns.setdefault("license", columns.pop("license"))
     if "/" in str(columns.get("repo", "")):

@@ -72,8 +72,8 @@ def probe(config: ProbeConfig) -> dict[str, Any]:
         fits += [ProbeFit(target, name, part[inside], task, config.probes, options) for name, part in chosen.items()]
     done = run_tasks(ProbeFit.run, fits, config.num_workers, "trainers.probing.probe_embeddings")
     hidden = not is_progress_bar_enabled()
-    for target, name, found in tqdm(done, total=len(fits), desc="Probing", unit="probe", disable=hidden):
-        targets[target]["results"][name] = found
+    for target, name, probes in tqdm(done, total=len(fits), desc="Probing", unit="probe", disable=hidden):
+        targets[target]["results"][name] = probes
     results = {
         "config": asdict(config),
         "versions": {**versions(), "scikit-learn": sklearn.__version__},

@@ -96,7 +96,7 @@ def probe_embeddings(
     confidence: float = 0.95,
     seed: int = 0,
 ) -> dict[str, dict[str, Any]]:
-    """How well probes read a property off embeddings (paper, Table 9 and appendix D.2).
+    """Measures how well probes read a property off embeddings (paper, Table 9 and appendix D.2).
 
     Args:
         embeddings: float `[n, d]`, one row a model.
@@ -136,10 +136,10 @@ def run_probes(
     results = {}
     with one_thread():  # sums in an order that does not depend on the number of cores
         for name in probes:
-            found = [PROBES[name](features, task.values, fold, seed) for fold in task.folds]
-            settings = [chosen for _, chosen in found]
+            fits = [PROBES[name](features, task.values, fold, seed) for fold in task.folds]
+            settings = [chosen for _, chosen in fits]
             results[name] = {
-                **_measured(task, np.concatenate([predicted for predicted, _ in found]), bootstrap, confidence, seed),
+                **_measured(task, np.concatenate([predicted for predicted, _ in fits]), bootstrap, confidence, seed),
                 "hyperparameters": {
                     key: settings[0][key] if len(settings) == 1 else [chosen[key] for chosen in settings]
                     for key in settings[0]
@@ -166,14 +166,14 @@ class ProbeFit:
 
     def run(self) -> tuple[str, str, dict[str, dict[str, Any]]]:
         try:
-            found = run_probes(self.embeddings, self.task, self.probes, **self.options)
+            results = run_probes(self.embeddings, self.task, self.probes, **self.options)
         except ValueError as error:
             raise ValueError(f"{self.name}, target '{self.target}': {error}") from error
-        return self.target, self.name, found
+        return self.target, self.name, results
 
 
 def constant_prediction(task: ProbeTask, *, bootstrap: int, confidence: float, seed: int) -> dict[str, Any]:
-    """What is reached without any embedding: the mean, or the most frequent class, of each fold's training rows."""
+    """The answer without any embedding: the mean, or the most frequent class, of each fold's training rows."""
     predicted = [np.repeat(task.values[f.train].mean(0, keepdims=True), len(f.test), 0) for f in task.folds]
     return {**_measured(task, np.concatenate(predicted), bootstrap, confidence, seed), "hyperparameters": {}}
 

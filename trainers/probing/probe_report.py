@@ -31,11 +31,11 @@ def probe_page(results: dict[str, Any]) -> str:
         parts.append(
             "Left out: " + "; ".join(f"{count} models, {why}" for why, count in models["left_out"].items()) + "."
         )
-    for target, found in results["targets"].items():
+    for target, outcome in results["targets"].items():
         parts += [
             f"## {target}",
-            _about(found, config["probes"][0]),
-            _table(found, config["probes"], results["sizes"]),
+            _about(outcome, config["probes"][0]),
+            _table(outcome, config["probes"], results["sizes"]),
         ]
     parts += ["## The embeddings", "\n".join(f"- **{name}**: {about}" for name, about in _sources(results).items())]
     if results["skipped"]:
@@ -68,23 +68,25 @@ def _protocol(results: dict[str, Any]) -> str:
     )
 
 
-def _about(found: dict[str, Any], first: str) -> str:
-    left_out = "".join(f"; {count} left out: {why}" for why, count in found["left_out"].items())
-    what = found["kind"] if found["kind"] == REGRESSION else f"{found['kind']}, {len(found['classes'])} classes"
+def _about(outcome: dict[str, Any], first: str) -> str:
+    left_out = "".join(f"; {count} left out: {why}" for why, count in outcome["left_out"].items())
+    what = (
+        outcome["kind"] if outcome["kind"] == REGRESSION else f"{outcome['kind']}, {len(outcome['classes'])} classes"
+    )
     return (
-        f"{what.capitalize()}; {found['measured']} models measured{left_out}. Sorted by the first figure of {first}."
+        f"{what.capitalize()}; {outcome['measured']} models measured{left_out}. Sorted by the first figure of {first}."
     )
 
 
-def _table(found: dict[str, Any], probes: list[str], sizes: dict[str, int]) -> str:
-    metrics = ("r2", "spearman", "mae") if found["kind"] == REGRESSION else ("accuracy", "macro_f1")
+def _table(outcome: dict[str, Any], probes: list[str], sizes: dict[str, int]) -> str:
+    metrics = ("r2", "spearman", "mae") if outcome["kind"] == REGRESSION else ("accuracy", "macro_f1")
 
     def first_figure(item: tuple[str, dict[str, Any]]) -> float:
         value = (item[1].get(probes[0]) or item[1].get("constant"))["metrics"][metrics[0]]
         return float("-inf") if value is None else value
 
     rows = []
-    for name, by_probe in sorted(found["results"].items(), key=first_figure, reverse=True):
+    for name, by_probe in sorted(outcome["results"].items(), key=first_figure, reverse=True):
         measured = [by_probe.get(probe) or by_probe.get("constant") for probe in probes]
         cells = [_cell(one, metric) for one in measured for metric in metrics]
         rows.append([name, str(sizes.get(name, 0)), *cells])

@@ -72,9 +72,9 @@ def _cached(
         "training_models": [Path(source).read_text(encoding="utf-8") for source in settings.fit_on],
     }
     if path.is_file() and record.is_file():
-        found = json.loads(record.read_text(encoding="utf-8"))
-        if found["made_of"] == made_of:
-            return EmbeddingTable.read(path), found["refused"]
+        kept = json.loads(record.read_text(encoding="utf-8"))
+        if kept["made_of"] == made_of:
+            return EmbeddingTable.read(path), kept["refused"]
         logger.info("%s is made again: models, backbone or options have changed", path)
     record.unlink(missing_ok=True)  # a new table beside an old record would pass for the old one's
     report = embed(method, labeled.sources, path, settings)

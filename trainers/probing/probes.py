@@ -43,8 +43,8 @@ def ridge(features: np.ndarray, targets: np.ndarray, fold: Fold, seed: int = 0) 
         errors += ((path - targets[held][:, None]) ** 2).sum((0, 2))
     best = len(ALPHAS) - 1 - int(errors[::-1].argmin())
     chosen = ALPHAS[best : best + 1]
-    found = _ridge_path(features[fold.train], targets[fold.train], features[fold.test], chosen)
-    return found[:, 0], {"alpha": float(chosen[0])}
+    predicted = _ridge_path(features[fold.train], targets[fold.train], features[fold.test], chosen)
+    return predicted[:, 0], {"alpha": float(chosen[0])}
 
 
 def _ridge_path(fit: np.ndarray, targets: np.ndarray, asked: np.ndarray, alphas: np.ndarray) -> np.ndarray:
@@ -73,8 +73,8 @@ def mlp(features: np.ndarray, targets: np.ndarray, fold: Fold, seed: int = 0) ->
     best = min(range(len(runs)), key=lambda index: runs[index][0])
     _, epochs, network = runs[best]
     with torch.inference_mode():
-        found = network(inputs[fold.test]).double().numpy()
-    return found * scale + center, {"weight_decay": WEIGHT_DECAYS[best], "epochs": epochs}
+        predicted = network(inputs[fold.test]).double().numpy()
+    return predicted * scale + center, {"weight_decay": WEIGHT_DECAYS[best], "epochs": epochs}
 
 
 def _train(
@@ -97,9 +97,9 @@ def _train(
         best, best_epoch, kept = float("inf"), 0, None
         for epoch in range(MAX_EPOCHS + 1):
             with torch.inference_mode():
-                found = float(loss(network(asked), answers))
-            if kept is None or found < best:
-                best, best_epoch = found, epoch
+                held_loss = float(loss(network(asked), answers))
+            if kept is None or held_loss < best:
+                best, best_epoch = held_loss, epoch
                 kept = {name: tensor.clone() for name, tensor in network.state_dict().items()}
             if epoch - best_epoch >= PATIENCE:
                 break

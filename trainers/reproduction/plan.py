@@ -1,4 +1,4 @@
-"""What has to be done for a set of tables: models to train, collections to tokenize, backbones to train, evaluations.
+"""The steps of a set of tables: models to train, collections to tokenize, backbones to train, evaluations.
 
 A step's folder has a name that follows from all that decides its outcome, the steps that it needs included. So a step
 is shared by every table that needs it, and a changed setting never mixes with an older result.
@@ -129,20 +129,22 @@ class Planner:
         """The entries of one table; what is missing from `given` is noted in `missing`."""
         self.scale.require_table(table.name)
         place = self.scale.tables[table.name]
-        found = []
+        entries = []
         for row, backbones in self.scale.rows(table):
             for backbone in backbones:
                 step = self.backbone(backbone)
                 if table.kind == PROBING:
                     pairs = [(zoo, pooling) for zoo in place["zoos"] for pooling in place["poolings"]]
                     for zoo, pooling in pairs:
-                        found.append(Entry(row, backbone, None, zoo, self._probes(step, zoo, pooling), step, pooling))
+                        entries.append(
+                            Entry(row, backbone, None, zoo, self._probes(step, zoo, pooling), step, pooling)
+                        )
                     continue
                 for architecture in place["architectures"]:
                     for dataset in place["datasets"]:
                         steps = self._evaluations(table.kind, step, architecture, dataset)
-                        found.append(Entry(row, backbone, architecture, dataset, steps, step))
-        return found
+                        entries.append(Entry(row, backbone, architecture, dataset, steps, step))
+        return entries
 
     def require_given(self) -> None:
         """Raises ConfigError where data are missing, with the options that would give them."""
@@ -282,18 +284,18 @@ class Planner:
 
 def ordered_steps(entries: Sequence[Entry]) -> list[Step]:
     """Every step once, those needed first, by kind."""
-    found: dict[str, Step] = {}
+    by_folder: dict[str, Step] = {}
 
     def visit(step: Step) -> None:
         for need in step.needs:
             visit(need)
-        found.setdefault(step.folder, step)
+        by_folder.setdefault(step.folder, step)
 
     for entry in entries:
         visit(entry.backbone_step)
         for step in entry.evaluations:
             visit(step)
-    return sorted(found.values(), key=lambda step: list(FOLDERS).index(step.kind))
+    return sorted(by_folder.values(), key=lambda step: list(FOLDERS).index(step.kind))
 
 
 def _chosen(source: str, include: Sequence[str] = (), exclude: Sequence[str] = ()) -> list[str]:

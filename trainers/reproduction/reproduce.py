@@ -49,19 +49,19 @@ def reproduce(
     Raises:
         ConfigError: before any work: an unknown table or scale, data that were not given, an option that cannot be.
     """
-    scale_found, work_dir = load_scale(scale), Path(work_dir).absolute()
+    at_scale, work_dir = load_scale(scale), Path(work_dir).absolute()
     tables = load_tables(list(names))
-    planner = Planner(scale_found, given or Given())
+    planner = Planner(at_scale, given or Given())
     entries = {table.name: planner.entries(table) for table in tables}
     planner.require_given()
-    steps = ordered_steps([entry for found in entries.values() for entry in found])
+    steps = ordered_steps([entry for own in entries.values() for entry in own])
     _check_options(steps, work_dir)
     missing = [step for step in steps if not is_done(step, work_dir)]
     check_data(missing)
     if missing:
         with work_folder(work_dir).open({}, ours=[*FOLDERS.values(), "cache"]):
             _run_steps(missing, len(steps), work_dir, num_workers)
-    return [table_result(table, scale_found, entries[table.name], work_dir, Path(results_dir)) for table in tables]
+    return [table_result(table, at_scale, entries[table.name], work_dir, Path(results_dir)) for table in tables]
 
 
 def _run_steps(missing: Sequence[Step], total: int, work_dir: Path, num_workers: int) -> None:
@@ -78,33 +78,33 @@ def _run_steps(missing: Sequence[Step], total: int, work_dir: Path, num_workers:
 
 def parse_given(images: Sequence[str], text: Sequence[str], models: Sequence[str]) -> Given:
     """Reads `NAME=PATH` of the command line. Raises ConfigError on anything else."""
-    found = {"images": images, "text": text, "models": models}
-    for kind, values in found.items():
+    parsed = {"images": images, "text": text, "models": models}
+    for kind, values in parsed.items():
         pairs = {}
         for value in values:
             name, equals, path = value.partition("=")
             if not (name and equals and path):
                 raise ConfigError(f"--{kind} takes NAME=PATH, not '{value}'")
             pairs[name] = path
-        found[kind] = pairs
-    return Given(**found)
+        parsed[kind] = pairs
+    return Given(**parsed)
 
 
 def plan_lines(names: Sequence[str], scale: str, given: Given | None, work_dir: str | Path) -> list[str]:
-    """What `reproduce` would do, as lines of text; data that are missing are named.
+    """The plan of `reproduce`, as lines of text; data that are missing are named.
 
     Raises:
         ConfigError: as `reproduce`, but for missing data.
     """
-    scale_found, work_dir = load_scale(scale), Path(work_dir).absolute()
-    planner = Planner(scale_found, given or Given())
-    lines, everything = [f"scale {scale_found.name}: {scale_found.about}"], []
+    at_scale, work_dir = load_scale(scale), Path(work_dir).absolute()
+    planner = Planner(at_scale, given or Given())
+    lines, all_entries = [f"scale {at_scale.name}: {at_scale.about}"], []
     for table in load_tables(list(names)):
         entries = planner.entries(table)
-        everything += entries
+        all_entries += entries
         lines.append(f"{table.heading}: {table.title}")
         lines.append(f"  {_count(entries)}")
-    steps = ordered_steps(everything)
+    steps = ordered_steps(all_entries)
     _check_options(steps, work_dir)
     for kind in FOLDERS:
         of_kind = [step for step in steps if step.kind == kind]

@@ -32,8 +32,8 @@ RIVALS = ("scratch", "random projection", "PCA", "anchor + noise", "anchor permu
 def arms_of(result: Result, entry: Mapping[str, Any]) -> dict[str, Any]:
     """All arms of an entry, those that its backbone shares with others included."""
     shared = result["controls"][f"{entry['architecture']} {entry['dataset']}"]["arms"]
-    found = {**shared, **entry["arms"]}
-    return {arm: found[arm] for arm in ARM_ORDER if arm in found}
+    arms = {**shared, **entry["arms"]}
+    return {arm: arms[arm] for arm in ARM_ORDER if arm in arms}
 
 
 def arm_names(result: Result, entries: Sequence[Mapping[str, Any]]) -> list[str]:
@@ -69,10 +69,10 @@ def over_architectures(
     result: Result, entries: Sequence[Mapping[str, Any]], arm: str
 ) -> list[tuple[float, float | None]]:
     """Mean and deviation over the entries at every measurement, in percent; [] unless all of them have the arm."""
-    found = [arms_of(result, entry) for entry in entries]
-    if not all(arm in arms for arms in found):
+    by_entry = [arms_of(result, entry) for entry in entries]
+    if not all(arm in arms for arms in by_entry):
         return []  # a mean over other architectures would not compare
-    curves = [percent_by_epoch(arms[arm]) for arms in found]
+    curves = [percent_by_epoch(arms[arm]) for arms in by_entry]
     return [(mean(values), stdev(values) if len(values) > 1 else None) for values in zip(*curves, strict=True)]
 
 

@@ -39,9 +39,9 @@ def table_result(table: PaperTable, scale: Scale, entries: Sequence[Entry], work
     records = {step.folder: read_record(step, work_dir) for step in steps}
     place = scale.tables[table.name]
     if table.kind == PROBING:
-        found, controls = [probe_entry(entry, work_dir) for entry in entries], probe_controls(entries, work_dir)
+        figures, controls = [probe_entry(entry, work_dir) for entry in entries], probe_controls(entries, work_dir)
     else:
-        found = [_entry(entry, scale, table, work_dir, records) for entry in entries]
+        figures = [_entry(entry, scale, table, work_dir, records) for entry in entries]
         controls = {} if table.kind == DISTRIBUTIONS else _controls(entries, work_dir)
     result = {
         "table": table.name,
@@ -55,7 +55,7 @@ def table_result(table: PaperTable, scale: Scale, entries: Sequence[Entry], work
         "about": scale.about,
         "difference": place["difference"],
         "protocol": scale.protocols.get(table.kind, {}),
-        "entries": found,
+        "entries": figures,
         "controls": controls,
         "backbones": _backbones(steps, records),
         "models": {
@@ -95,7 +95,7 @@ def _entry(
         "skipped": {**_not_planned(entry), **generated["skipped"], **projections["skipped"]},
         "warnings": generated["warnings"],
         "loading": _loading_summary(generated["loading"]),
-        "distances": {arm: _mean_distance(found) for arm, found in generated["weights"].items()},
+        "distances": {arm: _mean_distance(models) for arm, models in generated["weights"].items()},
     }
 
 
@@ -106,28 +106,28 @@ def _not_planned(entry: Entry) -> dict[str, str]:
 
 
 def _loading_summary(loading: Mapping[str, Any]) -> dict[str, Any]:
-    """How many of the generated models were loaded by their own library, by what, and the worst difference."""
+    """The number of generated models that their own library loaded, its calls, and the worst difference."""
     if not loading:
         return {}
     return {
         "models": len(loading),
-        "loaders": sorted({found["loader"] for found in loading.values()}),
-        "max_difference": max(found["max_difference"] for found in loading.values()),
+        "loaders": sorted({check["loader"] for check in loading.values()}),
+        "max_difference": max(check["max_difference"] for check in loading.values()),
     }
 
 
 def _controls(entries: Sequence[Entry], work_dir: Path) -> dict[str, Any]:
     """`<architecture> <data set>` -> figures of the arms that depend on no backbone, and the data."""
-    found = {}
+    controls = {}
     for entry in entries:
         key = f"{entry.architecture} {entry.dataset}"
-        if key not in found:
+        if key not in controls:
             evaluation = _read(entry.evaluations[0], EVALUATION_FILE, work_dir)
             others = ("skipped", "ranked_by", "guess", "tokens_per_example")
             # Without its paths, which are this machine's.
             data = kept(evaluation["data"], ("sizes", "split_names", "class_names", "class_counts", "fingerprint"))
-            found[key] = {"arms": _arms(evaluation), "data": data, **kept(evaluation, others)}
-    return found
+            controls[key] = {"arms": _arms(evaluation), "data": data, **kept(evaluation, others)}
+    return controls
 
 
 def _read(step: Step, name: str, work_dir: Path) -> dict[str, Any]:
@@ -138,11 +138,11 @@ def _read(step: Step, name: str, work_dir: Path) -> dict[str, Any]:
 def _arms(evaluation: Mapping[str, Any]) -> dict[str, Any]:
     """arm -> `summary` (see `arm_runs.summarize`), number of `runs`, seeds that `failed`, mean over `ensembles`."""
     arms = {}
-    for arm, found in evaluation["arms"].items():
-        arms[arm] = {"runs": len(found["runs"]), "summary": rounded(found["summary"])}
-        if "failed" in found:
-            arms[arm]["failed"] = found["failed"]
-        ensembles = [ensemble["test"] for ensemble in found.get("ensembles", ())]
+    for arm, outcome in evaluation["arms"].items():
+        arms[arm] = {"runs": len(outcome["runs"]), "summary": rounded(outcome["summary"])}
+        if "failed" in outcome:
+            arms[arm]["failed"] = outcome["failed"]
+        ensembles = [ensemble["test"] for ensemble in outcome.get("ensembles", ())]
         if ensembles:
             arms[arm]["ensemble"] = {
                 name: round(mean(ensemble[name] for ensemble in ensembles), DIGITS) for name in ensembles[0]
@@ -157,17 +157,17 @@ def _mean_distance(models: Sequence[Mapping[str, Any]]) -> dict[str, float]:
 
 
 def _backbones(steps: Sequence[Step], records: Mapping[str, dict[str, Any]]) -> dict[str, Any]:
-    found = {}
+    backbones = {}
     for step in steps:
         if step.kind == BACKBONE:
             collection = records[step.needed(TOKENS)[0].folder]
-            found[step.name] = {
+            backbones[step.name] = {
                 **rounded(records[step.folder]["outcome"]),
                 "recipe": step.settings["recipe"],
                 "options": step.settings["options"],
                 "collection": {"name": collection["name"], **collection["outcome"]},
             }
-    return found
+    return backbones
 
 
 def probe_entry(entry: Entry, work_dir: Path) -> dict[str, Any]:

@@ -52,7 +52,7 @@ generated models beat the controls too.
 
 def results_page(results_dir: Path, page: Path) -> str:
     """The page for the results in a folder, in the order of the paper; links are relative to the page's own folder."""
-    found = sorted(
+    results = sorted(
         (
             json.loads(path.read_text(encoding="utf-8"))
             for name in NAMES
@@ -62,9 +62,9 @@ def results_page(results_dir: Path, page: Path) -> str:
     )
     folder = Path(os.path.relpath(results_dir.absolute(), page.absolute().parent)).as_posix()
     parts = [INTRODUCTION]
-    if found:
-        parts += [_overview([result for result in found if result["kind"] not in NO_ARMS])]
-        parts += [_section(result, folder) for result in found]
+    if results:
+        parts += [_overview([result for result in results if result["kind"] not in NO_ARMS])]
+        parts += [_section(result, folder) for result in results]
     else:
         parts.append("No table has been run yet: `hf-wsl reproduce table7 --scale small` runs one.\n")
     return "\n".join(parts)
@@ -118,9 +118,9 @@ def _section(result: Result, folder: str) -> str:
 
 
 def _remarks(result: Result) -> Iterator[str]:
-    """How draws were ranked, which arms could not be run, what warns of the figures; each once."""
+    """The ranking of draws, the arms that could not be run, and the warnings; each once."""
     controls = result["controls"].values()
-    yield from dict.fromkeys(f"Draws are ranked by {_ranking(found['ranked_by'])}." for found in controls)
+    yield from dict.fromkeys(f"Draws are ranked by {_ranking(control['ranked_by'])}." for control in controls)
     skipped: dict[str, list[str]] = {}
     for entry in result["entries"]:
         for arm, why in entry["skipped"].items():
@@ -129,18 +129,18 @@ def _remarks(result: Result) -> Iterator[str]:
         named = (f"{arm}, for {' and '.join(dict.fromkeys(rows))}" for arm, rows in skipped.items())
         yield f"Not run: {'; '.join(named)}."
     for place, arms in [(e["architecture"], e["arms"]) for e in result["entries"]] + [
-        (place, found["arms"]) for place, found in result["controls"].items()
+        (place, control["arms"]) for place, control in result["controls"].items()
     ]:
-        for arm, found in arms.items():
-            if "failed" in found:
-                yield f"{place}, {arm}: {len(found['failed'])} seeds diverged and are not in the means."
+        for arm, outcome in arms.items():
+            if "failed" in outcome:
+                yield f"{place}, {arm}: {len(outcome['failed'])} seeds diverged and are not in the means."
     loaded = [entry["loading"] for entry in result["entries"] if entry["loading"]]
     if loaded:
-        calls = ", ".join(sorted({call for found in loaded for call in found["loaders"]}))
-        worst = max(found["max_difference"] for found in loaded)
+        calls = ", ".join(sorted({call for check in loaded for call in check["loaders"]}))
+        worst = max(check["max_difference"] for check in loaded)
         outputs = f"no output differs by more than {worst:.1g}" if worst else "their outputs are the same"
         yield (
-            f"{sum(found['models'] for found in loaded)} generated models were loaded by {calls} in a process that "
+            f"{sum(check['models'] for check in loaded)} generated models were loaded by {calls} in a process that "
             f"does not know this library; {outputs}."
         )
     yield from dict.fromkeys(_sentence(warning) for entry in result["entries"] for warning in entry["warnings"])
@@ -267,8 +267,8 @@ def _language(result: Result) -> Iterator[str]:
             "mean ± deviation over seeds, then the test text's figures:"
         )
         rows = []
-        for arm, found in arms.items():
-            summary, test = found["summary"], found["summary"]["test"]["metrics"]
+        for arm, outcome in arms.items():
+            summary, test = outcome["summary"], outcome["summary"]["test"]["metrics"]
             cells = [_metric(summary["by_epoch"][i]["metrics"]["perplexity"], 1, 1) for i in chosen]
             tests = [_metric(test["loss"], 1, 3), _metric(test["perplexity"], 1, 1)]
             rows.append([arm, *cells, *tests, _metric(test["accuracy"], 100, 1), _metric(test["f1"], 100, 2)])
@@ -283,11 +283,12 @@ def _distributions(result: Result) -> Iterator[str]:
     )
     rows = []
     for entry in result["entries"]:
-        for kind, found in entry["kinds"].items():
-            ratio = found["std"]["reconstructed"] / found["std"]["original"] if found["std"]["original"] else None
-            cells = [found["relative_error"], ratio]
+        for kind, figures in entry["kinds"].items():
+            std = figures["std"]
+            ratio = std["reconstructed"] / std["original"] if std["original"] else None
+            cells = [figures["relative_error"], ratio]
             numbers = ["" if cell is None else f"{cell:.3f}" for cell in cells]
-            rows.append([entry["row"], entry["architecture"], kind, f"{found['entries']:,}", *numbers])
+            rows.append([entry["row"], entry["architecture"], kind, f"{figures['entries']:,}", *numbers])
     header = ["loss", "architecture", "kind of layer", "weights", "relative error", "deviation"]
     yield markdown_table(header, rows, text_columns=3)
 
@@ -309,9 +310,9 @@ def _test(arm: Mapping[str, Any]) -> str:
     return plus_minus(100 * test["mean"], None if test["std"] is None else 100 * test["std"])
 
 
-def _metric(found: Mapping[str, float | None], scale: float, digits: int) -> str:
-    deviation = None if found["std"] is None else scale * found["std"]
-    return plus_minus(scale * found["mean"], deviation, digits)
+def _metric(statistic: Mapping[str, float | None], scale: float, digits: int) -> str:
+    deviation = None if statistic["std"] is None else scale * statistic["std"]
+    return plus_minus(scale * statistic["mean"], deviation, digits)
 
 
 def _number(entries: Sequence[Mapping[str, Any]], what: str) -> str:
@@ -353,21 +354,21 @@ def probe_section(result: Result) -> Iterator[str]:
 
 
 def _probe_embeddings(result: Result, zoo: str) -> dict[str, tuple[str, Mapping[str, Any]]]:
-    """Embedding -> how many numbers it has, and target -> what was found."""
-    found: dict[str, tuple[str, Mapping[str, Any]]] = {}
+    """Embedding -> its number of numbers, and target -> figures of the probes."""
+    embeddings: dict[str, tuple[str, Mapping[str, Any]]] = {}
     for row, entries in rows_of(result).items():
         for entry in entries:
             if entry["zoo"] == zoo:
                 pooled = "" if entry["pooling"] == "mean" else f", {entry['pooling']}"
                 for kind, key in (("trained", entry["backbone"]), ("untrained", "untrained")):
                     name = f"{entry['backbone']} ({row})" if kind == "trained" else f"{entry['backbone']}, untrained"
-                    found[name + pooled] = (f"{entry['sizes'][key]:,}", entry[kind])
+                    embeddings[name + pooled] = (f"{entry['sizes'][key]:,}", entry[kind])
     control = result["controls"][zoo]
     names = dict.fromkeys(name for facts in control["targets"].values() for name in facts["results"])
     for name in names:
         size = f"{control['sizes'][name]:,}" if name in control["sizes"] else ""
-        found[name] = (size, {target: facts["results"].get(name) for target, facts in control["targets"].items()})
-    return found
+        embeddings[name] = (size, {target: facts["results"].get(name) for target, facts in control["targets"].items()})
+    return embeddings
 
 
 def _probe_main(facts: Mapping[str, Any]) -> str:
@@ -381,11 +382,11 @@ def _probe_header(target: str, control: Mapping[str, Any]) -> list[str]:
     return [f"{name}: {label} [interval]", second, f"{label} of the MLP"]
 
 
-def _probe_cells(found: Mapping[str, Any] | None, facts: Mapping[str, Any]) -> list[str]:
-    if not found:
+def _probe_cells(probes: Mapping[str, Any] | None, facts: Mapping[str, Any]) -> list[str]:
+    if not probes:
         return ["", "", ""]
     main = _probe_main(facts)
-    linear = found.get("ridge") or found.get("constant")
+    linear = probes.get("ridge") or probes.get("constant")
     if linear is None:
         return ["", "", ""]
     second = linear["metrics"].get("spearman" if main == "r2" else "macro_f1")
@@ -393,7 +394,7 @@ def _probe_cells(found: Mapping[str, Any] | None, facts: Mapping[str, Any]) -> l
     cell = _probe_figure(linear, main)
     if interval and interval[0] is not None:
         cell += f" [{interval[0]:.2f}, {interval[1]:.2f}]"
-    network = found.get("mlp")
+    network = probes.get("mlp")
     return [cell, "" if second is None else f"{second:.2f}", _probe_figure(network, main) if network else ""]
 
 
@@ -407,8 +408,8 @@ def _probe_best(embeddings: Mapping[str, tuple[str, Mapping[str, Any]]], control
     parts = []
     for target, facts in control["targets"].items():
         main = _probe_main(facts)
-        probes = {name: found[target] for name, (_, found) in embeddings.items() if found[target]}
-        scores = {name: found["ridge"]["metrics"][main] for name, found in probes.items() if "ridge" in found}
+        probes = {name: by_target[target] for name, (_, by_target) in embeddings.items() if by_target[target]}
+        scores = {name: probe["ridge"]["metrics"][main] for name, probe in probes.items() if "ridge" in probe}
         scores = {name: score for name, score in scores.items() if score is not None}
         if scores:
             best = max(scores, key=scores.get)

@@ -1,4 +1,4 @@
-"""What the names in the paper's tables stand for at a scale: models, backbones, architectures, data, protocols."""
+"""The meaning of the names in the paper's tables at a scale: models, backbones, architectures, data, protocols."""
 
 from __future__ import annotations
 

@@ -71,7 +71,7 @@ def speed_table(results_dir: str | Path, shown_as: str | None = None) -> str:
 
 def _read(folder: Path, script: str) -> dict[Path, Report]:
     """The reports of one script, that of no named machine first."""
-    found = {}
+    reports = {}
     for path in [folder / f"{script}.json", *sorted(folder.glob(f"{script}_*.json"))]:
         if path.is_file():
             try:
@@ -80,8 +80,8 @@ def _read(folder: Path, script: str) -> dict[Path, Report]:
                 raise ConfigError(f"{path} is not JSON ({error}). Run benchmarks/{script}.py again") from None
             if not isinstance(report, dict):
                 raise ConfigError(f"{path} is not a report of benchmarks/{script}.py. Run that again")
-            found[path] = report
-    return found
+            reports[path] = report
+    return reports
 
 
 def _machine(report: Report) -> str:
@@ -147,15 +147,15 @@ def _loading_rows(report: Report, h200_crops: float) -> list[Row]:
     for key, where in {**kinds, "stream_from_hub": "streamed from a Hub on loopback"}.items():
         if key not in report:
             continue  # the script can measure a part alone
-        found = report[key]
-        workers = " / ".join(str(row["workers"]) for row in found)
+        runs = report[key]
+        workers = " / ".join(str(row["workers"]) for row in runs)
         plural = "s" * (workers != "1")
         claim = f"crops of {report['window_size']} tokens {where}, {workers} worker{plural}"
         if key == "stored":
-            crops = [row["loader_crops_per_s"] for row in found]
-            ratio = f"{_each([row['ratio'] for row in found], '{:.2f}')} of a raw memmap"
+            crops = [row["loader_crops_per_s"] for row in runs]
+            ratio = f"{_each([row['ratio'] for row in runs], '{:.2f}')} of a raw memmap"
         else:
-            crops = [row["crops_per_s"] for row in found]
+            crops = [row["crops_per_s"] for row in runs]
             ratio = f"{_each([value / h200_crops for value in crops], '{:.1f}')} {OF_AN_H200}"
         plain = ""
         if key == "stream_from_folder":  # which reads a window for a crop

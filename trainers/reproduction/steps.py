@@ -209,8 +209,8 @@ def _reconstruct(step: Step, work_dir: Path, num_workers: int) -> dict[str, Any]
 
 
 def _probe(step: Step, work_dir: Path, num_workers: int) -> dict[str, Any]:
-    found = probe(step_config(step, work_dir, num_workers))
-    return {"models": found["models"], "skipped": found["skipped"]}
+    probed = probe(step_config(step, work_dir, num_workers))
+    return {"models": probed["models"], "skipped": probed["skipped"]}
 
 
 def _probe_options(step: Step, work_dir: Path, num_workers: int) -> dict[str, Any]:

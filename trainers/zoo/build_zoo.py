@@ -57,7 +57,7 @@ PROPERTIES = pa.schema(
 
 @dataclass(frozen=True)
 class ZooReport:
-    """What a zoo holds.
+    """The content of a zoo.
 
     Attributes:
         output: its folder.

@@ -114,10 +114,10 @@ def _read_parents(config: ZooConfig) -> list[Parent]:
     table = folder / ZOO_TABLE
     if not table.is_file():
         raise ConfigError(f"option 'parents' names {config.parents}, which holds no finished zoo: no {table.name}")
-    found = json.loads((folder / SETTINGS_FILE).read_text(encoding="utf-8"))
+    settings = json.loads((folder / SETTINGS_FILE).read_text(encoding="utf-8"))
     for name in ("architecture", "architecture_args"):
-        if found[name] != getattr(config, name):
-            raise ConfigError(f"option '{name}' is {getattr(config, name)}; the zoo of 'parents' has {found[name]}")
+        if settings[name] != getattr(config, name):
+            raise ConfigError(f"option '{name}' is {getattr(config, name)}; the zoo of 'parents' has {settings[name]}")
     rows = sorted(pq.read_table(table).to_pylist(), key=lambda row: row["epoch"])
     last = {row["member"]: row for row in rows}  # of a member's rows that of its last epoch
     return [

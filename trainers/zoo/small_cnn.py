@@ -64,7 +64,7 @@ class SmallCNN(nn.Module):
 
 @register_model
 def small_cnn(pretrained: bool = False, **options: Any) -> SmallCNN:
-    """What `timm.create_model("small_cnn", ...)` calls once this module is imported."""
+    """For `timm.create_model("small_cnn", ...)`, once this module is imported."""
     return build_model_with_cfg(SmallCNN, "small_cnn", pretrained, **options)
 
 

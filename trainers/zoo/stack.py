@@ -57,7 +57,7 @@ class Stack:
             return functional_call(self.network, own, (images.flatten(0, -4),))[None]
 
     def _dropouts(self, batch: int) -> tuple[Tensor, Tensor] | None:
-        """What the inputs of the linear layers are multiplied by, drawn by each member's own generator."""
+        """The factors of the inputs of the linear layers, drawn by each member's own generator."""
         if not self.members[0].dropout:
             return None
         widths = [self.network.fc1.in_features, self.network.fc2.in_features]
