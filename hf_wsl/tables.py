@@ -11,3 +11,8 @@ def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]], text_co
 
 def _cell(text: str) -> str:
     return " ".join(text.split()).replace("|", "\\|").replace("<", "&lt;")
+
+
+def plus_minus(value: float, deviation: float | None, digits: int = 1) -> str:
+    """`12.3 ± 0.4`, without the deviation where there is none."""
+    return f"{value:.{digits}f}" + ("" if deviation is None else f" ± {deviation:.{digits}f}")

@@ -7,7 +7,7 @@ from typing import Any
 from matplotlib.figure import Figure
 
 from hf_wsl.files import replacing, write_text
-from hf_wsl.tables import markdown_table
+from hf_wsl.tables import markdown_table, plus_minus
 
 from .arm_figure import arm_curves, arm_dots, scale_of
 
@@ -152,9 +152,8 @@ def _weights_table(results: dict[str, Any]) -> str:
 
 def _cell(point: dict[str, Any], metric: str) -> str:
     factor, _ = scale_of(metric)
-    digits = 1 if factor == 100.0 else 3
-    deviation = "" if point["std"] is None else f" ± {factor * point['std']:.{digits}f}"
-    return f"{factor * point['mean']:.{digits}f}{deviation}"
+    deviation = None if point["std"] is None else factor * point["std"]
+    return plus_minus(factor * point["mean"], deviation, digits=1 if factor == 100.0 else 3)
 
 
 def _range(counts: set[int]) -> str:

@@ -94,8 +94,3 @@ def wins(result: Result, entries: Sequence[Mapping[str, Any]], rival: str, point
         if rival in arms and "generated" in arms
     ]
     return sum(own > other for own, other in pairs), len(pairs)
-
-
-def plus_minus(value: float, deviation: float | None, digits: int = 1) -> str:
-    """`12.3 ± 0.4`, without the deviation where there is none."""
-    return f"{value:.{digits}f}" + ("" if deviation is None else f" ± {deviation:.{digits}f}")

@@ -10,7 +10,7 @@ from statistics import mean
 from typing import Any
 
 from hf_wsl.files import write_text
-from hf_wsl.tables import markdown_table
+from hf_wsl.tables import markdown_table, plus_minus
 
 from ..probing.probe_config import LEAVE_GROUP_OUT
 from .paper_tables import DISTRIBUTIONS, FEW_SHOT, LANGUAGE, NAMES, PROBING
@@ -22,7 +22,6 @@ from .result_reading import (
     best_backbone,
     over_architectures,
     percent_by_epoch,
-    plus_minus,
     rows_of,
     wins,
 )

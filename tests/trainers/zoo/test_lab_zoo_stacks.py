@@ -9,8 +9,7 @@ from trainers.data.example_order import ExampleOrder
 from trainers.zoo.members import Member
 from trainers.zoo.small_cnn import SmallCNN, stacked_logits
 from trainers.zoo.stack import Stack
-from trainers.zoo.stacked_optimizer import StackedOptimizer
-from trainers.zoo.stacked_training import train_stack
+from trainers.zoo.stacked_training import StackedOptimizer, train_stack
 from trainers.zoo.zoo_config import ZooConfig
 from trainers.zoo.zoo_images import ZooImages
 
