@@ -69,7 +69,7 @@ class RunFolder:
         Args:
             settings: what decides the result; anything that JSON has.
             overwrite: delete a run that is there, finished or not. None: the command has no option for it.
-            ours: names of files and folders that may be in `output` before the run is begun.
+            ours: names of files and folders that may be in `output` before the run is begun, and outlive it.
 
         Returns:
             The settings as JSON has them: tuples are lists.
@@ -89,7 +89,7 @@ class RunFolder:
         with self._locked():
             if self._is_run():
                 if overwrite or self._read(self.settings_file) == BEING_DELETED:
-                    self._clear()
+                    self._clear(ours)
                 else:
                     self.check_settings(settings, overwrite=overwrite)
             remove_folder(self.temporary)
@@ -187,10 +187,10 @@ class RunFolder:
         finally:
             lock.release()
 
-    def _clear(self) -> None:
+    def _clear(self, ours: Sequence[str]) -> None:
         """Deletes a run; where that is interrupted, the next run goes on with it."""
         write_json(self.settings_file, BEING_DELETED)
-        kept = {self.settings_file, self.root, self.root / ".lock"}
+        kept = {self.settings_file, self.root, self.root / ".lock", *(self.output / name for name in ours)}
         for path in {*self.output.iterdir(), *self.root.iterdir()} - kept:
             if path.name[0] == ".":  # the user's (.gitattributes), or temporary
                 continue

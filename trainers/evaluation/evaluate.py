@@ -85,7 +85,9 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
     metric = _metric(config)
     workers = config.num_workers if comparison.device.type == "cpu" else 1
     del comparison  # every process opens its own
-    with run.open({**config.settings(), **identity}, ours=(cache_dir.name, BACKBONE_SETTINGS)):
+    settings = {**config.settings(), **identity}
+    ours = (cache_dir.name, BACKBONE_SETTINGS)
+    with run.open(settings, overwrite=config.overwrite_output_dir, ours=ours):
         outcomes = run_arms(opener, run, arms, config.run_seeds, metric, workers, config.keep_models)
         results = {
             "config": {**vars(config), **config.settings()},

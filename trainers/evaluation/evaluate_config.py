@@ -31,7 +31,7 @@ ARMS = {
 # Arms of the few-shot protocol that must be asked for, by their options.
 ON_REQUEST = {"bootstrapped": "bootstrap_rounds", "interpolated": "interpolation_points"}
 # What may change between two runs in one folder: each outcome is that of its own arm and seed.
-FREE = ("arms", "seeds", "num_workers", "cache_dir", "output_dir")
+FREE = ("arms", "seeds", "num_workers", "cache_dir", "output_dir", "overwrite_output_dir")
 
 
 @dataclass(frozen=True)
@@ -76,6 +76,7 @@ class EvaluateConfig:
     keep_models: bool = option(False, "save the generated models, as their own library loads them")
     cache_dir: str = option("", "folder for what evaluations may share (PCA); empty: in output_dir")
     output_dir: str = option("", "gets evaluation.json, evaluation.md, evaluation.png, and a record of every run")
+    overwrite_output_dir: bool = option(False, "delete the evaluation that output_dir holds, and begin anew")
 
     def __post_init__(self) -> None:
         for name in ("backbone", "target", "anchors", "output_dir", "data"):

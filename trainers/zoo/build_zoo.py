@@ -104,7 +104,7 @@ def build_zoo(config: ZooConfig, output_dir: str | os.PathLike | None = None) ->
         new_network(config, alike, images.num_classes)  # what cannot be built is refused before anything is written
     run = RunFolder(output, "a zoo", records=STACKS_FOLDER)
     tasks = [StackTask(f"{index:05d}", stack, config, run) for index, stack in enumerate(stacks)]
-    with run.open(config.settings()):
+    with run.open(config.settings(), overwrite=config.overwrite_output_dir):
         train_missing(run, tasks, train_and_write, config.num_workers)
         records = [run.read_record(task.name) for task in tasks]
         rows = sorted((row for record in records for row in record["properties"]), key=lambda row: row["model_id"])

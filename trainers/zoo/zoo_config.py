@@ -27,7 +27,7 @@ DEFAULT = "default"
 PLAIN_IMAGES = {"image_size": 28, "center_crop": 1.0}
 AUGMENTED_IMAGES = {"image_size": 32, "center_crop": 1.0}
 # Change how a zoo is made, or what is made of it, and not its members.
-FREE = ("num_workers", "tokenize", "tokens", "output_dir")
+FREE = ("num_workers", "tokenize", "tokens", "output_dir", "overwrite_output_dir")
 
 
 @dataclass(frozen=True)
@@ -68,6 +68,7 @@ class ZooConfig:
     tokenize: bool = option(False, "make the tokenized dataset too, in the folder tokens")
     tokens: dict = option({}, "options of the tokenized dataset, see --tokenize", of=(TokenizeConfig,))
     output_dir: str = option("", "gets models/, properties.parquet and settings.json")
+    overwrite_output_dir: bool = option(False, "delete the zoo that output_dir holds, and begin anew")
 
     def __post_init__(self) -> None:
         for name in ("output_dir", "data"):

@@ -136,6 +136,14 @@ def test_a_finished_zoo_is_not_made_again_and_one_of_other_settings_is_refused(z
         build_zoo(ZooConfig(**{**vars(config), "batch_size": 5}))
 
 
+def test_a_zoo_of_other_settings_is_overwritten_on_request(images, tmp_path):
+    first = settings(images, tmp_path / "zoo", epochs=1, seeds=2)
+    build_zoo(first)
+    other = dataclasses.replace(first, seeds=1, overwrite_output_dir=True)
+    assert build_zoo(other).members == 1
+    assert [path.name for path in (tmp_path / "zoo" / "models").iterdir()] == ["member_0000"]
+
+
 def test_members_are_split_70_15_15_and_share_no_seed(images):
     members = zoo_members(
         settings(images, "zoo", seeds=10, learning_rates=["1e-3", "1e-2"], weight_decays=["0", "1e-4"])
