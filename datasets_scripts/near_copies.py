@@ -5,7 +5,6 @@ by a few kilobytes of sampled weights per model, or by what they state as their 
 """
 
 import base64
-import hashlib
 import random
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -13,6 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from hf_wsl.files import sha256
 from modeling_wsl.checkpoints.checkpoint import Checkpoint
 from modeling_wsl.checkpoints.order import natural_key
 from modeling_wsl.tokens.manifest import TensorSpec
@@ -84,7 +84,7 @@ def _keys(tensors: Mapping[str, TensorSpec]) -> Iterator[tuple[str, str]]:
         numbered = max((i for i, part in enumerate(parts) if part.isdigit()), default=len(parts) - 3)
         kind = f"{'.'.join(parts[max(0, numbered + 1) :])} {tuple(spec.shape)}"
         seen[kind] = seen.get(kind, 0) + 1
-        yield hashlib.sha256(f"{kind} {seen[kind]}".encode()).hexdigest()[:12], name
+        yield sha256(f"{kind} {seen[kind]}")[:12], name
 
 
 def _codes(entries: np.ndarray) -> np.ndarray:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -13,6 +12,8 @@ import numpy as np
 import torch
 from datasets.packaged_modules.imagefolder.imagefolder import ImageFolder
 from torch import Tensor
+
+from hf_wsl.files import sha256
 
 from ..data_config import ImageDataConfig
 from ..example_order import EpochDataset
@@ -102,12 +103,11 @@ class ImageSplits:
     def facts(self) -> dict[str, Any]:
         """What a result must say about its data; JSON-serializable. `fingerprint` is of labels and sampled pixels."""
         splits = {"train": self.train, "validation": self.validation, "test": self.test}
-        digest = hashlib.sha256(json.dumps([self.class_names, self.config.image_size]).encode())
+        sampled: list[Any] = [json.dumps([self.class_names, self.config.image_size])]
         for examples in splits.values():
-            digest.update(examples.labels.astype("<i8").tobytes())
+            sampled.append(examples.labels.astype("<i8"))
             sample = np.arange(min(64, len(examples))) * len(examples) // min(64, len(examples))
-            for image in examples.source.images(sample):
-                digest.update(image.numpy().tobytes())
+            sampled += [image.contiguous().numpy() for image in examples.source.images(sample)]
         return {
             "images": self.config.images,
             "config": asdict(self.config),
@@ -119,7 +119,7 @@ class ImageSplits:
                 name: np.bincount(examples.labels, minlength=self.num_classes).tolist()
                 for name, examples in splits.items()
             },
-            "fingerprint": digest.hexdigest(),
+            "fingerprint": sha256(sampled),
         }
 
 
