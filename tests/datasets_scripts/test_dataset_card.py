@@ -72,7 +72,7 @@ def test_the_card_is_filled_from_the_counts_and_parsed_by_the_hub_s_library():
     assert "| refused | 1 | 1 | 0 | 0 | 0 |" in text
     assert "12 more" in text  # owners
     assert "| x | damaged | is &lt;broken> and \\| odd |" in text
-    assert "--token-size 10 --seed 3 --title 'Toys, tokenized'" in text
+    assert "--token_size 10 --seed 3 --title 'Toys, tokenized'" in text
     assert "hf-wsl tokenize PATH..." in text
     assert "Subsets by family" not in text
     assert "Withheld" not in text
