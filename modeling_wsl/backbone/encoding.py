@@ -19,8 +19,14 @@ from tqdm.auto import tqdm
 from transformers import PreTrainedModel
 from transformers.utils.logging import is_progress_bar_enabled
 
-from .inference import autocast_type, inference_backbone
-from .window_workers import batch_sizes, num_workers, rows_per_pass, run_in_order
+from .inference import (
+    autocast_type,
+    batch_sizes,
+    inference_backbone,
+    num_workers,
+    rows_per_pass,
+    run_in_order,
+)
 
 
 STREAM_WINDOW = 4096  # tokens in a piece of a model that is read

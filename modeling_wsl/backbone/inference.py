@@ -1,14 +1,25 @@
-"""A copy of a backbone that is ready to run without gradients: its weights cast once, and what a CPU does faster."""
+"""Running a backbone without gradients: a copy with its weights cast once, and batches of windows on CPU threads.
+
+A batch on each of several threads: they wait for each other once, not at every operation. Within an operation threads
+share work of a fraction of a millisecond and meet at its end; a core that something else runs on then holds all of
+them up, and what one thread does alone (Python, small operations) none of them shares.
+"""
 
 import copy
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from transformers import PreTrainedModel
 
 from ..tokens.manifest import check_choice
-from .positions import MAX_WAVELENGTH, SinusoidalPositions, check_positions
-from .window_workers import raise_trim_threshold
+
+
+CACHED_BYTES = 6 << 20  # of the widest activations of a pass: more leave the cache, and fresh pages for them cost time
 
 
 def autocast_type(dtype: torch.dtype | str | None) -> torch.dtype | None:
@@ -28,17 +39,17 @@ def inference_backbone(
 ) -> tuple[PreTrainedModel, torch.dtype | None]:
     """What computes the same as `model` under autocast, to rounding, in less time.
 
-    Autocast casts every weight anew in every forward pass; the copy's are cast once, and on a CPU it takes positions
-    by `PositionsByTable`. It shares with `model` the parameters that need no cast, and does not follow later changes
-    of the others: make it where it is used, not for keeps.
+    Autocast casts every weight anew in every forward pass; the copy's are cast once. It shares with `model` the
+    parameters that need no cast, and does not follow later changes of the others: make it where it is used, not for
+    keeps.
 
     Args:
         model: a backbone.
         autocast_dtype: to run under autocast to ("bfloat16"); None: in the dtype of the weights.
 
     Returns:
-        The copy, and None; or the model itself and the dtype for autocast, where there is nothing to gain (float32, a
-        copy already) or the weights are offloaded or quantized.
+        The copy, and None; or the model itself and the dtype for autocast, where there is nothing to gain (float32,
+        weights of that type already) or the weights are offloaded or quantized.
     """
     dtype = autocast_type(autocast_dtype)
     dtypes = {parameter.dtype for parameter in model.parameters()}
@@ -47,53 +58,67 @@ def inference_backbone(
         return model, dtype
     if any(parameter.is_meta for parameter in model.parameters()):
         return model, dtype
-    sines = _sines(model) if model.device.type == "cpu" else []
-    if narrow == torch.float32 or (dtypes == {narrow} and not sines):
+    if narrow == torch.float32 or dtypes == {narrow}:
         return model, None
     # What deepcopy is told to have copied already, it takes as it is.
-    fast = copy.deepcopy(model, {id(parameter): _cast(parameter, narrow) for parameter in model.parameters()})
-    if model.device.type == "cpu":
-        raise_trim_threshold()
-    for name in sines:
-        setattr(fast, name, PositionsByTable(getattr(fast, name).dim))
-    return fast, None
-
-
-def _sines(model: PreTrainedModel) -> list[str]:
-    return [name for name, child in model.named_children() if isinstance(child, SinusoidalPositions)]
-
-
-class PositionsByTable(nn.Module):
-    """`SinusoidalPositions` on a CPU, without a sine for every number: integers [batch, tokens, 3] -> [.., dim].
-
-    A position is 256 times a high part plus a low one, and exp(i (a + b)) is exp(i a) exp(i b): a table of 256 low
-    parts, and one of the high parts that occur, which are few among the tokens of some windows, both rounded from
-    float64. It lives on the CPU: the high parts that occur are not known on a device without waiting for it.
-    """
-
-    def __init__(self, dim: int):
-        super().__init__()
-        self.dim = dim
-        self.frequencies = MAX_WAVELENGTH ** -(torch.arange(0, dim, 2, dtype=torch.float64) / dim)  # [dim/2]
-        angles = torch.arange(256, dtype=torch.float64)[:, None] * self.frequencies
-        # sin + i cos lies in memory as the encoding does, sine and cosine alternating.
-        self.low = torch.complex(angles.sin(), angles.cos()).to(torch.complex64)  # [256, dim/2]
-
-    def forward(self, positions: Tensor) -> Tensor:
-        check_positions(positions)
-        flat = positions.reshape(-1, 3).to(torch.int64)
-        parts, which = torch.unique(flat >> 8, return_inverse=True)  # [parts], [n, 3]
-        angles = 256 * parts.double()[:, None] * self.frequencies
-        # i exp(-i (a + b)) = sin(a + b) + i cos(a + b)
-        high = torch.complex(angles.cos(), -angles.sin()).to(torch.complex64)  # [parts, dim/2]
-        encoding = torch.zeros(len(flat), self.dim // 2, dtype=torch.complex64)
-        for coordinate in range(3):
-            low = self.low.index_select(0, flat[:, coordinate] & 255)
-            encoding.addcmul_(low, high.index_select(0, which[:, coordinate]))
-        return torch.view_as_real(encoding).view(*positions.shape[:-1], self.dim)
+    return copy.deepcopy(model, {id(parameter): _cast(parameter, narrow) for parameter in model.parameters()}), None
 
 
 def _cast(parameter: nn.Parameter, dtype: torch.dtype) -> nn.Parameter:
     if parameter.dtype == dtype:
         return parameter
     return nn.Parameter(parameter.detach().to(dtype), requires_grad=False)
+
+
+def num_workers(model: PreTrainedModel, num_rows: int) -> int:
+    """Batches to be run at a time: one, unless the model is in bfloat16 on the CPU."""
+    return min(torch.get_num_threads(), num_rows) if _is_cached(model) else 1
+
+
+def rows_per_pass(model: PreTrainedModel, row_length: int, batch_size: int) -> int:
+    """Rows that a batch holds at most: `batch_size`, or of a model in bfloat16 on the CPU what stays in the cache."""
+    if not _is_cached(model):
+        return batch_size
+    return max(1, min(batch_size, CACHED_BYTES // (2 * model.config.intermediate_size * row_length)))
+
+
+def batch_sizes(num_rows: int, batch_size: int, workers: int) -> list[int]:
+    """Sizes of batches of at most `batch_size` rows, in order; as many and as large for every one of the workers."""
+    if workers <= 1:
+        return [min(batch_size, num_rows - first) for first in range(0, num_rows, batch_size)]
+    rounds = -(-num_rows // (workers * batch_size))
+    count = min(rounds * workers, num_rows)
+    return [num_rows // count + (index < num_rows % count) for index in range(count)]
+
+
+def run_in_order(function: Callable[[Any], Any], batches: Iterable[Any], workers: int) -> Iterator[Any]:
+    """`map(function, batches)`, up to `workers` calls at a time; at most one more batch is held than are worked on."""
+    if workers <= 1:
+        yield from map(function, batches)
+        return
+    with _single_threaded(workers) as pool:
+        waiting: deque[Future] = deque()
+        for batch in batches:
+            waiting.append(pool.submit(function, batch))
+            if len(waiting) > workers:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+
+
+def _is_cached(model: PreTrainedModel) -> bool:
+    return model.device.type == "cpu" and model.dtype == torch.bfloat16
+
+
+@contextmanager
+def _single_threaded(workers: int) -> Iterator[ThreadPoolExecutor]:
+    """Threads that share torch's threads among them."""
+    threads = torch.get_num_threads()
+    pool = ThreadPoolExecutor(
+        workers, "windows", initializer=torch.set_num_threads, initargs=(max(1, threads // workers),)
+    )
+    try:
+        yield pool
+    finally:
+        pool.shutdown(cancel_futures=True)
+        torch.set_num_threads(threads)  # each thread has its own number, but new ones take over the last that was set

@@ -13,7 +13,7 @@ from transformers import initialization as init
 from transformers.activations import ACT2FN
 from transformers.masking_utils import create_bidirectional_mask
 from transformers.modeling_layers import GradientCheckpointingLayer
-from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS, PreTrainedModel
+from transformers.modeling_utils import PreTrainedModel
 from transformers.processing_utils import Unpack
 from transformers.utils import ModelOutput, TransformersKwargs
 from transformers.utils.generic import merge_with_config_defaults
@@ -22,7 +22,7 @@ from transformers.utils.output_capturing import capture_outputs
 from ..configuration_wsl import WSLConfig
 from ..hub_card import BACKBONE_CARD, signed
 from ..loading import resolve_default
-from .cpu_attention import cpu_attention, key_lengths, serves
+from .cpu_attention import ALL_ATTENTION_FUNCTIONS
 
 
 CARD_FILE = "README.md"
@@ -85,11 +85,6 @@ class WSLAttention(nn.Module):
         query = self.q_proj(hidden_states).view(shape).transpose(1, 2)  # [batch, heads, tokens, head_dim]
         key = self.k_proj(hidden_states).view(shape).transpose(1, 2)
         value = self.v_proj(hidden_states).view(shape).transpose(1, 2)
-        if self.config._attn_implementation == "sdpa" and serves(query):
-            lengths = None if attention_mask is None else key_lengths(attention_mask)
-            if attention_mask is None or lengths is not None:
-                output = cpu_attention(query, key, value, lengths, self.scaling)
-                return self.o_proj(output.flatten(-2)), None
         attend: Callable = ALL_ATTENTION_FUNCTIONS.get_interface(
             self.config._attn_implementation, eager_attention_forward
         )
@@ -241,18 +236,9 @@ class WSLStack(WSLPreTrainedModel):
         hidden_states = self.proj_in(features)
         if position_embeddings is not None:
             hidden_states = hidden_states + position_embeddings.to(hidden_states.dtype)
-        attention_mask = self._mask_of_keys(hidden_states, attention_mask)
+        attention_mask = create_bidirectional_mask(
+            config=self.config, inputs_embeds=hidden_states, attention_mask=attention_mask
+        )
         for layer in self.layers:
             hidden_states = layer(hidden_states, attention_mask=attention_mask, **kwargs)
         return WSLStackOutput(last_hidden_state=hidden_states)
-
-    def _mask_of_keys(self, hidden_states: torch.Tensor, attention_mask: torch.Tensor | None) -> torch.Tensor | None:
-        """The mask [batch, tokens] as the attention function takes it; None where nothing is masked."""
-        by_key = self.config._attn_implementation == "sdpa" and serves(hidden_states)
-        if by_key and attention_mask is not None and attention_mask.ndim == 2:
-            # One row for all queries: its sum says how many keys to multiply by.
-            attended = attention_mask.bool()
-            return None if attended.all() else attended[:, None, None, :]
-        return create_bidirectional_mask(
-            config=self.config, inputs_embeds=hidden_states, attention_mask=attention_mask
-        )

@@ -5,7 +5,6 @@ import torch
 
 from modeling_wsl import WSLConfig, WSLForPreTraining
 from modeling_wsl.backbone import cpu_attention
-from modeling_wsl.backbone import stack as transformer_wsl
 from modeling_wsl.backbone.cpu_attention import key_lengths
 
 
@@ -57,7 +56,8 @@ def test_padding_that_is_not_at_the_end_alone_is_left_to_torch():
     at_the_end = torch.tensor([[True, True, False], [True, True, True], [False, False, False]])
     assert key_lengths(at_the_end[:, None, None]) == [2, 3, 0]
     assert key_lengths(torch.tensor([[True, False, True]])[:, None, None]) is None
-    assert key_lengths(at_the_end[:, None, None].expand(3, 1, 3, 3)) is None  # another row for every query
+    assert key_lengths(at_the_end[:, None, None].expand(3, 1, 3, 3)) == [2, 3, 0]  # the same row for every query
+    assert key_lengths(torch.ones(3, 3).tril().bool()[None, None]) is None
     assert key_lengths(torch.zeros(3, 1, 1, 3)) is None  # added to the scores
 
 
@@ -66,8 +66,8 @@ def test_padding_that_is_not_at_the_end_alone_is_left_to_torch():
 def test_a_model_trains_with_it_as_with_textbook_attention(monkeypatch, padding, checkpointing):
     calls = []
     monkeypatch.setattr(cpu_attention, "multiplies_bfloat16", lambda: True)  # also where torch's is as fast
-    real = transformer_wsl.cpu_attention
-    monkeypatch.setattr(transformer_wsl, "cpu_attention", lambda *args: calls.append(args[3]) or real(*args))
+    real = cpu_attention.cpu_attention
+    monkeypatch.setattr(cpu_attention, "cpu_attention", lambda *args: calls.append(args[3]) or real(*args))
     config = WSLConfig(token_size=11, window_size=8, hidden_size=16, num_attention_heads=2, latent_size=8, noise_std=0)
     tokens = torch.randn(3, 8, 11, generator=torch.Generator().manual_seed(0))
     mask = torch.ones(3, 8, 11, dtype=torch.bool)

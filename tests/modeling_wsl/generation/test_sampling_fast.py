@@ -1,7 +1,6 @@
 """What inference in bfloat16 does differently, beside the plain way to do it."""
 
 import copy
-import math
 import threading
 import time
 
@@ -10,12 +9,9 @@ import torch
 from halo_reference import naive_haloed
 
 from modeling_wsl import WSLConfig, WSLModel
-from modeling_wsl.backbone import window_attention as attention
 from modeling_wsl.backbone.encoding import decode_haloed, encode_stream, run_batch
-from modeling_wsl.backbone.inference import PositionsByTable, inference_backbone
+from modeling_wsl.backbone.inference import batch_sizes, inference_backbone, num_workers, run_in_order
 from modeling_wsl.backbone.positions import SinusoidalPositions
-from modeling_wsl.backbone.window_attention import attend_without_gradients
-from modeling_wsl.backbone.window_workers import batch_sizes, num_workers, run_in_order
 from modeling_wsl.generation.draws import sample_latents
 
 
@@ -50,71 +46,6 @@ def fields_of(num_tokens: int) -> dict[str, torch.Tensor]:
     }
 
 
-def states(batch: int, heads: int, tokens: int, head_dim: int, scale: float = 1.0) -> list[torch.Tensor]:
-    """Query, key and value, strided as a projection's output is."""
-    generator = torch.Generator().manual_seed(tokens)
-    shape = batch, tokens, heads, head_dim
-    return [scale * torch.randn(shape, generator=generator).bfloat16().transpose(1, 2) for _ in "qkv"]
-
-
-def exact_attention(query, key, value, lengths, scaling) -> torch.Tensor:
-    scores = query.double() @ key.double().mT * scaling
-    for row, length in enumerate(lengths or ()):
-        scores[row, :, :, length:] = -math.inf
-    return (scores.softmax(-1).nan_to_num() @ value.double()).transpose(1, 2)
-
-
-@pytest.mark.parametrize("max_scores", [1, 20, 100, 1 << 21])
-def test_attention_without_a_softmax_is_attention_in_blocks_of_any_size(monkeypatch, max_scores):
-    monkeypatch.setattr(attention, "MAX_SCORES", max_scores)
-    for batch, heads, tokens, head_dim in [(1, 1, 1, 4), (3, 2, 9, 8), (2, 5, 17, 16)]:
-        for lengths in (None, [tokens, 1, 0][:batch], [max(tokens - 3, 0)] * batch):
-            query, key, value = states(batch, heads, tokens, head_dim)
-            result = attend_without_gradients(query, key, value, lengths, head_dim**-0.5)
-            assert result.is_contiguous()
-            expected = exact_attention(query, key, value, lengths, head_dim**-0.5)
-            torch.testing.assert_close(result.double(), expected, atol=0.03, rtol=0.03)
-
-
-def test_attention_is_about_as_exact_as_torchs_own():
-    query, key, value = states(2, 4, 300, 32)
-    expected = exact_attention(query, key, value, None, 32**-0.5)
-    own = torch.nn.functional.scaled_dot_product_attention(query, key, value).transpose(1, 2)
-    result = attend_without_gradients(query, key, value, None, 32**-0.5)
-    assert (result - expected).norm() < 3 * (own - expected).norm()
-
-
-def test_attention_takes_large_scores_and_leaves_extreme_ones_to_others():
-    query, key, value = states(2, 2, 50, 16, scale=2.5)
-    scores = (query.float() @ key.float().mT) / 4
-    assert scores.abs().max() > 20
-    result = attend_without_gradients(query, key, value, None, 0.25)
-    expected = exact_attention(query, key, value, None, 0.25)
-    rounded = (scores.bfloat16().softmax(-1) @ value).transpose(1, 2)  # the textbook's, with scores rounded likewise
-    assert (result - expected).norm() < 1.5 * (rounded - expected).norm() < 0.1 * expected.norm()
-    for scale in (20.0, -20.0):
-        large = torch.full_like(key, scale)
-        assert attend_without_gradients(torch.full_like(query, 20.0), large, value, None, 0.25) is None
-    key[1, 0, 3] = math.nan
-    assert attend_without_gradients(query, key, value, None, 0.25) is None
-
-
-@pytest.mark.parametrize("dim", [2, 34, 384])
-def test_positions_by_table_are_the_sinusoidal_ones_up_to_millions(dim):
-    generator = torch.Generator().manual_seed(0)
-    positions = torch.cat([torch.arange(600).repeat(3, 1).T, torch.randint(6_000_000, (400, 3), generator=generator)])
-    positions = positions.view(2, 500, 3)
-    frequencies = 10_000.0 ** -(torch.arange(0, dim, 2).double() / dim)
-    angles = positions[..., None].double() * frequencies  # [2, 500, 3, dim/2]
-    expected = torch.stack([angles.sin().sum(2), angles.cos().sum(2)], dim=-1).flatten(-2)
-    result = PositionsByTable(dim)(positions)
-    assert result.dtype == torch.float32
-    torch.testing.assert_close(result.double(), expected, atol=2e-6, rtol=0)
-    torch.testing.assert_close(result, SinusoidalPositions(dim)(positions), atol=1e-3, rtol=0)
-    with pytest.raises(ValueError, match="must be integers"):
-        PositionsByTable(dim)(positions.float())
-
-
 def test_a_copy_for_inference_is_autocast_to_rounding_and_leaves_the_model_as_it_was(model):
     before = copy.deepcopy(model.state_dict())
     fast, dtype = inference_backbone(model, "bfloat16")
@@ -135,12 +66,15 @@ def test_a_copy_for_inference_is_autocast_to_rounding_and_leaves_the_model_as_it
     assert inference_backbone(fast) == inference_backbone(fast, "bfloat16") == (fast, None)
 
 
-def test_a_model_in_float32_is_no_copy_and_one_in_bfloat16_shares_its_weights(model):
+def test_a_model_of_one_type_is_no_copy_and_weights_that_need_no_cast_are_shared(model):
     assert inference_backbone(model) == (model, None)
     narrow = copy.deepcopy(model).to(torch.bfloat16)
-    fast, dtype = inference_backbone(narrow)
-    assert dtype is None and isinstance(fast.positions, PositionsByTable)
-    for one, two in zip(fast.parameters(), narrow.parameters(), strict=True):
+    assert inference_backbone(narrow) == inference_backbone(narrow, "bfloat16") == (narrow, None)
+    partly = copy.deepcopy(model)
+    partly.decoder.to(torch.bfloat16)
+    fast, dtype = inference_backbone(partly, "bfloat16")
+    assert dtype is None and fast is not partly
+    for one, two in zip(fast.decoder.parameters(), partly.decoder.parameters(), strict=True):
         assert one.data_ptr() == two.data_ptr()
     with pytest.raises(ValueError, match="autocast_dtype='bf16'"):
         inference_backbone(model, "bf16")
