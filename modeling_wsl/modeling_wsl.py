@@ -149,7 +149,7 @@ class WSLModel(WSLPreTrainedModel):
         positions: torch.Tensor | None = None,
         attention_mask: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """What the encoder says of each token, for embeddings: the latents, unless `latent_code="matrix"`.
+        """The features of each token that embeddings pool: the latents, unless `latent_code="matrix"`.
 
         Arguments, shape and errors as in `encode`.
         """
@@ -236,7 +236,7 @@ class WSLModel(WSLPreTrainedModel):
             stack.proj_out.bias.zero_()
 
     def noise_scale(self, latents: torch.Tensor) -> torch.Tensor:
-        """What one unit of noise is worth in each latent number, [batch, tokens, latent_size] -> same shape.
+        """The worth of one unit of noise in each latent number, [batch, tokens, latent_size] -> same shape.
 
         With `latent_code="token"` 1 everywhere, but the standard deviation of the token for the number that is its
         mean (with `token_standardization`), in units of the weights, whose scale differs from layer to layer.
@@ -252,7 +252,7 @@ class WSLModel(WSLPreTrainedModel):
         attention_mask: torch.Tensor | None,
         **kwargs,
     ) -> tuple[torch.Tensor, WSLStackOutput]:
-        """What the encoder says of tokens, arguments as in `encode` and embedded positions.
+        """Runs the encoder on tokens, arguments as in `encode` and embedded positions.
 
         Returns:
             [batch, tokens, latent_size]; with `token_standardization` in float32, the last two numbers a token's mean
@@ -293,7 +293,7 @@ class WSLModel(WSLPreTrainedModel):
         attention_mask: torch.Tensor | None,
         **kwargs,
     ) -> tuple[torch.Tensor, WSLStackOutput]:
-        """What the decoder says of features [batch, tokens, code.decoder_size], in the parameters' dtype.
+        """Runs the decoder on features [batch, tokens, code.decoder_size], in the parameters' dtype.
 
         Returns:
             [batch, tokens, token_size], and the transformer's output.

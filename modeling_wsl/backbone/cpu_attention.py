@@ -35,7 +35,7 @@ def serves(query: torch.Tensor) -> bool:
 
 
 def key_lengths(attention_mask: torch.Tensor) -> list[int] | None:
-    """How many keys each window has, from its mask bool [batch, 1, queries or 1, keys].
+    """The number of keys of each window, from its mask bool [batch, 1, queries or 1, keys].
 
     None for a mask that is not so simple: of another shape or dtype, not the same for every query, or with padding
     that is not at the end alone.

@@ -34,7 +34,7 @@ STREAM_WINDOW = 4096  # tokens in a piece of a model that is read
 
 @dataclass(frozen=True)
 class HaloedWindows:
-    """Which rows a sequence of `num_tokens` tokens is processed in, and which tokens of each row are kept.
+    """The rows that a sequence of `num_tokens` tokens is processed in, and the tokens of each row that are kept.
 
     Core window i is tokens `[i * window_size, (i + 1) * window_size)`; its row holds `halo` more on both sides. A row
     that would begin before the sequence or end after it is shifted inwards. A last core window of at most `halo`
@@ -250,7 +250,7 @@ def decode_haloed(
     inputs, method = model.code.decoding(model, latents, positions)
 
     def decode(rows: range) -> int:
-        batch = {name: _rows(whole, windows, rows) for name, whole in inputs.items()}
+        batch = {name: _rows(sequence, windows, rows) for name, sequence in inputs.items()}
         outputs = run_batch(model, method, batch, autocast_dtype)
         start = windows.core(rows[0])[0]
         _keep_cores(outputs, tokens[start : start + _num_tokens(windows, rows)], windows, rows)

@@ -37,7 +37,7 @@ def autocast_type(dtype: torch.dtype | str | None) -> torch.dtype | None:
 def inference_backbone(
     model: PreTrainedModel, autocast_dtype: torch.dtype | str | None = None
 ) -> tuple[PreTrainedModel, torch.dtype | None]:
-    """What computes the same as `model` under autocast, to rounding, in less time.
+    """A backbone that computes the same as `model` under autocast, to rounding, in less time.
 
     Autocast casts every weight anew in every forward pass; the copy's are cast once. It shares with `model` the
     parameters that need no cast, and does not follow later changes of the others: make it where it is used, not for

@@ -68,7 +68,7 @@ def loss_scale(
     mask_padding: bool = True,
     eps: float = STD_EPS,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """What `reconstruction_loss` divides the error by, and over which entries it averages; arguments as there.
+    """The divisor of the error in `reconstruction_loss`, and the entries that it averages over; arguments as there.
 
     Returns:
         sigma + eps, float32, broadcastable to the tokens; bool [batch, tokens, d_t], true where an entry counts.

@@ -75,7 +75,7 @@ def sinusoidal_positions(positions: torch.Tensor, dim: int) -> torch.Tensor:
 
 
 def _digits_of(coordinate: torch.Tensor) -> int:
-    """How many base-256 digits must be looked at: those above the highest position's are 0 and add nothing.
+    """The number of base-256 digits that must be looked at: those above the highest position's are 0 and add nothing.
 
     All of them on other devices, which would have to be waited for, and in a graph, where values are not known.
     """

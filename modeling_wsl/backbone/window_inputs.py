@@ -1,4 +1,4 @@
-"""What a window's tensors must look like, and which of its tokens and entries count."""
+"""Checks of a window's tensors, and which of its tokens and entries count."""
 
 import torch
 

@@ -113,8 +113,8 @@ def build_transformers(config: PreTrainedConfig, model_class: type[PreTrainedMod
 def build_named(config: Mapping[str, Any]) -> nn.Module | None:
     """The model that a config.json of either library names, or None if it names none that the library has."""
     if isinstance(config.get("architecture"), str):
-        return build_timm(*found) if (found := timm_settings(config)) else None
-    return build_transformers(*found) if (found := transformers_settings(config)) else None
+        return build_timm(*settings) if (settings := timm_settings(config)) else None
+    return build_transformers(*settings) if (settings := transformers_settings(config)) else None
 
 
 def without_loading(value: Any) -> Any:
@@ -146,8 +146,8 @@ def suspicious_entry(value: Any, limit: int, name: str = "config.json") -> str:
     if isinstance(value, Mapping):
         if names_backbone(value) and not value.get("use_timm_backbone", True):
             return f"its backbone is {shorten(value['backbone'])}, whose config is to be fetched from elsewhere"
-        found = (suspicious_entry(item, limit, str(key)) for key, item in value.items())
-        return next(filter(None, found), "")
+        problems = (suspicious_entry(item, limit, str(key)) for key, item in value.items())
+        return next(filter(None, problems), "")
     if isinstance(value, list):
         return next(filter(None, (suspicious_entry(item, limit, name) for item in value)), "")
     if isinstance(value, str) and REMOTE_NAME.search(value) and name in ("architecture", "backbone", "model_name"):

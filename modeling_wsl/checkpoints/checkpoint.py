@@ -104,8 +104,8 @@ class Checkpoint:
         if tensor.is_floating_point() and (at := first_nonfinite(tensor)) is not None:
             index = tuple(int(i) for i in torch.unravel_index(torch.tensor(at), tensor.shape))
             value = float(tensor[index])
-            whole = tensor.shape == self.tensors[self.tied.get(name, name)].shape
-            reason = f"tensor {shorten(name)} holds {value}" + f" at {list(index)}" * whole
+            is_complete = tensor.shape == self.tensors[self.tied.get(name, name)].shape
+            reason = f"tensor {shorten(name)} holds {value}" + f" at {list(index)}" * is_complete
             raise NonFiniteWeightsError(self.source, reason, "Pass allow_nonfinite=True to admit it")
 
     def state_dict(self) -> dict[str, torch.Tensor]:
@@ -234,9 +234,9 @@ def open_checkpoint(
     elif isinstance(source, (str, os.PathLike)):
         name = os.fspath(source)
         path = Path(name).expanduser()
-        if not path.exists() and isinstance(source, str) and (found := hub_source(source, revision)):
-            name = found[0]
-            path, commit = download(name, revision=found[1], token=token, subfolder=subfolder)
+        if not path.exists() and isinstance(source, str) and (on_hub := hub_source(source, revision)):
+            name = on_hub[0]
+            path, commit = download(name, revision=on_hub[1], token=token, subfolder=subfolder)
         elif not path.exists():
             advice = "Pass a path that exists, or a Hub id of the form org/name"
             raise CheckpointError(name, "is no file or folder" + " (a broken link)" * path.is_symlink(), advice)

@@ -1,4 +1,4 @@
-"""What weight files and state dicts in memory hold, before their tensors are put into order."""
+"""The contents of weight files and of state dicts in memory, before their tensors are put into order."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -17,7 +17,7 @@ from .torch_files import find_state_dict, load_torch_file, split_aliases
 
 @dataclass
 class Contents:
-    """What files or an object hold, before their tensors are put into order.
+    """The contents of files or of an object, before their tensors are put into order.
 
     Attributes:
         specs: every name, tied ones too, in the order found.

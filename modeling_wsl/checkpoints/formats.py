@@ -121,8 +121,8 @@ def refuse_pickle(path: Path) -> None:
         CheckpointError: always, with the globals that unpickling would import or call.
     """
     with path.open("rb") as stream:
-        found = pickle_globals(stream.read(PICKLE_SCAN_BYTES))
-    named = f"; it would call or import {', '.join(shorten(name) for name in found[:6])}" if found else ""
+        names = pickle_globals(stream.read(PICKLE_SCAN_BYTES))
+    named = f"; it would call or import {', '.join(shorten(name) for name in names[:6])}" if names else ""
     raise CheckpointError(path, f"is a Python pickle that torch.save did not write{named}", SAVE_SAFELY)
 
 
@@ -131,17 +131,17 @@ def pickle_globals(data: bytes) -> list[str]:
 
     Pickles that follow each other are all read (torch's old format starts with several). Damage ends the reading.
     """
-    found: dict[str, None] = {}
+    names: dict[str, None] = {}
     strings: list[str] = []  # every string pushed so far: STACK_GLOBAL takes module and name from the last two
     memo: dict[int, str | None] = {}
     last: str | None = None
     try:
         for opcode, argument, _ in chain.from_iterable(map(pickletools.genops, repeat(BytesIO(data), 8))):
             if opcode.name in ("GLOBAL", "INST"):
-                found[".".join(argument.split(" "))] = None
+                names[".".join(argument.split(" "))] = None
                 last = None
             elif opcode.name == "STACK_GLOBAL":
-                found[".".join(strings[-2:])] = None
+                names[".".join(strings[-2:])] = None
                 last = None
             elif opcode.name == "MEMOIZE":
                 memo[len(memo)] = last
@@ -153,8 +153,8 @@ def pickle_globals(data: bytes) -> list[str]:
                 if last is not None:
                     strings.append(last)
     except (ValueError, IndexError, UnicodeDecodeError, OverflowError):
-        return list(found)
-    return list(found)
+        return list(names)
+    return list(names)
 
 
 class TorchArchive(NamedTuple):

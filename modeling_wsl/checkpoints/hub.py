@@ -90,11 +90,11 @@ def with_default_tag(repo_id: str) -> str:
     owner, name = repo_id.split("/")
     if owner != "timm" or "." in name or not is_timm_name(name):
         return repo_id
-    found = import_timm(name).models.get_pretrained_cfg(name)
-    if found is None or not (found.hf_hub_id or "").startswith("timm/"):  # weights elsewhere, or none
+    pretrained = import_timm(name).models.get_pretrained_cfg(name)
+    if pretrained is None or not (pretrained.hf_hub_id or "").startswith("timm/"):  # weights elsewhere, or none
         return repo_id
-    logger.info(f"{repo_id}: the default weights of this architecture are {found.hf_hub_id}")
-    return found.hf_hub_id
+    logger.info(f"{repo_id}: the default weights of this architecture are {pretrained.hf_hub_id}")
+    return pretrained.hf_hub_id
 
 
 def download_config(repo_id: str, *, revision: str | None = None, token: str | bool | None = None) -> Path:
@@ -127,7 +127,7 @@ def hub_error(source: str, revision: str | None, error: Exception) -> Checkpoint
 
 
 def hub_problem(error: Exception, revision: str | None, kind: str = "model") -> tuple[str, str]:
-    """What an error of the Hub's client about a `kind` of repository means, and what to do about it."""
+    """Words an error of the Hub's client about a `kind` of repository: what it means, and what to do about it."""
     if isinstance(error, GatedRepoError):  # a RepositoryNotFoundError too, so it comes first
         return "is a gated repository on the Hub", f"Accept its terms there, then {LOGIN}"
     if isinstance(error, RepositoryNotFoundError):

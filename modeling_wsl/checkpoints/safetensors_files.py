@@ -45,7 +45,7 @@ DAMAGED = "The file is damaged, cut off or forged; fetch or write it again"
 
 @dataclass(frozen=True)
 class SafetensorsHeader:
-    """What the header of a file says: the tensors in its own order, and its `__metadata__`."""
+    """The header of a file: the tensors in its own order, and its `__metadata__`."""
 
     tensors: dict[str, TensorSpec]
     metadata: dict[str, str]

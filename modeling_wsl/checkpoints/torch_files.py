@@ -108,14 +108,14 @@ def find_state_dict(source: object, content: Any, key: str | None) -> tuple[str,
         content = select(source, content, key)
     if isinstance(content, Mapping) and content and all(isinstance(value, torch.Tensor) for value in content.values()):
         return key or "", named_tensors(source, content)
-    found = list(candidates(content, (), set()))
-    if len(found) == 1:
-        path, mapping = found[0]
+    nested = list(candidates(content, (), set()))
+    if len(nested) == 1:
+        path, mapping = nested[0]
         return ".".join(([key] if key else []) + list(path)), named_tensors(source, mapping)
-    if found:
-        listed = "; ".join(describe(path, mapping, key) for path, mapping in found[:8])
-        more = f"; and {len(found) - 8} more" if len(found) > 8 else ""
-        raise CheckpointError(source, f"holds {len(found)} state dicts: {listed}{more}", "Choose one with key=")
+    if nested:
+        listed = "; ".join(describe(path, mapping, key) for path, mapping in nested[:8])
+        more = f"; and {len(nested) - 8} more" if len(nested) > 8 else ""
+        raise CheckpointError(source, f"holds {len(nested)} state dicts: {listed}{more}", "Choose one with key=")
     what = type(content).__name__
     if isinstance(content, Mapping):
         entries = ", ".join(

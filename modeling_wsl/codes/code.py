@@ -13,7 +13,7 @@ from transformers.utils import ModelOutput
 
 
 class CodedWindows(NamedTuple):
-    """What a code makes of windows; `encoder` and `decoder` are the outputs of the two transformers."""
+    """The results of a code on windows; `encoder` and `decoder` are the outputs of the two transformers."""
 
     latents: torch.Tensor
     features: torch.Tensor
@@ -23,7 +23,7 @@ class CodedWindows(NamedTuple):
 
 
 class WindowCode:
-    """What the latents of a backbone's windows are, `config.latent_code`.
+    """The meaning of the latents of a backbone's windows, `config.latent_code`.
 
     Attributes:
         name: the value of `latent_code`.
@@ -52,7 +52,7 @@ class WindowCode:
 
     @property
     def summary(self) -> str:
-        """What a backbone does with its tokens, to go on after "it", for its card."""
+        """Words for a backbone's card, to go on after "it": a backbone's work on its tokens."""
         raise NotImplementedError
 
     def check_config(self) -> None:
@@ -95,7 +95,7 @@ class WindowCode:
     def decoding(
         self, model: PreTrainedModel, latents: torch.Tensor, positions: torch.Tensor
     ) -> tuple[dict[str, torch.Tensor], Callable[..., torch.Tensor]]:
-        """What is left of decoding a whole model once everything that needs no context is done.
+        """The rest of decoding a whole model, once everything that needs no context is done.
 
         Args:
             latents: [T, latent_size].

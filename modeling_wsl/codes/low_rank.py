@@ -113,7 +113,7 @@ class Layout:
         return matrix @ matrix.T if self.rows <= self.width else matrix.T @ matrix
 
     def numbers(self, rank: torch.Tensor | int) -> torch.Tensor | int:
-        """What a rank takes: degrees of freedom of such a matrix, an index a pivot, and the weights outside."""
+        """The numbers of a rank: degrees of freedom of such a matrix, an index a pivot, and the weights outside."""
         return rank * (self.rows + self.width - rank) + rank + self.outside
 
     def largest_rank(self, budget: int) -> int:
@@ -219,7 +219,7 @@ def best_layout(piece: Piece, budget: int, widths: Sequence[int] | None = None) 
 
 
 def spectrum_of(piece: Piece, layout: Layout) -> Spectrum | None:
-    """What each rank loses under the weights of `weighted_matrix`; None in the rare case that no solver converges."""
+    """The loss of each rank under the weights of `weighted_matrix`; None in the rare case that no solver converges."""
     matrix, _, _ = weighted_matrix(piece, layout)
     try:
         energies, vectors = torch.linalg.eigh(layout.gram(matrix))  # ascending

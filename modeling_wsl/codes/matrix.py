@@ -280,10 +280,10 @@ def _local_deviation(values: torch.Tensor, size: int = 32) -> torch.Tensor:
     Float [n] -> float64 [n].
     """
     values = values.double()
-    whole = len(values) - len(values) % size
-    parts = [values[:whole].view(-1, size)]
-    if whole < len(values):
-        parts.append(values[whole:].view(1, -1))
+    end = len(values) - len(values) % size
+    parts = [values[:end].view(-1, size)]
+    if end < len(values):
+        parts.append(values[end:].view(1, -1))
     deviations = [(part - part.mean(1, keepdim=True)).square().mean(1, keepdim=True).sqrt() for part in parts]
     return torch.cat([one.expand_as(part).reshape(-1) for one, part in zip(deviations, parts, strict=True)])
 
@@ -384,7 +384,7 @@ def decode_windows(latents: torch.Tensor, token_size: int) -> tuple[torch.Tensor
 
 @_on_its_own
 def noise_scale(latents: torch.Tensor, token_size: int) -> torch.Tensor:
-    """What one unit of noise is worth in each number, float32 [tokens, latent_size] on the CPU.
+    """The worth of one unit of noise in each number, float32 [tokens, latent_size] on the CPU.
 
     With noise of one unit in all numbers a weight moves by about its row's standard deviation. Counts, widths,
     ranks and indices get none, nor do the zeros that fill a window up.

@@ -42,12 +42,12 @@ class Anchor:
         """
         state, stored = {}, set()
         for name in names:
-            found = self.checkpoint.tied.get(self.names[name], self.names[name])
+            stored_name = self.checkpoint.tied.get(self.names[name], self.names[name])
             value = self.read(name)
-            self.checkpoint.check_finite(found, value)
+            self.checkpoint.check_finite(stored_name, value)
             # One tensor under two names of the target would be taken for tied, and tokenized once.
-            state[name] = value.clone() if found in stored else value
-            stored.add(found)
+            state[name] = value.clone() if stored_name in stored else value
+            stored.add(stored_name)
         return state
 
     def read(self, name: str) -> Tensor:
@@ -56,7 +56,7 @@ class Anchor:
         return adapt_input_channels(value, *self.adapted[name]) if name in self.adapted else value
 
     def facts(self) -> dict[str, Any]:
-        """What provenance says about it."""
+        """The facts that provenance holds about it."""
         checkpoint = self.checkpoint
         return {
             "source": checkpoint.source,
@@ -133,14 +133,14 @@ def named_tensors(target: Target, prefixes: Sequence[str]) -> set[str]:
     """The stored tensors that `initialize` names, itself or by the module that they belong to."""
     names: set[str] = set()
     for prefix in prefixes:
-        found = {name for name in target.tensors if name == prefix or name.startswith(prefix.rstrip(".") + ".")}
-        if not found:
+        named = {name for name in target.tensors if name == prefix or name.startswith(prefix.rstrip(".") + ".")}
+        if not named:
             tied = [f"{alias} is tied to {name}" for alias, name in target.tied.items() if alias.startswith(prefix)]
             raise ValueError(
                 f"initialize={prefix!r} names no stored tensor of {target.name}"
                 f"{': ' + ', '.join(tied) if tied else ''}. Give a tensor's name or a module's, such as 'fc'."
             )
-        names |= found
+        names |= named
     return names
 
 
@@ -174,23 +174,23 @@ def _match(
             else:
                 match.problems.append(f"tensor {name} {list(spec.shape)} of the target is missing in the anchor")
             continue
-        found = there[candidates[0]]
-        if found.torch_dtype.is_floating_point != spec.torch_dtype.is_floating_point:
-            match.problems.append(f"tensor {name} is {found.dtype} in the anchor and {spec.dtype} in the target")
+        given = there[candidates[0]]
+        if given.torch_dtype.is_floating_point != spec.torch_dtype.is_floating_point:
+            match.problems.append(f"tensor {name} is {given.dtype} in the anchor and {spec.dtype} in the target")
             continue
-        if found.shape != spec.shape:
+        if given.shape != spec.shape:
             if name in resizable:
                 match.absent.add(name)
-                match.reshaped[name] = list(found.shape)
+                match.reshaped[name] = list(given.shape)
                 continue
-            if name not in target.stem or not can_adapt(found.shape, spec.shape, target.in_channels):
+            if name not in target.stem or not can_adapt(given.shape, spec.shape, target.in_channels):
                 hint = "; it cannot be adapted, pass stem='initialize'" if name in target.stem else ""
                 match.problems.append(
-                    f"tensor {name} has shape {list(found.shape)} in the anchor and {list(spec.shape)} in the "
+                    f"tensor {name} has shape {list(given.shape)} in the anchor and {list(spec.shape)} in the "
                     f"target{hint}"
                 )
                 continue
-            match.reshaped[name] = list(found.shape)
+            match.reshaped[name] = list(given.shape)
             match.adapted[name] = (spec.shape[1], target.in_channels)
         match.names[name] = candidates[0]
         match.problems += _untied(checkpoint, candidates)

@@ -70,7 +70,7 @@ def sample_latents(
     draw = torch.empty_like(chosen)
     # In pieces, which stay in the cache from one operation to the next.
     size = num_tokens if one_anchor else DRAW_TOKENS
-    for here, step, out in zip(*(whole.split(size) for whole in (chosen, steps, draw)), strict=True):
+    for here, step, out in zip(*(tensor.split(size) for tensor in (chosen, steps, draw)), strict=True):
         torch.add(here, step if noise_scale is None else step * noise_scale(here), out=out)
     return draw
 

@@ -132,7 +132,7 @@ def _installed(package: str) -> str | None:
 
 
 def entries_by_origin(origins: Mapping[str, str], state_dict: Mapping[str, Tensor]) -> dict[str, int]:
-    """How many numbers of the state dict come from each origin; tied tensors count once."""
+    """Counts the numbers of the state dict that come from each origin; tied tensors count once."""
     counts: dict[str, int] = {}
     seen: set[int] = set()
     for name, origin in origins.items():

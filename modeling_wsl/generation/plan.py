@@ -1,4 +1,4 @@
-"""What is checked before any work is done: target, anchors and settings fit each other."""
+"""Checks before any work is done: that target, anchors and settings fit each other."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -89,20 +89,20 @@ def plan_generation(
     # A revision is that of an anchor; a token may open both.
     hub_options = {"revision": target_revision, "token": options.get("token")}
     resolved = resolve_target(target, num_classes, target_kwargs, in_channels=in_channels, **hub_options)
-    whole = feature_extractor.layout(resolved.tensors)
+    layout = feature_extractor.layout(resolved.tensors)
     if method == "prior":
         if unknown := sorted(options.keys() - {"token"}):
             raise ValueError(f"{', '.join(unknown)}: there is no such option of a draw without anchors.")
         if prior is None:
             raise ValueError("Without anchors a prior is needed, prior=LatentPrior.from_pretrained(backbone).")
-        carried = {spec.name for spec in whole.carried}
+        carried = {spec.name for spec in layout.carried}
         matched = Matched([], frozenset(named_tensors(resolved, initialize) | carried), {})
     else:
-        tokenized = frozenset(spec.name for layer in whole.layers for spec in layer.tensors)
+        tokenized = frozenset(spec.name for layer in layout.layers for spec in layer.tensors)
         opened = [open_checkpoint(source, **options) for source in sources]
         matched = match_anchors(resolved, opened, tokenized, initialize, stem)
     initialized = matched.initialized
-    random = sorted(initialized & {spec.name for layer in whole.layers for spec in layer.tensors})
+    random = sorted(initialized & {spec.name for layer in layout.layers for spec in layer.tensors})
     if settings.rank is not None and not callable(settings.rank) and random:
         raise ValueError(
             f"rank: {', '.join(random[:5])} of {resolved.name} {'is' if len(random) == 1 else 'are'} initialized at "
@@ -114,8 +114,8 @@ def plan_generation(
     if needs_module and resolved.library == "plain":
         resolved.build()  # says that it cannot, and why
     # What is carried stays in the manifest, where the prior sees a batch norm by it.
-    sampled = {spec.name for layer in whole.layers for spec in layer.tensors} - initialized
-    kept = sampled | {spec.name for spec in whole.carried}
+    sampled = {spec.name for layer in layout.layers for spec in layer.tensors} - initialized
+    kept = sampled | {spec.name for spec in layout.carried}
     manifest = feature_extractor.layout({name: spec for name, spec in resolved.tensors.items() if name in kept})
     if not manifest.layers:
         raise ValueError(f"Nothing is left to sample of {resolved.name}: all its tensors are initialized or carried.")

@@ -1,4 +1,4 @@
-"""What a generated classifier gives: its logits, those of an ensemble, and how candidates rank by them.
+"""Logits of a generated classifier and of an ensemble, and the ranking of candidates by them.
 
 Candidates are ranked on validation data (paper, appendix C.2: draw 50, keep 10), never on a test split.
 """

@@ -1,4 +1,4 @@
-"""How to draw: the settings of a generation, and the paper's two protocols."""
+"""The settings of a generation, and the paper's two protocols."""
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
@@ -16,7 +16,7 @@ METHODS = ("density", "interpolation", "prior")
 
 @dataclass(frozen=True)
 class GenerationSettings:
-    """How to draw.
+    """The settings of a generation.
 
     Attributes:
         num_samples: models to return.
@@ -116,7 +116,7 @@ class GenerationSettings:
         return cls(**{"num_samples": 1, "num_candidates": 5, **more})
 
     def method_for(self, num_anchors: int) -> str:
-        """What these settings mean by `method`, with so many anchors.
+        """The `method` that these settings mean, with so many anchors.
 
         Raises:
             ValueError: the method needs another number of them, or does without rounds.

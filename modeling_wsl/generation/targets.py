@@ -64,7 +64,7 @@ class Target:
 
     @property
     def arguments(self) -> dict[str, Any]:
-        """What the library was told to build, JSON-serializable."""
+        """The arguments that the library is told to build it with, JSON-serializable."""
         return {}
 
     def build(self, seed: int | None = None) -> nn.Module:
@@ -204,7 +204,7 @@ TargetSource = (
 
 @dataclass(frozen=True)
 class Sizes:
-    """What a target is asked to have, beside its architecture.
+    """Sizes that a target is asked to have, beside its architecture.
 
     Attributes:
         num_classes: of the classifier; None: the architecture's own.
@@ -247,21 +247,21 @@ class Sizes:
         Raises:
             ValueError: another number would change nothing.
         """
-        found = {}
+        changed = {}
         for option, what in (("num_classes", "classifier"), ("in_channels", "input channels to choose")):
             if (value := getattr(self, option)) is None:
-                found[option] = frozenset()
+                changed[option] = frozenset()
                 continue
             other = tensors_with(replace(self, **{option: value + 1}))
-            found[option] = frozenset(
+            changed[option] = frozenset(
                 key for key in tensors.keys() | other.keys() if tensors.get(key) != other.get(key)
             )
-            if not found[option] and not optional:
+            if not changed[option] and not optional:
                 raise ValueError(
                     f"{option}={value} changes nothing in {name}: the target has no {what}. Leave it out, or give a "
                     "target with one (a transformers config names its class in `architectures`)."
                 )
-        return {"head": found["num_classes"], "stem": found["in_channels"], "in_channels": self.in_channels}
+        return {"head": changed["num_classes"], "stem": changed["in_channels"], "in_channels": self.in_channels}
 
 
 def resolve_target(
@@ -291,8 +291,8 @@ def resolve_target(
     """
     options, sizes = dict(target_kwargs or {}), Sizes(num_classes, in_channels)
     revision = hub_options.get("revision")
-    if isinstance(target, str) and not Path(target).exists() and (found := hub_source(target, revision)):
-        target, hub_options["revision"] = found
+    if isinstance(target, str) and not Path(target).exists() and (source := hub_source(target, revision)):
+        target, hub_options["revision"] = source
     timm_name = isinstance(target, str) and not Path(target).is_file() and is_timm_name(target)
     if hub_options.get("revision") is not None and (timm_name or not _on_hub(target)):
         raise ValueError(
@@ -372,9 +372,9 @@ def _module_target(module: nn.Module, sizes: Sizes, options: dict[str, Any]) -> 
         wanted = getattr(sizes, option)
         weights = [tensors[key] for key in part if len(tensors[key].shape) > at]
         if wanted is not None and not any(spec.shape[at] == wanted * (blocks if at else 1) for spec in weights):
-            found = ", ".join(f"{spec.name} {list(spec.shape)}" for spec in weights) or f"no {place}"
+            shapes = ", ".join(f"{spec.name} {list(spec.shape)}" for spec in weights) or f"no {place}"
             raise ValueError(
-                f"{option}={wanted} cannot be applied to the target {name}: a module's shapes are given ({found}). "
+                f"{option}={wanted} cannot be applied to the target {name}: a module's shapes are given ({shapes}). "
                 "Give the module as you want it, and leave the option out or say what it has."
             )
     inputs = {tensors[key].shape[1] // blocks for key in stem if len(tensors[key].shape) > 1}

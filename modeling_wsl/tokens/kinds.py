@@ -1,4 +1,4 @@
-"""What kind of tensor a token belongs to and where it stands in its model, from a manifest alone."""
+"""The kind of tensor that a token belongs to and its place in the model, from a manifest alone."""
 
 import re
 from dataclasses import dataclass

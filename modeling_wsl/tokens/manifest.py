@@ -1,4 +1,4 @@
-"""What every token of a model is made of: the tensors, the layers they form, and the blocks that are cut into tokens.
+"""The make-up of every token of a model: the tensors, the layers they form, and the blocks that are cut into tokens.
 
 A manifest is made from names, shapes and dtypes alone; no weight is read. It is all that `WSLFeatureExtractor.decode`
 needs to turn tokens back into the tensors they came from, and it round-trips through JSON.
