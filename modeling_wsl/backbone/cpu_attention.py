@@ -2,7 +2,7 @@
 
 Torch's own kernel there multiplies small blocks at a fifth of the matmul rate. Here the scores of a few windows, which
 stay in the cache, go through batched matmuls at the full rate; like it, this keeps no scores for the backward pass.
-A training step of `tiny` takes a tenth less time with it.
+A training step of `tiny` takes a tenth to a seventh less time with it, forward and backward.
 """
 
 import functools
@@ -60,8 +60,11 @@ def sdpa_attention(
     scaling: float,
     **kwargs: Any,
 ) -> tuple[torch.Tensor, None]:
-    """`cpu_attention` where it serves the inputs, else transformers' `sdpa`; arguments and results as there."""
-    if serves(query):
+    """`cpu_attention` where it is the faster one, else transformers' `sdpa`; arguments and results as there.
+
+    Without a backward pass it is not: encoding takes a seventh less time with torch's own.
+    """
+    if torch.is_grad_enabled() and serves(query):
         lengths = None if attention_mask is None else key_lengths(attention_mask)
         if attention_mask is None or lengths is not None:
             return cpu_attention(query, key, value, lengths, scaling), None
