@@ -242,7 +242,7 @@ def test_a_table_that_a_model_cannot_be_compared_with_is_refused_before_the_mode
     with pytest.raises(ValueError, match="no such table of embeddings"):
         inspect_model(zoo / "net-0", table=table)
     embed("pca", [zoo], table, EmbedConfig(latent_size=4))
-    with pytest.raises(ValueError, match="embed pca --fit-on MODELS"):
+    with pytest.raises(ValueError, match="embed pca --fit_on MODELS"):
         inspect_model(zoo / "net-0", table=table)
 
 
