@@ -136,10 +136,11 @@ class InspectOptions:
     output_file: Path | None = option(
         None, "Write an HTML page too: page.html.", metavar="FILE", was=("output", "output_dir")
     )
+    overwrite_output_file: bool = option(False, "Replace a file that is there.")
 
     def __post_init__(self) -> None:
-        if self.output_file is not None and self.output_file.is_dir():
-            raise ConfigError(f"option 'output_file': {self.output_file} is a folder; name a file in it")
+        if self.table is not None and not self.table.is_file():
+            raise ConfigError(f"option 'table': there is no file {self.table}; `hf-wsl embed` writes one")
 
 
 def inspect(options: InspectOptions) -> Iterator[str]:
@@ -219,18 +220,56 @@ class GenerateOptions:
     in_channels: int | None = option(None, "Of its images, where they differ from the anchors'.")
     stem: str = option("adapt", "What becomes of a stem for other channels.", ("adapt", "initialize"))
     revision: str | None = option(None, "Branch, tag or commit of a backbone on the Hub.")
+    overwrite_output_dir: bool = option(False, "Delete models of other settings in output_dir first.")
+
+    def __post_init__(self) -> None:
+        if self.num_samples < 1:
+            raise ConfigError(f"option 'num_samples' is {self.num_samples}; it must be at least 1")
+        if self.bandwidth < 0:
+            raise ConfigError(f"option 'bandwidth' is {self.bandwidth}; it must not be negative")
+        if self.method == "density" and not self.anchors:
+            raise ConfigError("option 'method' is density, which needs --anchors; without any, take prior")
+        if self.method == "prior" and self.anchors:
+            raise ConfigError("option 'method' is prior, which takes nothing from anchors. Leave one of them out")
+        if self.method == "interpolation" and len(self.anchors) != 2:
+            raise ConfigError(f"option 'method' is interpolation, between 2 anchors; {len(self.anchors)} are given")
 
 
 def generate(options: GenerateOptions) -> Iterator[str]:
+    from datasets_scripts.embedding.backbone_state import backbone_state
     from modeling_wsl.loading import load_pipeline
 
-    generator = load_pipeline("weight-generation", options.backbone, revision=options.revision)
+    from .run_folder import RunFolder
+
     names = ("method", "num_samples", "seed", "bandwidth", "noise", "num_classes", "in_channels", "stem")
-    settings = {name: getattr(options, name) for name in names}
-    for index, model in enumerate(generator(options.target, anchors=options.anchors, **settings)):
-        folder = options.output_dir / f"{index:03d}"
-        model.save_pretrained(folder)
-        yield f"{folder}"
+    draws = {name: getattr(options, name) for name in names}
+    settings = {
+        "backbone": backbone_state(options.backbone, options.revision),
+        "target": _state(options.target),
+        "anchors": [_state(anchor) for anchor in options.anchors],
+        **draws,
+    }
+    run = RunFolder(options.output_dir, "generated models")
+    folders = [options.output_dir / f"{index:03d}" for index in range(options.num_samples)]
+    with run.open(settings, overwrite=options.overwrite_output_dir):
+        if all(folder.is_dir() for folder in folders):
+            yield "these models were made before; nothing was done"
+            yield from map(str, folders)
+            return
+        generator = load_pipeline("weight-generation", options.backbone, revision=options.revision)
+        for folder, model in zip(folders, generator(options.target, anchors=options.anchors, **draws), strict=True):
+            with run.replacing_folder(folder) as temporary:
+                model.save_pretrained(temporary)
+            yield f"{folder}"
+
+
+def _state(source: str) -> str:
+    """A model as it was named; of a local one, also a hash that tells when it has changed."""
+    from datasets_scripts.sources import expand_sources
+
+    if not Path(source).expanduser().exists():
+        return source
+    return f"{Path(source).absolute()} {expand_sources([source])[0].fingerprint()}"
 
 
 def evaluate(options: EvaluateConfig) -> Iterator[str]:

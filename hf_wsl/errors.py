@@ -74,8 +74,8 @@ def _is_refused_config(error: BaseException) -> bool:
 def _is_full_disk(error: BaseException) -> bool:
     if isinstance(error, OSError) and error.errno is not None:
         return error.errno in (errno.ENOSPC, errno.EDQUOT)
-    # safetensors and pyarrow give the system's words without its number.
-    return "No space left on device" in str(error) or "os error 28" in str(error)
+    # safetensors and pyarrow give the system's words without its number, see `modeling_wsl.files.naming_full_disk`.
+    return os.strerror(errno.ENOSPC) in str(error)
 
 
 def _full_disk_line(error: BaseException) -> str:

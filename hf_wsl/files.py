@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from modeling_wsl.files import replacing, sha256, write_json, write_text
+from modeling_wsl.files import naming_full_disk, replacing, sha256, write_json, write_text
 
 
 __all__ = [
@@ -37,11 +37,12 @@ def replacing_folder(path: Path, folder: Path | None = None, flush: bool = False
     _delete(temporary)  # of a process with the same id that was killed
     temporary.mkdir(parents=True)
     try:
-        yield temporary
-        if flush:
-            for file in filter(Path.is_file, temporary.rglob("*")):
-                with file.open("rb") as opened:
-                    os.fsync(opened.fileno())
+        with naming_full_disk(path):
+            yield temporary
+            if flush:
+                for file in filter(Path.is_file, temporary.rglob("*")):
+                    with file.open("rb") as opened:
+                        os.fsync(opened.fileno())
         move_folder(temporary, path)
     finally:
         _delete(temporary)

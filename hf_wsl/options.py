@@ -27,6 +27,7 @@ import os
 import re
 import shutil
 import sys
+import tempfile
 import types
 import typing
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -304,6 +305,7 @@ def run_command(
     def work() -> None:
         read, levels = _read(_load(options), sys.argv[1:] if argv is None else argv, program, summary)
         set_log_level(**levels)
+        check_output(read)
         for line in _load(function)(read) or ():
             sys.stdout.write(f"{line}\n")
             sys.stdout.flush()
@@ -330,6 +332,39 @@ def parse(cls: type[ConfigType], argv: Sequence[str], *, program: str, summary: 
         SystemExit: after `--help`.
     """
     return _read(cls, argv, program, summary)[0]
+
+
+def check_output(options: Any) -> None:
+    """Looks at what the fields `output_dir` and `output_file` name, before hours of work.
+
+    A folder is looked into by the command itself, see `RunFolder`. A file that is there stays as it is unless the
+    options have `overwrite_output_file`.
+
+    Raises:
+        ConfigError: it cannot be written, or the file is there already; the message names another way.
+    """
+    for name in ("output_dir", "output_file"):
+        if not (given := getattr(options, name, None)):
+            continue
+        path = Path(given).expanduser().absolute()
+        if name == "output_file" and path.is_dir():
+            raise ConfigError(f"option '{name}': {given} is a folder; name a file in it")
+        if name == "output_file" and path.exists() and not getattr(options, "overwrite_output_file", False):
+            raise ConfigError(
+                f"option '{name}': {given} is there already. Name another file, or overwrite this one with "
+                "--overwrite_output_file"
+            )
+        first = path.parent if name == "output_file" else path
+        folder = next(folder for folder in (first, *first.parents) if folder.exists())
+        if not folder.is_dir():
+            raise ConfigError(f"option '{name}': {folder} is a file, so nothing can be written in it")
+        try:
+            tempfile.TemporaryFile(dir=folder).close()  # what the system says of permissions is not true everywhere
+        except OSError as error:
+            reason = error.strerror or error
+            raise ConfigError(
+                f"option '{name}': nothing can be written in {folder} ({reason}). Name another folder"
+            ) from error
 
 
 def set_log_level(verbose: bool = False, quiet: bool = False) -> None:

@@ -1,5 +1,6 @@
 """Files that appear whole or not at all, and digests. Standard library alone: it ships with remote code."""
 
+import errno
 import hashlib
 import json
 import os
@@ -26,14 +27,32 @@ def replacing(path: Path, folder: Path | None = None) -> Iterator[Path]:
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = (folder or path.parent) / f".{path.name}.{os.getpid()}.tmp"
     try:
-        yield temporary
-        os.replace(temporary, path)
+        with naming_full_disk(path):
+            yield temporary
+            os.replace(temporary, path)
     except OSError as error:
         if error.filename in (None, os.fspath(temporary)):  # Arrow names no file
             error.filename = os.fspath(path)
         raise
     finally:
         temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def naming_full_disk(path: Path) -> Iterator[None]:
+    """Raises what says that the disk is full as an OSError with the name of what was to be written.
+
+    A write does not know its file, and safetensors and pyarrow give the system's words without its number.
+    """
+    full = (errno.ENOSPC, errno.EDQUOT)
+    try:
+        yield
+    except Exception as error:
+        number = getattr(error, "errno", None)
+        if number in full or any(os.strerror(code) in str(error) for code in full):
+            number = number if number in full else errno.ENOSPC
+            raise OSError(number, os.strerror(number), str(path)) from error
+        raise
 
 
 def write_text(path: Path, text: str, folder: Path | None = None) -> None:

@@ -87,3 +87,4 @@ class EmbedOptions(EmbedConfig):
         group="output",
         was=("output", "output_dir"),
     )
+    overwrite_output_file: bool = option(False, "Replace a file that is there.")

@@ -69,6 +69,7 @@ class SearchOptions(SearchConfig):
 
     EXAMPLE = "hf-wsl search embeddings.parquet org/some-model --top 10"
 
+    overwrite_output_file: bool = option(False, "Replace a file that is there.")
     table: Path = argument("Parquet file that `hf-wsl embed` wrote.")
     query: str | None = argument("A model_id of the table, or a model: path or Hub id (org/name@revision).", None)
 

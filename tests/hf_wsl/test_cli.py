@@ -20,6 +20,7 @@ from datasets_scripts.embedding import embed_config
 from datasets_scripts.tokenize_config import TokenizeConfig
 from hf_wsl import cli
 from hf_wsl.errors import run_for_shell
+from hf_wsl.files import replacing, replacing_folder
 from modeling_wsl import WSLConfig, WSLFeatureExtractor, WSLModel
 from modeling_wsl.embedding import pooling
 from trainers import finetune
@@ -146,6 +147,11 @@ def test_an_error_that_a_user_can_mend_is_one_line(monkeypatch, tmp_path):
         (["evaluate", "--data.image_size", "x"], "option 'image_size' takes a whole number, not 'x'"),
         (["collect", "--output_dir", "x", "--executor", "ray"], "add --ranks N"),
         (["publish", "a"], "option 'repo_id' is missing"),
+        (["generate", "a", "b", "--output_dir", "c", "--method", "density"], "which needs --anchors"),
+        (["generate", "a", "b", "--output_dir", "c", "--method", "prior", "--anchors", "d"], "Leave one of them out"),
+        (["generate", "a", "b", "--output_dir", "c", "--num_samples", "0"], "must be at least 1"),
+        (["search", "nowhere.parquet"], "name one model to search for"),
+        (["inspect", "a", "--table", "nowhere.parquet"], "there is no file nowhere.parquet"),
     ],
 )
 def test_arguments_that_cannot_be_read_are_refused_in_one_line(arguments, message):
@@ -189,13 +195,50 @@ def test_help_and_option_errors_import_nothing_heavy():
     assert done.stdout.splitlines()[-1] == "[]"
 
 
-def test_a_full_disk_is_named_with_the_file_and_the_advice_to_go_on(capsys):
-    def work():
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "tokens/models/part.parquet")
+def test_a_path_that_cannot_be_written_is_refused_before_any_work(tmp_path):
+    (tmp_path / "file").touch()
+    inside = tmp_path / "file" / "out"
+    for arguments in (
+        ("tokenize", "nowhere", "--output_dir", inside),
+        ("generate", "nowhere", "resnet18", "--output_dir", inside),
+        ("embed", "pca", "nowhere", "--output_file", inside),
+        ("pretrain", "--dataset", "nowhere", "--output_dir", inside),
+        ("quickstart", "--output_dir", inside),
+    ):
+        assert f"{tmp_path / 'file'} is a file, so nothing can be written in it" in error_of(*arguments)
+    assert "nothing can be written in /proc" in error_of("quickstart", "--output_dir", "/proc/out")
 
-    assert run_for_shell(work) == 1
-    message = capsys.readouterr().err
-    assert "tokens/models/part.parquet" in message and "disk is full" in message and "run the same command" in message
+
+def test_a_file_that_is_there_stays_as_it_is_until_it_is_to_be_overwritten(models, tmp_path):
+    table, page = tmp_path / "embeddings.parquet", tmp_path / "page.html"
+    for output, arguments in (
+        (table, ("embed", "pooled-statistics", models)),
+        (page, ("inspect", models / "net0")),
+    ):
+        output.write_text("mine")
+        message = error_of(*arguments, "--output_file", output)
+        assert "is there already" in message and "--overwrite_output_file" in message
+        assert output.read_text() == "mine"
+        assert hf_wsl(*arguments, "--output_file", output, "--overwrite_output_file").exit_code == 0
+        assert output.read_bytes() != b"mine"
+
+
+def test_a_full_disk_is_named_with_the_file_and_the_advice_to_go_on(tmp_path, capsys):
+    def full_on_writing():
+        with replacing(tmp_path / "tokens.parquet") as temporary:
+            temporary.symlink_to("/dev/full")
+            temporary.write_text("windows")
+
+    def told_without_a_number():  # as safetensors does
+        with replacing_folder(tmp_path / "model"):
+            raise RuntimeError(f"Error while serializing: I/O error: {os.strerror(errno.ENOSPC)} (os error 28)")
+
+    for work, name in ((full_on_writing, "tokens.parquet"), (told_without_a_number, "model")):
+        assert run_for_shell(work) == 1
+        message = capsys.readouterr().err
+        assert f"{tmp_path / name} cannot be written: the disk is full" in message
+        assert "run the same command again" in message
+        assert list(tmp_path.iterdir()) == []
 
 
 def test_embed_writes_a_row_a_model_and_leaves_out_what_cannot_be_read(backbone, models, tmp_path):
@@ -209,18 +252,38 @@ def test_embed_writes_a_row_a_model_and_leaves_out_what_cannot_be_read(backbone,
     assert table[0]["x"] == pytest.approx(-table[1]["x"])
 
 
-def test_generate_writes_a_folder_a_model_that_timm_loads(backbone, tmp_path):
+@pytest.fixture
+def anchor(tmp_path):
     model = timm.create_model("vit_tiny_patch16_224", **TINY_VIT)
     timm.models.save_for_hf(model, tmp_path / "anchor", model_args=TINY_VIT, safe_serialization=True)
-    target = tmp_path / "anchor"
-    result = hf_wsl(
-        "generate", backbone, target, "--anchors", target, "--output_dir", tmp_path / "out", "--num-samples", 2
-    )
+    return tmp_path / "anchor"
+
+
+def test_generate_writes_a_folder_a_model_that_timm_loads(backbone, anchor, tmp_path):
+    options = ["--anchors", anchor, "--output_dir", tmp_path / "out", "--num-samples", 2]
+    result = hf_wsl("generate", backbone, anchor, *options)
     assert result.exit_code == 0, result.output
     for name in ("000", "001"):
         loaded = timm.create_model(f"local-dir:{tmp_path / 'out' / name}", pretrained=True)
         assert loaded(torch.zeros(1, 3, 32, 32)).shape == (1, 3)
         assert (tmp_path / "out" / name / "provenance.json").is_file()
+
+
+def test_generate_leaves_models_of_the_same_settings_and_refuses_a_folder_of_others(backbone, anchor, tmp_path):
+    output = tmp_path / "out"
+    command = ["generate", backbone, anchor, "--anchors", anchor, "--output_dir", output]
+    assert hf_wsl(*command).exit_code == 0
+    made = (output / "000" / "model.safetensors").stat().st_mtime_ns
+    again = hf_wsl(*command)
+    assert again.exit_code == 0 and "nothing was done" in again.stdout and str(output / "000") in again.stdout
+    assert (output / "000" / "model.safetensors").stat().st_mtime_ns == made
+    message = error_of(*command, "--seed", 1)
+    assert "seed was 0, now 1" in message and "--overwrite_output_dir" in message
+    assert hf_wsl(*command, "--seed", 1, "--overwrite_output_dir").exit_code == 0
+    assert (output / "000" / "model.safetensors").stat().st_mtime_ns != made
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "notes.txt").touch()
+    assert "holds other files (notes.txt)" in error_of(*command[:-1], tmp_path / "mine", "--overwrite_output_dir")
 
 
 def test_env_names_the_versions_of_what_matters():
