@@ -79,7 +79,7 @@ def collect(options: CollectOptions) -> Iterator[str]:
             options.models,
             ranks=options.ranks,
             executor=options.executor,
-            options=read_yaml(options.executor_options) if options.executor_options else None,
+            options=read_yaml(file, "--executor_options") if (file := options.executor_options) else None,
         )
         if report is None:
             yield (

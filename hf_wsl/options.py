@@ -98,21 +98,25 @@ def nearest(key: str, known: Iterable[str]) -> str:
     return f" Did you mean '{match[0]}'?" if match else ""
 
 
-def read_yaml(path: str | Path) -> dict[str, Any]:
-    """The mapping in a YAML file. Raises ConfigError where the file is missing, malformed or not a mapping."""
+def read_yaml(path: str | Path, named_by: str = "--config") -> dict[str, Any]:
+    """The mapping in a YAML file, which the option `named_by` names.
+
+    Raises:
+        ConfigError: the file is missing, malformed or not a mapping.
+    """
     import yaml
 
     path = Path(path)
     if not path.is_file():
-        raise ConfigError(f"--config {path}: there is no such file")
+        raise ConfigError(f"{named_by} {path}: there is no such file")
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"--config {path}: not valid YAML: {error}") from error
+        raise ConfigError(f"{named_by} {path}: not valid YAML: {error}") from error
     if content is None:
         return {}
     if not isinstance(content, dict):
-        raise ConfigError(f"--config {path}: expected `option: value` lines, not a {type(content).__name__}")
+        raise ConfigError(f"{named_by} {path}: expected `option: value` lines, not a {type(content).__name__}")
     return content
 
 
