@@ -151,13 +151,14 @@ def build(cls: type[ConfigType], *sources: tuple[str, Mapping[str, Any]]) -> Con
                 now = _other_names(fields, "was").get(key)
                 advice = f" It is '{now}' now." if now else nearest(str(key), fields)
                 raise ConfigError(f"{origin}: unknown option '{key}'.{advice}")
-            value = coerce(value, hints[key], f"{origin}: option '{key}'")
             metadata = fields[key].metadata
+            if metadata["of"] and isinstance(value, Mapping):
+                value = _coerce_keys(value, metadata["of"], f"{origin}: option '{key}': ")
+            else:
+                value = coerce(value, hints[key], f"{origin}: option '{key}'")
             if metadata["choices"] and value not in metadata["choices"]:
                 choices = ", ".join(metadata["choices"])
                 raise ConfigError(f"{origin}: option '{key}' is '{value}'; choose one of {choices}")
-            if metadata["of"] and isinstance(value, dict):
-                value = _coerce_keys(value, metadata["of"], f"{origin}: ", key)
             values[key] = {**values.get(key, {}), **value} if isinstance(value, dict) else value
     missing = [field for field in fields.values() if _is_required(field) and field.name not in values]
     if missing:
@@ -178,16 +179,14 @@ def _is_required(field: dataclasses.Field) -> bool:
     return field.default is REQUIRED and field.default_factory is REQUIRED
 
 
-def _coerce_keys(values: Mapping[str, Any], classes: Sequence[type], origin: str, group: str) -> dict[str, Any]:
+def _coerce_keys(values: Mapping[str, Any], classes: Sequence[type], origin: str) -> dict[str, Any]:
     known = _keys(classes)
     aliases = _other_names({name: field for name, (field, _) in known.items()}, "also")
     values = {aliases.get(key, key): value for key, value in values.items()}
     for key in values:
         if key not in known:
-            raise ConfigError(f"{origin}option '{group}': unknown option '{key}'.{nearest(str(key), known)}")
-    return {
-        key: coerce(value, known[key][1], f"{origin}option '{group}': option '{key}'") for key, value in values.items()
-    }
+            raise ConfigError(f"{origin}unknown option '{key}'.{nearest(str(key), known)}")
+    return {key: coerce(value, known[key][1], f"{origin}option '{key}'") for key, value in values.items()}
 
 
 def _other_names(fields: Mapping[str, dataclasses.Field], kind: str) -> dict[str, str]:

@@ -3,7 +3,6 @@
 import dataclasses
 import errno
 import json
-import logging
 import os
 import subprocess
 import sys
@@ -162,14 +161,12 @@ def test_the_version_is_that_of_the_package():
     assert hf_wsl("--version").stdout == f"hf-wsl {metadata.version('hf-wsl')}\n"
 
 
-def test_the_level_of_the_log_is_given_before_or_after_the_command(tmp_path):
-    for arguments, level in (
-        (["-q", "inspect", tmp_path], logging.WARNING),
-        (["inspect", tmp_path, "--verbose"], logging.DEBUG),
-        (["inspect", tmp_path], logging.INFO),
-    ):
+def test_the_level_of_the_log_is_given_before_or_after_the_command(tmp_path, monkeypatch):
+    asked = []
+    monkeypatch.setattr("hf_wsl.options.set_log_level", lambda **levels: asked.append(levels))
+    for arguments in (["-q", "inspect", tmp_path], ["inspect", tmp_path, "--verbose"], ["inspect", tmp_path]):
         hf_wsl(*arguments)
-        assert logging.getLogger("datasets_scripts").level == level
+    assert asked == [{"quiet": True}, {"verbose": True}, {}]
 
 
 def test_choices_that_are_written_twice_for_lightness_are_those_of_the_library():
