@@ -138,12 +138,11 @@ class InspectOptions:
     )
     overwrite_output_file: bool = option(False, "Replace a file that is there.")
 
-    def __post_init__(self) -> None:
-        if self.table is not None and not self.table.is_file():
-            raise ConfigError(f"option 'table': there is no file {self.table}; `hf-wsl embed` writes one")
-
 
 def inspect(options: InspectOptions) -> Iterator[str]:
+    if options.table is not None and not options.table.is_file():
+        raise ConfigError(f"option 'table': there is no file {options.table}; `hf-wsl embed` writes one")
+
     from datasets_scripts.inspection.model_inspection import inspect_model
     from datasets_scripts.inspection.page import write_page
     from datasets_scripts.inspection.report import text_report
