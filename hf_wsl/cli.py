@@ -14,8 +14,9 @@ from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from .command_line import run_command, terminal_width
 from .errors import run_for_shell
-from .options import REQUIRED, ConfigError, argument, nearest, option, part_of, read_yaml, run_command, terminal_width
+from .options import REQUIRED, ConfigError, argument, nearest, option, part_of, read_yaml
 
 
 if TYPE_CHECKING:

@@ -16,9 +16,10 @@ from accelerate import PartialState
 from torch import nn
 from transformers import CONFIG_MAPPING, MODEL_FOR_CAUSAL_LM_MAPPING, PreTrainedTokenizerBase
 
+from hf_wsl.command_line import parse, run_command, set_log_level
 from hf_wsl.errors import one_line
 from hf_wsl.files import write_json
-from hf_wsl.options import build, parse, run_command, set_log_level
+from hf_wsl.options import build
 from modeling_wsl.checkpoints.checkpoint import open_checkpoint
 from modeling_wsl.generation.generated_model import package_versions
 from modeling_wsl.generation.targets import Target, resolve_target

@@ -9,7 +9,7 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from hf_wsl.options import parse, run_command, set_log_level
+from hf_wsl.command_line import parse, run_command, set_log_level
 
 from .pretraining.pretrain_options import PretrainOptions
 

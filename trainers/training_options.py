@@ -28,7 +28,7 @@ class TrainingOptions:
 
     @classmethod
     def widened(cls, argv: Sequence[str]) -> tuple[type, list[str]]:
-        """The class that knows the options in these arguments, and the arguments; see `hf_wsl.options.parse`."""
+        """The class that knows the options in these arguments, and the arguments; see `hf_wsl.command_line.parse`."""
         if {"--help_all", "--help-all"} & set(argv):
             return with_training_arguments(cls), ["--help"]
         names: set[str] = set()

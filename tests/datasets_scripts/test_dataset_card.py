@@ -10,7 +10,8 @@ from datasets_scripts.card.dataset_card import Collection, content_hash, dataset
 from datasets_scripts.collect.config import CollectConfig, CollectOptions
 from datasets_scripts.outcomes import OUTCOMES
 from datasets_scripts.tokenize_config import TokenizeConfig, TokenizeOptions
-from hf_wsl.options import parse, part_of
+from hf_wsl.command_line import parse
+from hf_wsl.options import part_of
 
 
 CONFIG = TokenizeConfig(token_size=10, seed=3, title="Toys, tokenized")

@@ -163,7 +163,7 @@ def test_the_version_is_that_of_the_package():
 
 def test_the_level_of_the_log_is_given_before_or_after_the_command(tmp_path, monkeypatch):
     asked = []
-    monkeypatch.setattr("hf_wsl.options.set_log_level", lambda **levels: asked.append(levels))
+    monkeypatch.setattr("hf_wsl.command_line.set_log_level", lambda **levels: asked.append(levels))
     for arguments in (["-q", "inspect", tmp_path], ["inspect", tmp_path, "--verbose"], ["inspect", tmp_path]):
         hf_wsl(*arguments)
     assert asked == [{"quiet": True}, {"verbose": True}, {}]

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from hf_wsl.options import REQUIRED, ConfigError, argument, build, option, parse, part_of, run_command
+from hf_wsl.command_line import parse, run_command
+from hf_wsl.options import REQUIRED, ConfigError, argument, build, option, part_of
 
 
 @dataclass(frozen=True)

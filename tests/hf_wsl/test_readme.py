@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from hf_wsl.cli import COMMANDS
-from hf_wsl.options import parse
+from hf_wsl.command_line import parse
 
 
 README = Path(__file__).parents[2] / "README.md"

@@ -12,7 +12,7 @@ from image_fixtures import image_rows, write_parquet
 from safetensors.torch import load_file, save_file
 from transformers import GPT2LMHeadModel
 
-from hf_wsl.options import parse
+from hf_wsl.command_line import parse
 from modeling_wsl.generation.targets import resolve_target
 from trainers import finetune as finetune_command
 from trainers.data.data_config import ImageDataConfig

@@ -9,7 +9,8 @@ import torch
 import yaml
 from transformers import TrainingArguments, get_scheduler
 
-from hf_wsl.options import ConfigError, parse
+from hf_wsl.command_line import parse
+from hf_wsl.options import ConfigError
 from modeling_wsl import WSLConfig
 from trainers.optimization import OneCycle, move_to_step, one_cycle
 from trainers.pretraining.pretrain_config import PretrainConfig
