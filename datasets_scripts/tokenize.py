@@ -32,6 +32,7 @@ def tokenize(
     config: TokenizeConfig | None = None,
     *,
     properties: pa.Table | None = None,
+    overwrite: bool = False,
 ) -> DatasetReport:
     """Makes a dataset of the weights of models, or finishes one that was interrupted, or recognizes a finished one.
 
@@ -46,6 +47,7 @@ def tokenize(
             always with multiprocessing, and must not tokenize at import.
         properties: what is known of every model, a row each, with `model_id` and the `split` that it is to be in
             ("train", "validation" or "test"); becomes the config `properties`. None: splits are drawn.
+        overwrite: delete the dataset that is there, finished or not, and begin anew.
 
     Raises:
         TokenizeError: sources that name nothing, every model refused (the split `refused` of the config `models` then
@@ -64,9 +66,9 @@ def tokenize(
         check_properties(properties, list(fingerprints))
         settings[PROPERTIES] = properties_digest(properties)
     belonging = run_settings(settings, list(fingerprints))
-    if report := work.finished(belonging, fingerprints):
+    if not overwrite and (report := work.finished(belonging, fingerprints)):
         return dataset_report(work.output, report, already_complete=True)
-    with work.open(belonging):
+    with work.open(belonging, overwrite=overwrite):
         _tokenize_models(work, models, list(fingerprints.values()), config)
         assembled = read_models(work, range(len(models)))
         _draw_splits(assembled, config, properties)

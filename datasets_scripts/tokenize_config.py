@@ -123,6 +123,7 @@ class TokenizeOptions(TokenizeConfig):
 
     sources: list = argument("Models, folders of models, Hub ids (org/name@revision), or lists of these.")
     output_dir: Path = option(REQUIRED, "Folder of the dataset.", metavar="DIR", group="output", was=("output",))
+    overwrite_output_dir: bool = option(False, "Delete the dataset that output_dir holds, and begin anew.")
 
 
 def parse_size(name: str, text: str) -> int:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from hf_wsl.files import remove_folder, remove_leftovers
-from hf_wsl.run_folder import RunFolder, RunFolderError, differences
+from hf_wsl.run_folder import OVERWRITE, RunFolder, RunFolderError, differences
 
 from .schema import CARD_FILE, EXTRACTOR_FILE, FORMAT_VERSION, MODELS, REPORT_FILE, WORK_FOLDER
 
@@ -127,7 +127,7 @@ class WorkFolder(RunFolder):
         if changes:
             raise RunFolderError(
                 f"{self.output} holds a finished dataset that differs: {'; '.join(changes)}. Name another folder, or "
-                "delete this one to make it anew."
+                f"{OVERWRITE}."
             )
         self.remove_state()  # of a run that was killed between its last file and the end
         remove_leftovers(self.output)

@@ -42,12 +42,13 @@ class QuickstartOptions:
         Path("quickstart"), "Folder for everything that the run makes.", metavar="DIR", was=("output",)
     )
     seed: int = option(0, "Of every random step.")
+    overwrite_output_dir: bool = option(False, "Delete the quickstart that output_dir holds, and begin anew.")
 
 
 def quickstart(options: QuickstartOptions) -> Iterator[str]:
     from trainers.quickstart.quickstart import quickstart as run
 
-    run(options.output_dir, seed=options.seed)
+    run(options.output_dir, seed=options.seed, overwrite=options.overwrite_output_dir)
     yield f"Report: {options.output_dir / 'report.html'}"
 
 
@@ -55,7 +56,8 @@ def tokenize(options: TokenizeOptions) -> Iterator[str]:
     from datasets_scripts.tokenize import tokenize as run
     from datasets_scripts.tokenize_config import TokenizeConfig
 
-    report = run(options.sources, options.output_dir, part_of(options, TokenizeConfig))
+    config = part_of(options, TokenizeConfig)
+    report = run(options.sources, options.output_dir, config, overwrite=options.overwrite_output_dir)
     yield (
         f"{report.output}: {report.accepted} models, {report.num_tokens:,} tokens in {report.num_windows:,} windows, "
         f"{report.padding:.3%} padding; {report.refused} models refused (reasons: config `models`, split `refused`)"
@@ -88,7 +90,7 @@ def collect(options: CollectOptions) -> Iterator[str]:
             )
             return
     else:
-        report = run(options.output_dir, config, options.models)
+        report = run(options.output_dir, config, options.models, overwrite=options.overwrite_output_dir)
     table = ", ".join(f"{number} {outcome}" for outcome, number in report.outcomes.items())
     yield f"{report.output}: {table}"
     yield (

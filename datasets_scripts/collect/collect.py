@@ -38,6 +38,8 @@ def collect(
     output: str | PathLike,
     config: CollectConfig | None = None,
     models: Iterable[str | PathLike] = (),
+    *,
+    overwrite: bool = False,
 ) -> DatasetReport:
     """Collects models of the Hub into a tokenized dataset, or goes on with a collection that was interrupted.
 
@@ -45,6 +47,7 @@ def collect(
         output: a new or empty folder, or that of an earlier run with the same settings.
         config: of the collection.
         models: Hub ids (`org/name@revision`) or lists of them, instead of the Hub's listing.
+        overwrite: delete the dataset that is there, finished or not, and begin anew.
 
     Raises:
         TokenizeError: the Hub lists nothing; no model at all was accepted.
@@ -56,9 +59,9 @@ def collect(
     config = config or CollectConfig()
     work = WorkFolder(Path(output).absolute())
     named = [str(model) for model in models]
-    if report := finished_collection(work, config, named):
+    if not overwrite and (report := finished_collection(work, config, named)):
         return report
-    with work.open(belonging(config, named)):
+    with work.open(belonging(config, named), overwrite=overwrite):
         listing = fix_listing(work, config, named)
         _collect_models(work, listing.candidates, config)
         return finish(work, config, named)

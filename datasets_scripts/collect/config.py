@@ -115,6 +115,7 @@ class CollectOptions(CollectConfig):
         group="output",
         was=("output",),
     )
+    overwrite_output_dir: bool = option(False, "Delete the dataset that output_dir holds, and begin anew.")
     dry_run: bool = option(False, "Print what it would take; read no weights.")
     ranks: int = option(0, "Run on datatrove, with so many shares of the models; 0 = here.", group="several machines")
     executor: str = option("local", "Of the ranks.", EXECUTORS)
@@ -128,6 +129,8 @@ class CollectOptions(CollectConfig):
             raise TokenizeError(f"ranks is {self.ranks}; it is not negative.")
         if not self.ranks and (self.executor != "local" or self.executor_options is not None):
             raise TokenizeError("executor and executor_options are of a run in ranks: add --ranks N.")
+        if self.ranks and self.overwrite_output_dir:
+            raise TokenizeError("overwrite_output_dir: ranks share a folder, so none may delete it. Name another one.")
 
 
 NOT_SETTINGS = ("num_workers", "max_disk", "retries", "retry_pause")

@@ -193,3 +193,19 @@ def test_another_dataset_in_a_folder_of_the_same_name_is_not_read_from_the_cache
         tokenize(tmp_path / str(number) / "zoo", tmp_path / str(number) / "dataset", CONFIG)
     first, second = (datasets.load_dataset(str(tmp_path / n / "dataset"), "windows")["train"] for n in ("1", "2"))
     assert first["tokens"][:] != second["tokens"][:]
+
+
+def test_a_dataset_of_other_settings_is_refused_and_overwritten_where_that_is_asked_for(tmp_path):
+    safetensors.torch.save_file(
+        {"a.weight": torch.ones(20, 30), "a.bias": torch.ones(20)}, tmp_path / "net.safetensors"
+    )
+    output = tmp_path / "tokens"
+    tokenize(tmp_path / "net.safetensors", output)
+    before = {path.relative_to(output) for path in output.rglob("*") if path.is_file()}
+    (output / ".gitattributes").write_text("of the user")
+    with pytest.raises(RunFolderError, match="token_size was 230, now 100.*--overwrite_output_dir"):
+        tokenize(tmp_path / "net.safetensors", output, TokenizeConfig(token_size=100))
+    report = tokenize(tmp_path / "net.safetensors", output, TokenizeConfig(token_size=100), overwrite=True)
+    assert (report.accepted, report.num_tokens) == (1, 7)
+    after = {path.relative_to(output) for path in output.rglob("*") if path.is_file()}
+    assert after == {*before, Path(".gitattributes")}

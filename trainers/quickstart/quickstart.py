@@ -60,7 +60,11 @@ class QuickstartConfig:
 
 
 def quickstart(
-    output_dir: str | os.PathLike = "quickstart", seed: int = 0, config: QuickstartConfig | None = None
+    output_dir: str | os.PathLike = "quickstart",
+    seed: int = 0,
+    config: QuickstartConfig | None = None,
+    *,
+    overwrite: bool = False,
 ) -> dict[str, Any]:
     """Runs the whole way from nothing to a report, on the CPU and without a network.
 
@@ -72,6 +76,7 @@ def quickstart(
             the pictures, `results.json` and `report.html`.
         seed: of everything that is drawn. The same seed gives the same numbers on the same machine.
         config: the sizes; the seeds of its parts follow from `seed`.
+        overwrite: delete the quickstart that is there, finished or not, and begin anew.
 
     Returns:
         The content of `results.json`: settings, versions, and what every stage found.
@@ -84,7 +89,7 @@ def quickstart(
     folder = Path(output_dir)
     run = RunFolder(folder, "a quickstart", records="stages", report=RESULTS_FILE)
     place = stages.Place(folder, seed, config)
-    with run.open({"seed": seed, **asdict(config)}) as settings, _offline(), one_thread():
+    with run.open({"seed": seed, **asdict(config)}, overwrite=overwrite) as settings, _offline(), one_thread():
         results: dict[str, Any] = {"settings": settings, "versions": versions()}
         for number, (name, work) in enumerate(stages.STAGES.items(), start=1):
             logger.info("[%d/%d] %s", number, len(stages.STAGES) + 1, name)
