@@ -15,10 +15,11 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow.parquet as pq
+from huggingface_hub import ModelCard, ModelCardData
 
 from hf_wsl.files import write_json, write_text
 from hf_wsl.tables import markdown_table
-from hub_cards.card_text import fill_template
+from hub_cards.cards import TEMPLATES
 from modeling_wsl import WSLConfig
 from modeling_wsl.loading import DEFAULT_FOLDER
 from trainers.pretraining.pretrain_setup import FACTS_FILE
@@ -81,24 +82,30 @@ def card(facts: dict[str, Any], sources: list[dict[str, Any]], kept: str, found:
         models[key] += 1
         weights[key] += source["weights"]
     rows = [[*key, f"{count:,}", f"{weights[key]:,}"] for key, count in sorted(models.items())]
-    return fill_template(
-        "default_backbone",
-        {
-            "parameters": f"{facts['parameters']:,}",
-            "window_size": config.window_size,
-            "token_size": config.token_size,
-            "latent_size": config.latent_size,
-            "kept": kept,
-            "found": found,
-            "steps": f"{facts['steps']:,}",
-            "batch_size": facts["config"]["per_device_train_batch_size"],
-            "minutes": f"{facts['seconds'] / 60:.0f}",
-            "device": facts["device"],
-            "train_tokens": f"{facts['train_tokens']:,}",
-            "num_models": len(sources),
-            "sources": markdown_table(["source", "license", "models", "weights"], rows, text_columns=2),
-        },
+    data = ModelCardData(
+        license="apache-2.0",
+        library_name="transformers",
+        pipeline_tag="feature-extraction",
+        tags=["hf-wsl", "weight-space-learning", "hyper-representations", "model-weights"],
     )
+    written = ModelCard.from_template(
+        data,
+        template_path=str(TEMPLATES / "default_backbone.md"),
+        parameters=f"{facts['parameters']:,}",
+        window_size=config.window_size,
+        token_size=config.token_size,
+        latent_size=config.latent_size,
+        kept=kept,
+        found=found,
+        steps=f"{facts['steps']:,}",
+        batch_size=facts["config"]["per_device_train_batch_size"],
+        minutes=f"{facts['seconds'] / 60:.0f}",
+        device=facts["device"],
+        train_tokens=f"{facts['train_tokens']:,}",
+        num_models=len(sources),
+        sources=markdown_table(["source", "license", "models", "weights"], rows, text_columns=2),
+    )
+    return str(written).strip() + "\n"
 
 
 def what_it_keeps(figures: dict[str, Any], name: str, budget: str = "128") -> str:

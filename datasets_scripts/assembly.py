@@ -19,9 +19,10 @@ from modeling_wsl.checkpoints.errors import shorten
 from modeling_wsl.tokens.layer_normalization import LayerStatistics
 from modeling_wsl.tokens.manifest import WeightManifest
 
-from .card.composition import FAMILIES
-from .card.composition_figure import FIGURE_FILE, composition_figure
+from .card.architectures import FAMILIES
+from .card.composition import FIGURE_FILE, composition_figure
 from .card.dataset_card import Collection, dataset_card
+from .licenses import withheld_models
 from .model_task import NOTHING_STORED, feature_extractor
 from .near_copies import NearCopyItem, near_copy_groups
 from .schema import (
@@ -47,7 +48,6 @@ from .work_folder import WorkFolder
 
 
 OTHER_FAMILY = "other"
-UNSTATED = ("unknown", "other")  # the Hub's words for a license that is none of its list
 MODELS_AT_ONCE = 1000  # rows of the config `models` in memory: manifests are large
 
 
@@ -174,7 +174,9 @@ def finish_dataset(
         TokenizeError: no model was accepted; the dataset is there, and lists all of them with the reasons.
         OSError: the output cannot be written.
     """
-    _withhold_copies(models)
+    withheld = withheld_models(model.row for model in models if model.accepted)  # copies of what is, too
+    for model in models:
+        model.row["redistributable"] = model.row["redistributable"] and model.row["model_id"] not in withheld
     write_dataset(work, models, config, collected=collected, properties=properties)
     outcomes = {}
     for model in models:
@@ -242,21 +244,6 @@ def write_dataset(
         properties=None if properties is None else properties_digest(properties),
     )
     work.write_text(work.output / CARD_FILE, card)
-
-
-def _withhold_copies(models: Sequence[AssembledModel]) -> None:
-    """Withholds bit-identical copies of a model whose stated license does not let its weights be passed on.
-
-    A model whose license is not known is no reason to withhold the copies of others.
-    """
-    accepted = [model.row for model in models if model.accepted]
-    forbidden = {
-        row["weights_sha256"]
-        for row in accepted
-        if not row["redistributable"] and (row["license"] or UNSTATED[0]).lower() not in UNSTATED
-    }
-    for row in accepted:
-        row["redistributable"] = row["redistributable"] and row["weights_sha256"] not in forbidden
 
 
 def _fit_layers(models: Sequence[AssembledModel]) -> dict[str, list[float]]:

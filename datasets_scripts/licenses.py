@@ -1,79 +1,65 @@
-"""What the licenses of models allow: one table, in the Hub's spelling, and what follows from it for sharing weights.
+"""The licenses under which weights may be passed on, in the Hub's spelling.
 
-Stored rounded or cut into tokens, weights are an adaptation of the model, so what counts is whether a license lets
-others share adapted copies. The table says what the texts of the licenses ask for; it is no legal advice, and where it
-knows nothing the answer is no.
+Rounded, or cut into tokens, weights are an adaptation of the model, so a license counts here if it lets others share
+adapted copies, on whichever conditions: attribution, the same license, no commercial use. The sets say what the texts
+of the licenses allow; they are no legal advice, and what they do not know is not allowed.
 """
 
 import re
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from typing import Any
 
 
 UNKNOWN, OTHER = "unknown", "other"  # as the Hub spells "none is stated" and "none of its list"
 
-# What each asks of who shares an adapted copy, from the freest to the strictest: this order is the rank.
-#   by   name the author, pass on the license's text        nc   no commercial use
-#   sa   share it under the same license                    own  terms of its own, accepted one by one, often gated
-#   use  pass on a list of uses that are forbidden          nd   no adapted copies at all
-TABLE = {
-    # public domain, or as good as
-    **dict.fromkeys(("cc0-1.0", "pddl", "unlicense", "wtfpl"), ""),
-    # attribution
-    **dict.fromkeys(("mit", "isc", "zlib", "postgresql", "bsd-2-clause", "bsd-3-clause", "bsd-3-clause-clear"), "by"),
-    **dict.fromkeys(("bsd", "bsl-1.0", "ncsa", "apple-ascl", "afl-3.0", "ecl-2.0", "artistic-2.0", "lppl-1.3c"), "by"),
-    **dict.fromkeys(("apache-2.0", "openmdw-1.0", "cdla-permissive-2.0", "cdla-permissive-1.0", "odc-by"), "by"),
-    **dict.fromkeys(("etalab-2.0", "cc-by-4.0", "cc-by-3.0", "cc-by-2.5", "cc-by-2.0"), "by"),
-    # share alike: of the licensed files, then of the whole work
-    **dict.fromkeys(("mpl-2.0", "ms-pl", "epl-2.0", "epl-1.0", "lgpl-2.1", "lgpl", "lgpl-3.0", "lgpl-lr"), "by sa"),
-    **dict.fromkeys(("ofl-1.1", "cdla-sharing-1.0", "odbl", "cc-by-sa-3.0", "cc-by-sa-4.0", "gfdl"), "by sa"),
-    **dict.fromkeys(("osl-3.0", "eupl-1.1", "eupl-1.2", "gpl", "gpl-2.0", "gpl-3.0", "agpl-3.0"), "by sa"),
-    # use restrictions
-    **dict.fromkeys(("openrail", "openrail++", "creativeml-openrail-m", "bigcode-openrail-m"), "by use"),
-    **dict.fromkeys(("bigscience-openrail-m", "bigscience-bloom-rail-1.0"), "by use"),
-    # no commercial use
-    **dict.fromkeys(("cc-by-nc-2.0", "cc-by-nc-3.0", "cc-by-nc-4.0"), "by nc"),
-    **dict.fromkeys(("cc-by-nc-sa-2.0", "cc-by-nc-sa-3.0", "cc-by-nc-sa-4.0"), "by nc sa"),
-    # terms of their own
-    **dict.fromkeys(("gemma", "llama2", "llama3", "llama3.1", "llama3.2", "llama3.3", "llama4"), "by use own"),
-    **dict.fromkeys(("grok2-community", "c-uda"), "by use own"),
-    **dict.fromkeys(("apple-amlr", "intel-research", "h-research", "deepfloyd-if-license"), "by nc own"),
-    **dict.fromkeys(("fair-noncommercial-research-license",), "by nc own"),
-    # no adapted copies
-    **dict.fromkeys(("cc-by-nd-4.0",), "by nd"),
-    **dict.fromkeys(("cc-by-nc-nd-3.0", "cc-by-nc-nd-4.0"), "by nc nd"),
-    # nothing to go by: "cc" may be any of them
-    **dict.fromkeys(("cc", OTHER, UNKNOWN), "?"),
-}
+REDISTRIBUTABLE = frozenset(
+    (
+        # public domain, or as good as
+        *("cc0-1.0", "pddl", "unlicense", "wtfpl"),
+        # attribution
+        *("mit", "isc", "zlib", "postgresql", "bsd", "bsd-2-clause", "bsd-3-clause", "bsd-3-clause-clear", "bsl-1.0"),
+        *("ncsa", "apple-ascl", "afl-3.0", "ecl-2.0", "artistic-2.0", "lppl-1.3c", "apache-2.0", "openmdw-1.0"),
+        *("cdla-permissive-1.0", "cdla-permissive-2.0", "odc-by", "etalab-2.0"),
+        *("cc-by-2.0", "cc-by-2.5", "cc-by-3.0", "cc-by-4.0"),
+        # share alike
+        *("mpl-2.0", "ms-pl", "epl-1.0", "epl-2.0", "lgpl", "lgpl-2.1", "lgpl-3.0", "lgpl-lr", "ofl-1.1"),
+        *("cdla-sharing-1.0", "odbl", "cc-by-sa-3.0", "cc-by-sa-4.0", "gfdl", "osl-3.0", "eupl-1.1", "eupl-1.2"),
+        *("gpl", "gpl-2.0", "gpl-3.0", "agpl-3.0"),
+        # forbidden uses, no commercial use
+        *("openrail", "openrail++", "creativeml-openrail-m", "bigcode-openrail-m", "bigscience-openrail-m"),
+        *("bigscience-bloom-rail-1.0", "cc-by-nc-2.0", "cc-by-nc-3.0", "cc-by-nc-4.0"),
+        *("cc-by-nc-sa-2.0", "cc-by-nc-sa-3.0", "cc-by-nc-sa-4.0"),
+    )
+)
+# Terms of their own, accepted from the owner one by one, or no adapted copies at all. Copies of such weights are
+# theirs whatever license the copy states.
+WITHHOLDING = frozenset(
+    (
+        *("gemma", "llama2", "llama3", "llama3.1", "llama3.2", "llama3.3", "llama4", "grok2-community", "c-uda"),
+        *("apple-amlr", "intel-research", "h-research", "deepfloyd-if-license", "fair-noncommercial-research-license"),
+        *("cc-by-nd-4.0", "cc-by-nc-nd-3.0", "cc-by-nc-nd-4.0"),
+    )
+)
+KNOWN = REDISTRIBUTABLE | WITHHOLDING | {"cc", OTHER, UNKNOWN}  # "cc" may be any of Creative Commons' licenses
 # Spellings of cards, timm's configs and GitHub, after `_plain`; SPDX's "-only" and "-or-later" need no entry.
 ALIASES = {
     "apache": "apache-2.0",
-    "apache-2": "apache-2.0",
     "apache2": "apache-2.0",
     "mit-mit": "mit",
     "mit-0": "mit",
     "expat": "mit",
     "boost-1.0": "bsl-1.0",
     "boost-software-1.0": "bsl-1.0",
+    "bsd-2": "bsd-2-clause",
     "bsd-2-clause-simplified": "bsd-2-clause",
     "simplified-bsd": "bsd-2-clause",
+    "bsd-3": "bsd-3-clause",
     "bsd-3-clause-new-or-revised": "bsd-3-clause",
     "new-bsd": "bsd-3-clause",
-    "bsd-3": "bsd-3-clause",
-    "bsd-2": "bsd-2-clause",
     "cc0": "cc0-1.0",
     "cc-zero": "cc0-1.0",
     "cc-zero-1.0": "cc0-1.0",
     "cc-zero-1.0-universal": "cc0-1.0",
-    "gnu-gpl-2.0": "gpl-2.0",
-    "gnu-gpl-3.0": "gpl-3.0",
-    "gnu-lgpl-2.1": "lgpl-2.1",
-    "gnu-lgpl-3.0": "lgpl-3.0",
-    "gnu-agpl-3.0": "agpl-3.0",
-    "gpl-2": "gpl-2.0",
-    "gpl-3": "gpl-3.0",
-    "lgpl-3": "lgpl-3.0",
-    "agpl-3": "agpl-3.0",
     "gplv2": "gpl-2.0",
     "gplv3": "gpl-3.0",
     "lgplv3": "lgpl-3.0",
@@ -89,136 +75,18 @@ ALIASES = {
     "openrail-m": "openrail",
     "openrail++-m": "openrail++",
     "bigscience-rail-1.0": "bigscience-bloom-rail-1.0",
-    "llama-2": "llama2",
-    "llama-2-community": "llama2",
-    "llama2-community": "llama2",
-    "meta-llama-3-community": "llama3",
-    "llama-3": "llama3",
-    "llama-3-community": "llama3",
-    "llama3-community": "llama3",
-    "llama-3.1": "llama3.1",
-    "llama-3.1-community": "llama3.1",
-    "llama-3.2": "llama3.2",
-    "llama-3.2-community": "llama3.2",
-    "llama-3.3": "llama3.3",
-    "llama-3.3-community": "llama3.3",
-    "llama-4": "llama4",
-    "llama-4-community": "llama4",
     "gemma-terms-of-use": "gemma",
     "apple-sample-code": "apple-ascl",
     "apple-machine-learning-research-model": "apple-amlr",
     "fair-nc-research": "fair-noncommercial-research-license",
-    "deepfloyd-if-research": "deepfloyd-if-license",
     "deepfloyd-if": "deepfloyd-if-license",
+    "deepfloyd-if-research": "deepfloyd-if-license",
     "none": UNKNOWN,
     "noassertion": UNKNOWN,
     "n-a": UNKNOWN,
     "": UNKNOWN,  # "License" too: nothing is left of it
 }
-# A work may pass from the first license to the second, as their texts or their stewards say; else each wants its own.
-MAY_BECOME = {
-    ("cc-by-sa-3.0", "cc-by-sa-4.0"),
-    ("cc-by-sa-4.0", "gpl-3.0"),
-    ("cc-by-nc-sa-2.0", "cc-by-nc-sa-3.0"),
-    ("cc-by-nc-sa-2.0", "cc-by-nc-sa-4.0"),
-    ("cc-by-nc-sa-3.0", "cc-by-nc-sa-4.0"),
-    ("mpl-2.0", "gpl-2.0"),
-    ("mpl-2.0", "gpl-3.0"),
-    ("mpl-2.0", "lgpl-2.1"),
-    ("mpl-2.0", "lgpl-3.0"),
-    ("mpl-2.0", "agpl-3.0"),
-    ("lgpl-2.1", "gpl-2.0"),
-    ("lgpl-2.1", "gpl-3.0"),
-    ("lgpl-3.0", "gpl-3.0"),
-    ("lgpl-3.0", "agpl-3.0"),
-    ("gpl-3.0", "agpl-3.0"),
-}
-REASONS = {  # of a refusal; the strictest word decides
-    "nd": "forbids sharing adapted copies, and rounded weights are one",
-    "own": "has terms of its own that everyone has to accept from its owner",
-    "?": "is not among those whose terms are known here",
-}
-
-
-@dataclass(frozen=True)
-class License:
-    """One row of the table.
-
-    Attributes:
-        identifier: as the Hub spells it in a card; "other" and "unknown" are identifiers too.
-        stated: the words that it was found under; the identifier itself where it is meant.
-        terms: words of the table.
-    """
-
-    identifier: str
-    stated: str
-    terms: frozenset[str]
-
-    @property
-    def rank(self) -> int:
-        """Place in the table: the larger, the stricter."""
-        return _RANK[self.identifier]
-
-    @property
-    def attribution(self) -> bool:
-        return "by" in self.terms
-
-    @property
-    def share_alike(self) -> bool:
-        return "sa" in self.terms
-
-    @property
-    def use_restrictions(self) -> bool:
-        return "use" in self.terms
-
-    @property
-    def non_commercial(self) -> bool:
-        return "nc" in self.terms
-
-    @property
-    def redistribution(self) -> "Redistribution":
-        """Whether adapted copies of the weights may be shared under it."""
-        if self.identifier == UNKNOWN:
-            return Redistribution(False, "no license is stated, so nothing is allowed")
-        for word, reason in REASONS.items():
-            if word in self.terms:
-                return Redistribution(False, f"license {self.stated} {reason}")
-        asked = {
-            "by": "with attribution",
-            "sa": "under the same license",
-            "use": "with its use restrictions",
-            "nc": "not commercially",
-        }
-        conditions = [words for word, words in asked.items() if word in self.terms] or ["without conditions"]
-        return Redistribution(True, f"license {self.stated} allows it {', '.join(conditions)}")
-
-
-@dataclass(frozen=True)
-class Redistribution:
-    """Yes or no (its truth value), and why."""
-
-    allowed: bool
-    reason: str
-
-    def __bool__(self) -> bool:
-        return self.allowed
-
-
-@dataclass(frozen=True)
-class Strictest:
-    """The license of something made of several.
-
-    Attributes:
-        license: the last in the table of those given.
-        conflicts: a sentence for each pair that no license of the whole can satisfy; empty where there is none.
-    """
-
-    license: License
-    conflicts: tuple[str, ...]
-
-
-_RANK = {identifier: rank for rank, identifier in enumerate(TABLE)}
-_FILLER = re.compile(r"\b(the|licen[cs]e|agreement|version|v|attribution)(?=\b|\d)")
+_FILLER = re.compile(r"\b(the|licen[cs]e|agreement|version|v|attribution|gnu|meta|community)(?=\b|\d)")
 _WORDS = (  # long names to the Hub's abbreviations
     ("creative-commons", "cc"),
     ("non-commercial", "nc"),
@@ -228,88 +96,82 @@ _WORDS = (  # long names to the Hub's abbreviations
     ("no-derivatives", "nd"),
     ("noderivatives", "nd"),
     ("noderivs", "nd"),
-    ("gnu-affero-general-public", "gnu-agpl"),
-    ("gnu-lesser-general-public", "gnu-lgpl"),
-    ("gnu-general-public", "gnu-gpl"),
+    ("affero-general-public", "agpl"),
+    ("lesser-general-public", "lgpl"),
+    ("general-public", "gpl"),
+    ("llama-", "llama"),
 )
-
-
-def license_of(text: str | None) -> License:
-    """Finds the license that a card, a timm config or a repository means.
-
-    Args:
-        text: any usual spelling, "Apache License 2.0", "apache-2.0", "Apache-2.0"; of several, separated by commas,
-            the strictest counts, for a card does not say which file each is for; None or "" where nothing is said.
-
-    Returns:
-        its row. "other" stands for a license that the table lacks, with its name in `stated`.
-    """
-    text = " ".join((text or "").split())
-    whole = _identifier(text)
-    if whole is None and "," in text:
-        parts = [_identifier(part) for part in text.split(",")]
-        whole = None if None in parts else max(parts, key=_RANK.__getitem__)
-    if whole is None:
-        return License(OTHER, text, frozenset(TABLE[OTHER].split()))
-    return License(whole, whole, frozenset(TABLE[whole].split()))
-
-
-def redistributable(text: str | None) -> Redistribution:
-    """Whether weights under this license may be shared rounded or cut into tokens; true or false, with the reason."""
-    return license_of(text).redistribution
 
 
 def is_redistributable(license: str | None) -> bool:
     """Whether a license, in any usual spelling, lets others redistribute a model's weights rounded or as tokens.
 
-    None and "" (no license is stated) and licenses that are not known here do not.
+    None and "" (no license is stated) and licenses that are not known here do not; of several, separated by commas,
+    all have to, for a card does not say which file each is for.
     """
-    return bool(redistributable(license))
+    return REDISTRIBUTABLE.issuperset(license_ids(license))
 
 
-def strictest(licenses: Iterable[str | License | None]) -> Strictest:
-    """The license for what is made of several parts: the strictest by the table's order, and the conflicts among them.
+def license_ids(license: str | None) -> tuple[str, ...]:
+    """The Hub's identifiers of the licenses that a card, a timm config or a repository means.
 
-    A conflict is a pair of licenses of which one wants the whole under itself (share alike) and the other adds a
-    restriction, or wants the same for itself: GPL with a non-commercial one, for example. No choice of license mends
-    that; only the owners can.
+    Args:
+        license: any usual spelling, "Apache License 2.0", "apache-2.0", "Apache-2.0"; several separated by commas;
+            None or "" where nothing is said.
 
-    Raises:
-        ValueError: no license given.
+    Returns:
+        one identifier for each, without repetitions: "unknown" for one that is not stated, "other" for one that is
+        not known here.
     """
-    found = {license.stated: license for license in (_as_license(each) for each in licenses)}
-    if not found:
-        raise ValueError("No licenses were given, so there is no strictest one.")
-    ranked = sorted(found.values(), key=lambda license: (license.rank, license.stated))
-    pairs = [(first, second) for n, first in enumerate(ranked) for second in ranked[n + 1 :]]
-    return Strictest(ranked[-1], tuple(filter(None, (_conflict(*pair) for pair in pairs))))
+    text = " ".join((license or "").split())
+    if single := _identifier(text):
+        return (single,)
+    return tuple(dict.fromkeys(_identifier(part) or OTHER for part in text.split(",")))
 
 
-def _as_license(license: str | License | None) -> License:
-    return license if isinstance(license, License) else license_of(license)
+def refusal_reason(license: str | None) -> str:
+    """The reason why weights under a license that is not redistributable stay behind, for people to read."""
+    identifiers = license_ids(license)
+    if identifiers == (UNKNOWN,):
+        return "no license is stated, so nothing is allowed"
+    if WITHHOLDING.intersection(identifiers):
+        return f"license {license} does not let others share adapted copies, and rounded weights are one"
+    return f"license {license} is not among those that are known here to let others share adapted copies"
 
 
-def _conflict(milder: License, stricter: License) -> str | None:
-    if milder.identifier == stricter.identifier or (milder.identifier, stricter.identifier) in MAY_BECOME:
-        return None
-    if "?" in milder.terms | stricter.terms:
-        return None  # nothing is known to conflict with
-    if milder.share_alike and stricter.share_alike:
-        return f"{milder.stated} and {stricter.stated} each want the whole under themselves"
-    names = {"nc": "no commercial use", "use": "forbidden uses", "own": "terms of its own", "nd": "no adapted copies"}
-    for one, other in ((milder, stricter), (stricter, milder)):
-        added = [names[word] for word in names if word in other.terms - one.terms]
-        if one.share_alike and added:
-            return f"{one.stated} forbids further restrictions, and {other.stated} adds some ({', '.join(added)})"
-    return None
+def withheld_models(rows: Iterable[Mapping[str, Any]]) -> dict[str, str]:
+    """The models whose weights must not be passed on: model_id -> reason.
+
+    A license that withholds them counts for bit-identical copies too, whatever license those state. One that is
+    merely unknown does not.
+
+    Args:
+        rows: of the config `models` with `model_id`, `license` and `weights_sha256`, of accepted models only.
+    """
+    rows = list(rows)
+    originals: dict[str, Mapping[str, Any]] = {}
+    for row in rows:
+        if WITHHOLDING.intersection(license_ids(row["license"])):
+            originals.setdefault(row["weights_sha256"], row)
+    withheld = {}
+    for row in rows:
+        original = originals.get(row["weights_sha256"])
+        if not is_redistributable(row["license"]):
+            withheld[row["model_id"]] = refusal_reason(row["license"])
+        elif original is not None:
+            reason = refusal_reason(original["license"])
+            withheld[row["model_id"]] = f"has the weights of {original['model_id']}, bit for bit, whose {reason}"
+    return withheld
 
 
 def _identifier(text: str) -> str | None:
-    """The Hub's identifier of one license; None for one that the table lacks."""
+    """The Hub's identifier of one license; None for one that is not known here."""
     key = text.lower().strip()
-    found = key if key in TABLE else _plain(key)
-    found = ALIASES.get(found, found)
-    return found if found in TABLE else None
+    if key in KNOWN:
+        return key
+    key = _plain(key)
+    key = ALIASES.get(key, key)
+    return next((name for name in (key, f"{key}.0") if name in KNOWN), None)
 
 
 def _plain(text: str) -> str:

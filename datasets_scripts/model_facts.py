@@ -80,7 +80,6 @@ def find_facts(
         card=card,
         architecture=_first(config.get("architecture"), record.get("architecture"), config.get("model_type"), adapter),
         task=_first(given.get("task"), record.get("task")),
-        library=library,
     )
     return ModelFacts(
         source=_first(record.get("source"), source.label),

@@ -359,7 +359,7 @@ class PublishOptions:
 
 def publish(options: PublishOptions) -> Iterator[str]:
     from hub_cards.publish import publish as run
-    from hub_cards.publish_plan import PublishPlan
+    from hub_cards.upload import PublishPlan
 
     def confirm(plan: PublishPlan) -> bool:
         sys.stdout.write("\n".join(plan.lines()) + "\n")

@@ -1,5 +1,6 @@
-"""Tables of markdown, from text that may hold anything."""
+"""Markdown from text that may hold anything: tables, plain words, code spans."""
 
+import re
 from collections.abc import Sequence
 
 
@@ -16,3 +17,13 @@ def _cell(text: str) -> str:
 def plus_minus(value: float, deviation: float | None, digits: int = 1) -> str:
     """`12.3 ± 0.4`, without the deviation where there is none."""
     return f"{value:.{digits}f}" + ("" if deviation is None else f" ± {deviation:.{digits}f}")
+
+
+def plain(text: str) -> str:
+    """Text of anybody's as words of markdown: no link, picture, code or tag begins in it."""
+    return re.sub(r"([\\`\[\]])", r"\\\1", " ".join(text.split())).replace("<", "&lt;")
+
+
+def code(text: str) -> str:
+    """Text of anybody's as a code span of markdown, which nothing in it can end."""
+    return f"`{' '.join(text.split()).replace('`', chr(39))}`"

@@ -1,36 +1,30 @@
 """A backbone for the Hub: the finished model of a run of `hf-wsl pretrain`, without checkpoints and optimizer."""
 
 import json
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
+from huggingface_hub import EvalResult, ModelCardData
 from transformers import AutoModelForPreTraining
 from transformers.dynamic_module_utils import get_relative_import_files
 
 from hf_wsl.files import write_json
+from hf_wsl.tables import code, markdown_table, plain
 from modeling_wsl import WSLConfig
 from modeling_wsl.checkpoints.checkpoint import open_checkpoint
+from modeling_wsl.codes.registry import code_of
 from modeling_wsl.generation.latent_prior import PRIOR_FILE
 
-from .backbone_card import BackboneFacts, backbone_card
-from .card_text import CARD_FILE
+from .cards import fill_card, shortened, without_local_paths
 from .errors import PublishError
-from .local_paths import without_local_paths
-from .origins import hub_id, settle_license, training_licenses
-from .publication import (
-    STAGING,
-    Publication,
-    left_behind,
-    read_facts,
-    refuse_leftovers,
-    stage_card,
-    text_files,
-    weight_files,
-)
+from .origins import hub_id, license_fields, settle_license, training_licenses
+from .publication import STAGING, Publication, model_publication, read_facts, refuse_leftovers, weight_files
 
 
 CONFIG_FILE, EXTRACTOR_FILE, FACTS_FILE = "config.json", "preprocessor_config.json", "training_facts.json"
-CODE_START = "configuration_wsl.py"
 OWNED = (
     "*.py",
     "model*.safetensors",
@@ -41,6 +35,7 @@ OWNED = (
     FACTS_FILE,
 )
 NEEDED_FACTS = ("status", "parameters", "steps", "total_steps", "val_r2", "val_r2_history", "baselines", "config")
+TAGS = ["hf-wsl", "weight-space-learning", "hyper-representations", "model-weights"]
 
 
 def prepare_backbone(folder: Path, repo_id: str, license: str | None, on_hub: str | None) -> Publication:
@@ -49,7 +44,7 @@ def prepare_backbone(folder: Path, repo_id: str, license: str | None, on_hub: st
     Args:
         folder: output_dir of `hf-wsl pretrain`.
         repo_id: where it goes.
-        license: to publish under; None: the strictest of the training models'.
+        license: to publish under; None: the one that all training models share.
         on_hub: README.md of the repository, None where it has none.
 
     Raises:
@@ -68,47 +63,43 @@ def prepare_backbone(folder: Path, repo_id: str, license: str | None, on_hub: st
             "--resume_from_checkpoint latest."
         )
     extractor = read_facts(folder / EXTRACTOR_FILE, ("token_size", "batch_norm_statistics"))
-    weights = weight_files(folder)
-    config = check_model(folder)
-    code = code_files(folder)
+    weights, config, python = weight_files(folder), check_model(folder), code_files(folder)
     run = training["config"]
     licenses = training_licenses(run["dataset"], training.get("dataset_commit") or run["dataset_revision"])
-    settled, known = settle_license(license, list(licenses), "the models it was trained on", adapted=False)
-    dataset_id, base_model = hub_id(run["dataset"], "dataset"), hub_id(run["model_name_or_path"], "model")
     facts = BackboneFacts(
-        repo_id, training, config, extractor, settled, known, licenses, dataset_id=dataset_id, base_model=base_model
+        repo_id,
+        training,
+        config,
+        extractor,
+        # A backbone holds no model's weights, so the publisher's word outranks the licenses of the training models.
+        settle_license(license, licenses, "the models it was trained on"),
+        licenses,
+        dataset_id=hub_id(run["dataset"], "dataset"),
+        base_model=hub_id(run["model_name_or_path"], "model"),
     )
-    readme, card, notes = stage_card(folder, backbone_card(facts), on_hub)
-    staged_facts = folder / STAGING / FACTS_FILE
-    write_json(staged_facts, without_local_paths(json.loads((folder / FACTS_FILE).read_text(encoding="utf-8"))))
-    if known and settled.rank < known.license.rank:
-        notes.append(
-            f"{settled.stated} grants more than {known.license.stated}, the strictest license of the training models."
-        )
-    notes += known.conflicts if known else ()
+    staged = folder / STAGING / FACTS_FILE
+    write_json(staged, without_local_paths(json.loads((folder / FACTS_FILE).read_text(encoding="utf-8"))))
     prior = [PRIOR_FILE] if (folder / PRIOR_FILE).is_file() else []
-    here = [*text_files(folder), *code, *weights, *prior, CONFIG_FILE, EXTRACTOR_FILE]
-    files = {name: folder / name for name in here} | {FACTS_FILE: staged_facts, CARD_FILE: readme}
-    return Publication(
-        folder=folder,
-        kind="backbone",
-        repo_type="model",
-        files=files,
-        owned=OWNED,
-        license=settled.stated,
-        left=left_behind(folder, files),
-        notes=tuple(notes),
-        card=card,
+    return model_publication(
+        folder,
+        "backbone",
+        [*python, *weights, *prior, CONFIG_FILE, EXTRACTOR_FILE],
+        {FACTS_FILE: staged},
+        OWNED,
+        facts.license,
+        backbone_card(facts),
+        on_hub,
     )
 
 
 def code_files(folder: Path) -> list[str]:
-    """The code in the folder that others need to load the model without hf-wsl: all that its configuration reaches.
+    """The code in the folder that others need to load the model without hf-wsl: all that its `auto_map` reaches.
 
     Raises:
         PublishError: a file of it is missing.
     """
-    start = folder / CODE_START
+    auto_map = read_facts(folder / CONFIG_FILE, ()).get("auto_map") or {}
+    start = folder / f"{auto_map.get('AutoConfig', 'wsl.WSLConfig').rpartition('--')[2].partition('.')[0]}.py"
     try:
         reached = [Path(path).name for path in get_relative_import_files(start)]
     except OSError as error:
@@ -130,15 +121,163 @@ def check_model(folder: Path) -> WSLConfig:
     except (OSError, ValueError, RuntimeError) as error:
         raise PublishError(f"{folder}: config.json is none of a backbone ({' '.join(str(error).split())}).") from error
     with torch.device("meta"):
-        expected = {
-            name: tuple(t.shape) for name, t in AutoModelForPreTraining.from_config(config).state_dict().items()
-        }
+        model = AutoModelForPreTraining.from_config(config)
+    expected = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
     with open_checkpoint(folder) as checkpoint:
-        found = {name: tuple(spec.shape) for name, spec in checkpoint.tensors.items()}
-    for name in sorted(expected.keys() | found.keys()):
-        if expected.get(name) != found.get(name):
+        stored = {name: tuple(spec.shape) for name, spec in checkpoint.tensors.items()}
+    for name in sorted(expected.keys() | stored.keys()):
+        if expected.get(name) != stored.get(name):
             raise PublishError(
-                f"{folder}: tensor {name} is {found.get(name, 'missing')} in the weights and "
+                f"{folder}: tensor {name} is {stored.get(name, 'missing')} in the weights and "
                 f"{expected.get(name, 'unknown')} by config.json. Save the model again."
             )
     return config
+
+
+@dataclass(frozen=True)
+class BackboneFacts:
+    """The facts that the card of a backbone is made of.
+
+    Attributes:
+        repo_id: where it goes.
+        training: content of training_facts.json.
+        config: of the model.
+        extractor: content of preprocessor_config.json.
+        license: that it is published under, see `origins.settle_license`.
+        training_licenses: license -> number of training models, see `origins.training_licenses`.
+        dataset_id: the dataset's, if it is on the Hub.
+        base_model: Hub id of the backbone that the run started from, if it did and that is on the Hub.
+    """
+
+    repo_id: str
+    training: Mapping[str, Any]
+    config: WSLConfig
+    extractor: Mapping[str, Any]
+    license: str
+    training_licenses: Mapping[str | None, int | None]
+    dataset_id: str | None
+    base_model: str | None
+
+    @property
+    def dataset_name(self) -> str:
+        return self.dataset_id or shortened(self.training["config"]["dataset"])
+
+    @property
+    def dataset_commit(self) -> str | None:
+        """The commit of the dataset; before hf-wsl noted it, the revision that was asked for."""
+        return self.training.get("dataset_commit") or self.training["config"]["dataset_revision"]
+
+
+def backbone_card(facts: BackboneFacts) -> str:
+    """README.md of a backbone.
+
+    Raises:
+        KeyError: training_facts.json lacks an entry that every run writes.
+    """
+    training = facts.training
+    scores = _scores(training)
+    measured = {name: value for name, value in scores.items() if value is not None}
+    task = {
+        "task_type": "weight-reconstruction",
+        "task_name": "Reconstruction of the weights of unseen models",
+        "dataset_type": facts.dataset_id or "tokenized-model-weights",
+        "dataset_name": f"{facts.dataset_name}, validation split",
+        "dataset_split": "validation",
+        "dataset_revision": facts.dataset_commit,
+        "metric_type": "r_squared",
+    }
+    results = [EvalResult(**task, metric_name=name, metric_value=round(v, 6)) for name, v in measured.items()]
+    name = facts.repo_id.split("/")[-1]
+    data = ModelCardData(
+        model_name=name if results else None,
+        eval_results=results or None,
+        **license_fields(facts.license),
+        library_name="transformers",
+        pipeline_tag="feature-extraction",
+        tags=TAGS,
+        datasets=[facts.dataset_id] if facts.dataset_id else None,
+        base_model=facts.base_model,
+    )
+    counts = {license or "not stated": n for license, n in facts.training_licenses.items()}
+    counted = None not in counts.values()  # else only the dataset's card was there, which counts no models
+    return fill_card(
+        "backbone",
+        data,
+        name=name,
+        repo_id=facts.repo_id,
+        training=training,
+        config=facts.config,
+        code=code_of(facts.config),
+        evaluation=markdown_table(
+            ("", "R2"),
+            [(name, "not measured" if value is None else f"{value:.3f}") for name, value in scores.items()],
+        ),
+        verdict=_verdict(training),
+        facts=markdown_table(("fact", "value"), _training_rows(facts), text_columns=2),
+        licenses=(
+            markdown_table(("license", "models"), [(plain(license), f"{n:,}") for license, n in counts.items()])
+            if counts and counted
+            else ""
+        ),
+        license_names=", ".join(map(plain, counts)),
+        publisher_license=code(facts.license),
+        statistics={"carry": "left out", "tokenize": "taken in"}[facts.extractor["batch_norm_statistics"]],
+        normalized_layers=len(facts.extractor.get("layer_normalization") or ()),
+    )
+
+
+def _scores(training: Mapping[str, Any]) -> dict[str, float | None]:
+    """Name -> R2, the honest lines first, the weights of this repository last."""
+    baselines, history = training["baselines"], training["val_r2_history"]
+    scores: dict[str, float | None] = {
+        f"{name} of the same size (baseline)": baselines.get(name) for name in ("random projection", "PCA")
+    }
+    if history and history[0]["step"] == 0:
+        scores["backbone before training (step 0)"] = history[0]["val_r2"]
+    if training["best_val_r2_step"] not in (0, training["val_r2_step"]):
+        best = f"backbone, best of the run (step {training['best_val_r2_step']:,}; not these weights)"
+        scores[best] = training["best_val_r2"]
+    at = "" if training["val_r2_step"] is None else f" (step {training['val_r2_step']:,})"
+    scores[f"backbone, these weights{at}"] = training["val_r2"]
+    return scores
+
+
+def _verdict(training: Mapping[str, Any]) -> str:
+    """The comparison with PCA in words: no number is read into it."""
+    value, pca = training["val_r2"], training["baselines"].get("PCA")
+    if value is None:
+        return "The run had no validation split: nothing is known of how it does on unseen models."
+    if pca is None:
+        return "PCA was not fitted in this run, so nothing says whether the backbone is worth its size."
+    difference = value - pca
+    if abs(difference) < 0.0005:
+        return "On unseen models it does as well as PCA of the same size, and no better."
+    if difference > 0:
+        return f"On unseen models it is {difference:.3f} above PCA of the same size."
+    return f"On unseen models it is {-difference:.3f} below PCA of the same size: **it does not beat PCA.**"
+
+
+def _training_rows(facts: BackboneFacts) -> list[tuple[str, str]]:
+    training, run = facts.training, facts.training["config"]
+    dataset = f"{code(facts.dataset_name)} (not on the Hub)"
+    if facts.dataset_id:
+        commit = f" at {code(facts.dataset_commit)}" if facts.dataset_commit else ""
+        dataset = f"[{facts.dataset_id}](https://huggingface.co/datasets/{facts.dataset_id}){commit}"
+    started_from, seconds = run["model_name_or_path"], training["seconds"]
+    duration = f"{seconds / 60:,.0f} minutes" if seconds >= 120 else f"{seconds:.1f} seconds"
+    return [
+        ("dataset", dataset),
+        ("training tokens", f"{training['train_tokens']:,} in {training['train_windows']:,} windows"),
+        ("started from", code(shortened(started_from)) if started_from else "random weights"),
+        ("steps", f"{training['steps']:,} of {training['total_steps']:,} ({training['status']})"),
+        ("windows a step", f"{training['windows_per_step']:,}"),
+        ("tokens seen", f"{training['tokens_seen']:,}"),
+        ("time", f"{duration} on {training['processes']} x {training['device']}"),
+        ("learning rate", f"{run['learning_rate']:g} ({run['lr_scheduler_type']})"),
+        ("weight decay", f"{run['weight_decay']:g}"),
+        ("loss normalization", facts.config.loss_normalization),
+        ("contrastive weight, noise", f"{facts.config.contrastive_weight:g}, {facts.config.noise_std:g}"),
+        ("arithmetic", f"{run['precision']} forward pass, saved as {run['save_dtype']}"),
+        ("seed", str(training["seed"])),
+        ("versions", ", ".join(f"{name} {version}" for name, version in training["versions"].items())),
+    ]

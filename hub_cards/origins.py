@@ -1,7 +1,7 @@
-"""Under which licenses the parts of a model are: its anchors and backbone, or the dataset that it was trained on."""
+"""The parts of a model and their licenses: its anchors and backbone, or the dataset that it was trained on."""
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -9,14 +9,22 @@ from typing import Any
 import pyarrow.parquet as pq
 from huggingface_hub import HfApi, hf_hub_download, metadata_load
 
-from datasets_scripts.licenses import License, Strictest, license_of, strictest
+from datasets_scripts.licenses import (
+    OTHER,
+    REDISTRIBUTABLE,
+    UNKNOWN,
+    is_redistributable,
+    license_ids,
+    refusal_reason,
+)
 from datasets_scripts.model_facts import find_facts
 from datasets_scripts.schema import ACCEPTED, CARD_FILE, MODELS
 from datasets_scripts.sources import ModelSource
+from hf_wsl.tables import code, plain
 from modeling_wsl.checkpoints.hub import is_hub_id
 
+from .cards import shortened
 from .errors import PublishError
-from .local_paths import shortened
 
 
 logger = logging.getLogger(__name__)
@@ -42,11 +50,13 @@ class Origin:
 
     def row(self) -> tuple[str, ...]:
         """Cells of a table: name, what identifies its bytes, license."""
-        identity = f"commit `{self.revision[:12]}`" if self.revision else f"sha256 `{(self.sha256 or '')[:12]}`"
-        name = f"`{self.name}` (not on the Hub)"
+        identity = "not noted"
+        if self.revision or self.sha256:
+            identity = f"commit `{self.revision[:12]}`" if self.revision else f"sha256 `{self.sha256[:12]}`"
+        name = f"{code(self.name)} (not on the Hub)"
         if self.hub_id:
-            name = f"[{self.name}](https://huggingface.co/{self.hub_id})"
-        return name, identity if self.revision or self.sha256 else "not noted", self.license or "not stated"
+            name = f"[{plain(self.name)}](https://huggingface.co/{self.hub_id})"
+        return name, identity, plain(self.license or "not stated")
 
 
 def find_origin(facts: Mapping[str, Any]) -> Origin:
@@ -111,44 +121,53 @@ def training_licenses(dataset: str, revision: str | None) -> dict[str | None, in
     return dict.fromkeys([stated] if isinstance(stated, str) else map(str, stated))
 
 
-def settle_license(
-    given: str | None, parts: Sequence[str | None], what: str, *, adapted: bool
-) -> tuple[License, Strictest | None]:
-    """The license to publish something under.
+def settle_license(given: str | None, parts: Iterable[str | None], what: str) -> str:
+    """The license to publish something under: the one that is given, or the one that all its parts share.
 
     Args:
-        given: what the publisher says, or None to derive it.
+        given: what the publisher says, or None to take that of the parts.
         parts: licenses of what it is made of, as stated.
         what: the parts in words, for messages.
-        adapted: it is an adapted copy of its parts, so their licenses bind; else (a backbone, which holds no model's
-            weights) the publisher's word outranks them, and the card names both.
 
     Returns:
-        the license, and the strictest of those parts whose license is known (None where none is).
+        the Hub's identifier, or the license's own name where the Hub has none for it.
 
     Raises:
-        PublishError: no license follows from the parts and none is given; of an adapted copy, a part forbids it, or
-            grants less than the given license does.
+        PublishError: nothing is given and the parts do not all have the same license that lets their weights be passed
+            on; or what is given says nothing.
     """
-    licenses = [license_of(part) for part in parts]
-    readable = [license for license in licenses if "?" not in license.terms]
-    known = strictest(readable) if readable else None
-    if adapted and known and "nd" in known.license.terms:
-        raise PublishError(f"{what}: {known.license.redistribution.reason}. It cannot be published.")
     if given is not None:
-        chosen = license_of(given)
-        if chosen.stated in ("unknown", "cc"):
-            raise PublishError(f"license {given!r} says nothing; give an identifier of the Hub, such as apache-2.0.")
-        if adapted and known and chosen.rank < known.license.rank:
+        identifiers = license_ids(given)
+        if identifiers[0] in (UNKNOWN, "cc") or len(identifiers) > 1:
+            raise PublishError(f"license {given!r} says nothing; give one identifier of the Hub, such as apache-2.0.")
+        return given.strip() if identifiers[0] == OTHER else identifiers[0]
+    parts = list(parts)
+    shared = {identifier for part in parts for identifier in license_ids(part)}
+    if len(shared) == 1 and shared <= REDISTRIBUTABLE:
+        return shared.pop()
+    named = ", ".join(sorted({part or "not stated" for part in parts})) or "not known"
+    raise PublishError(
+        f"No license follows from those of {what}: {named}. Say under which one you may publish it: --license ID."
+    )
+
+
+def refuse_withheld(anchors: Iterable[Origin]) -> None:
+    """Refuses to publish what was made from weights that must not be passed on.
+
+    The publisher's word counts only for a model on this machine that states no license.
+
+    Raises:
+        PublishError: the license of an anchor does not let others redistribute its weights.
+    """
+    for anchor in anchors:
+        if (anchor.license or anchor.hub_id) and not is_redistributable(anchor.license):
             raise PublishError(
-                f"license {given!r} grants more than {known.license.stated} does, the strictest of {what}. Give that "
-                "one, or a stricter one."
+                f"{anchor.name}: {refusal_reason(anchor.license)}. What was made from its weights cannot be "
+                "published; generate from other anchors."
             )
-        return chosen, known
-    unclear = sorted({license.stated for license in licenses if not license.redistribution})
-    if unclear or known is None:
-        found = f"among them is {', '.join(unclear)}" if unclear else "none is known"
-        raise PublishError(
-            f"No license follows from those of {what}: {found}. Say under which one you may publish it: --license ID."
-        )
-    return known.license, known
+
+
+def license_fields(license: str) -> dict[str, str]:
+    """The entries of a card's front matter for a license of `settle_license`."""
+    (identifier,) = license_ids(license)
+    return {"license": identifier} if identifier != OTHER else {"license": OTHER, "license_name": license}

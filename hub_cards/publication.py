@@ -1,29 +1,28 @@
-"""What is to be published: which file goes where, under which license, and what stays behind."""
+"""What is to be published: which file goes where, under which license, what stays behind, and what the Hub lacks."""
 
+import hashlib
 import shutil
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
+from huggingface_hub.hf_api import RepoFile
+
+from datasets_scripts.schema import CARD_FILE
 from hf_wsl.files import write_text
 from modeling_wsl.checkpoints.checkpoint import open_checkpoint
 from modeling_wsl.checkpoints.errors import CheckpointError, read_json
 from modeling_wsl.checkpoints.folders import INDEX_SUFFIX, parse_index
-from modeling_wsl.hub_card import is_ours
 
-from .card_text import CARD_FILE, check_card, is_somebodys, read_card
+from .cards import choose_card
 from .errors import PublishError
 
 
 STAGING = ".publish"  # inside the folder: what is written for the Hub alone; removed when all of it is there
-# Beside the files of its kind, a folder's texts go along.
-TEXT_FILES = ("LICENSE*", "LICENSE*", "NOTICE*", "CITATION.cff")
-OWN_HERE = "README.md is your own, or was changed since: it is kept. Delete it to have it written anew."
-OWN_THERE = (
-    "README.md on the Hub is somebody's own, or was changed there: it is kept. Delete it there to have it anew."
-)
+TEXT_FILES = ("LICENSE*", "LICENCE*", "NOTICE*", "CITATION.cff")  # a folder's texts go along
+NEW, CHANGED, UNCHANGED, OUTDATED = "new", "changed", "unchanged", "outdated"
 
 
 @dataclass(frozen=True)
@@ -34,7 +33,7 @@ class Publication:
         folder: what was named.
         kind: in words.
         repo_type: "model" or "dataset".
-        files: path in the repository -> file here; the last ones make the others usable, so they are sent last.
+        files: path in the repository -> file here.
         owned: patterns of paths that belong to this kind: what a repository has of these beyond `files` is outdated.
         license: in words.
         withheld: name -> why it stays behind, for parts of the payload.
@@ -54,10 +53,6 @@ class Publication:
     notes: tuple[str, ...] = ()
     card: str | None = None
 
-    def owns(self, path: str) -> bool:
-        """Whether a path of the repository belongs to this kind of content."""
-        return any(fnmatch(path, pattern) for pattern in self.owned)
-
     def write_card(self) -> None:
         """Writes the card into the folder, where it is ours to write."""
         if self.card is not None:
@@ -66,6 +61,47 @@ class Publication:
     def remove_staging(self) -> None:
         """Removes what was written for the Hub alone."""
         shutil.rmtree(self.folder / STAGING, ignore_errors=True)
+
+
+def model_publication(
+    folder: Path,
+    kind: str,
+    files: Iterable[str],
+    staged: Mapping[str, Path],
+    owned: tuple[str, ...],
+    license: str,
+    written: str,
+    on_hub: str | None,
+) -> Publication:
+    """The publication of a model, with its card or the one that a person wrote.
+
+    Args:
+        files: names in the folder that go along, beside its texts.
+        staged: path in the repository -> another file here.
+        owned, license: as in `Publication`.
+        written: the card of ours.
+        on_hub: README.md of the repository, None where it has none.
+
+    Raises:
+        PublishError: the card in the folder cannot be published.
+    """
+    card, notes, own_here = choose_card(folder, written, on_hub)
+    readme = folder / CARD_FILE
+    if not own_here:
+        readme = folder / STAGING / CARD_FILE
+        write_text(readme, card)
+    contents = {name: folder / name for name in [*text_files(folder), *files]} | dict(staged) | {CARD_FILE: readme}
+    return Publication(
+        folder=folder,
+        kind=kind,
+        repo_type="model",
+        files=contents,
+        owned=owned,
+        license=license,
+        left=left_behind(folder, contents),
+        notes=tuple(notes),
+        card=None if own_here else card,
+    )
 
 
 def read_facts(path: Path, required: Iterable[str]) -> dict[str, Any]:
@@ -130,32 +166,51 @@ def refuse_leftovers(folder: Path, names: Sequence[str], remedy: str) -> None:
     Raises:
         PublishError: one of the `names` (patterns) is there.
     """
-    found = sorted(path.name for name in names for path in folder.glob(name))
-    if found:
-        raise PublishError(f"{folder} holds {found[0]}, which a run left that has not ended. {remedy}")
+    left = sorted(path.name for name in names for path in folder.glob(name))
+    if left:
+        raise PublishError(f"{folder} holds {left[0]}, which a run left that has not ended. {remedy}")
 
 
-def stage_card(folder: Path, written: str, on_hub: str | None) -> tuple[Path, str | None, list[str]]:
-    """Chooses between the card in the folder, the one on the Hub and the one written now: people's own come first.
+@dataclass(frozen=True)
+class FileChange:
+    """One file: `state` is new, changed, unchanged, or outdated (it will be deleted); `size` in bytes."""
+
+    path: str
+    size: int
+    state: str
+
+
+def compare(publication: Publication, there: Mapping[str, RepoFile]) -> Iterator[FileChange]:
+    """The state of each file; files are read only where one of the same size is on the Hub.
 
     Args:
-        folder: of the model.
-        written: the card of ours.
-        on_hub: README.md of the repository, None where it has none.
-
-    Returns:
-        the file to send, the text to write into the folder (None: it has somebody's own card), and notes.
-
-    Raises:
-        PublishError: the card in the folder cannot be published.
+        there: the files of the repository, by path.
     """
-    here = read_card(folder / CARD_FILE)
-    if here is not None and not is_ours(here):
-        front = check_card(here, str(folder / CARD_FILE))
-        notes = [OWN_HERE] if front.get("license") else [OWN_HERE, "README.md names no license in its front matter."]
-        return folder / CARD_FILE, None, notes
-    check_card(written, CARD_FILE)
-    kept = on_hub is not None and is_somebodys(on_hub)
-    chosen = on_hub if kept else written
-    write_text(folder / STAGING / CARD_FILE, chosen)
-    return folder / STAGING / CARD_FILE, chosen, [OWN_THERE] if kept else []
+    for path, local in publication.files.items():
+        size, remote = local.stat().st_size, there.get(path)
+        if remote is None:
+            state = NEW
+        else:
+            state = UNCHANGED if remote.size == size and has_content(local, remote) else CHANGED
+        yield FileChange(path, size, state)
+    for path, remote in there.items():
+        if path not in publication.files and any(fnmatch(path, pattern) for pattern in publication.owned):
+            yield FileChange(path, remote.size, OUTDATED)
+
+
+def has_content(local: Path, remote: RepoFile) -> bool:
+    """Whether a file here has the bytes of one there, by sha256 for large files and by git's hash for others."""
+    with local.open("rb") as stream:
+        if remote.lfs is not None:
+            return hashlib.file_digest(stream, "sha256").hexdigest() == remote.lfs.sha256
+        blob = hashlib.sha1(f"blob {local.stat().st_size}\0".encode())
+        return hashlib.file_digest(stream, lambda: blob).hexdigest() == remote.blob_id
+
+
+def readable_size(size: int) -> str:
+    """A number of bytes in decimal units, as the Hub shows them: 1,234,567 -> "1.2 MB"."""
+    if size < 1000:
+        return f"{size} B"
+    units = ("kB", "MB", "GB")
+    power = min((len(str(size)) - 1) // 3, len(units))
+    return f"{size / 1000**power:,.1f} {units[power - 1]}"

@@ -17,9 +17,8 @@ from .backbone import prepare_backbone
 from .dataset import prepare_dataset
 from .errors import PublishError
 from .generated_model import prepare_generated_model
-from .hub_repository import look_up
-from .publish_plan import PublishPlan, compare
-from .upload import PublishResult, carry_out
+from .publication import compare
+from .upload import PublishPlan, PublishResult, carry_out, look_up
 
 
 DATASET, BACKBONE, GENERATED_MODEL = "tokenized dataset", "backbone", "generated model"
@@ -104,7 +103,7 @@ def plan_publication(
 
 
 def recognize(folder: Path) -> str:
-    """What a folder holds: `DATASET`, `BACKBONE` or `GENERATED_MODEL`.
+    """Tells what a folder holds: `DATASET`, `BACKBONE` or `GENERATED_MODEL`.
 
     Raises:
         PublishError: nothing of ours, or something that is not meant to be published.
@@ -134,7 +133,7 @@ def recognize(folder: Path) -> str:
 
 
 def model_type(folder: Path) -> str | None:
-    """What config.json calls its model, if there is one that can be read."""
+    """The model type that config.json states, if there is one that can be read."""
     try:
         content = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):

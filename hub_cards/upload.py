@@ -1,22 +1,100 @@
-"""Carries out a plan: large files in batches, the card last, so that a killed upload goes on where it was.
+"""The Hub's side of publishing: what a repository has, the plan that follows, and carrying it out.
 
-What has been committed is unchanged the next time; what was sent and not committed yet, the Hub knows by its hash.
+All changes are one commit, so no reader ever sees half of a version, and the card appears with the files that it
+describes. Before it, the client sends the large files and asks the Hub for each whether it has the bytes already: what
+arrived before a kill is not sent again.
 """
 
-import logging
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
 
-from huggingface_hub import CommitInfo, CommitOperationAdd, CommitOperationDelete, HfApi
+from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, get_token
+from huggingface_hub.errors import RepositoryNotFoundError, RevisionNotFoundError
+from huggingface_hub.hf_api import RepoFile
 
-from .hub_errors import hub_errors
-from .publish_plan import OUTDATED, FileChange, PublishPlan, readable_size
+from datasets_scripts.schema import CARD_FILE
+
+from .errors import PublishError, hub_errors
+from .publication import CHANGED, NEW, OUTDATED, UNCHANGED, FileChange, Publication, readable_size
 
 
-logger = logging.getLogger(__name__)
-# The Hub's own advice is under 100 files a commit; bytes bound what a kill can lose.
-BATCH_FILES, BATCH_BYTES = 50, 10 * 10**9
-Batches = Sequence[list[FileChange]]
+@dataclass(frozen=True)
+class HubRepository:
+    """A repository as it is, or as it is to be made.
+
+    Attributes:
+        repo_id, repo_type: which.
+        private: as it is, or will be made.
+        revision: branch to commit to; None is the main one.
+        exists, branch_exists: of repository and branch. A branch that does not exist begins as a copy of main.
+        head: commit that the branch is at, or will begin at; None for a new repository.
+        files: of that commit, by path.
+        card: its README.md; None where it has none.
+    """
+
+    repo_id: str
+    repo_type: str
+    private: bool
+    revision: str | None
+    exists: bool
+    branch_exists: bool
+    head: str | None = None
+    files: Mapping[str, RepoFile] = field(default_factory=dict)
+    card: str | None = None
+
+    @property
+    def url(self) -> str:
+        return f"{HfApi().endpoint}/{'datasets/' * (self.repo_type == 'dataset')}{self.repo_id}"
+
+
+@dataclass(frozen=True)
+class PublishPlan:
+    """All that publishing will do.
+
+    Attributes:
+        publication: what is published.
+        there: where, and what is there.
+        create_pr: propose it as a pull request.
+        changes: the state of each file.
+    """
+
+    publication: Publication
+    there: HubRepository
+    create_pr: bool
+    changes: tuple[FileChange, ...]
+
+    @property
+    def to_send(self) -> list[FileChange]:
+        return self.of_state(NEW, CHANGED)
+
+    @property
+    def does_nothing(self) -> bool:
+        """Whether the Hub has exactly this already."""
+        return self.there.exists and self.there.branch_exists and not self.of_state(NEW, CHANGED, OUTDATED)
+
+    def of_state(self, *states: str) -> list[FileChange]:
+        return [change for change in self.changes if change.state in states]
+
+    def lines(self) -> list[str]:
+        """The plan for people to read."""
+        publication, there = self.publication, self.there
+        branch = f", branch {there.revision}{'' if there.branch_exists else ' (new)'}" if there.revision else ""
+        proposed = ", as a pull request" if self.create_pr else ""
+        visibility, known = "private" if there.private else "public", "exists" if there.exists else "will be made"
+        width = max((len(change.path) for change in self.changes), default=0)
+        lines = [
+            f"{publication.kind} {publication.folder}",
+            f"to {there.url} ({publication.repo_type}, {visibility}, {known}{branch}{proposed})",
+            f"license: {publication.license}",
+            *(f"  {c.state:<9} {c.path:<{width}}  {readable_size(c.size):>9}" for c in self.changes),
+            f"{len(self.to_send)} files to send, {readable_size(sum(change.size for change in self.to_send))}; "
+            f"{len(self.of_state(UNCHANGED))} unchanged; {len(self.of_state(OUTDATED))} outdated ones to delete",
+        ]
+        lines += [f"withheld: {name}: {reason}" for name, reason in publication.withheld.items()]
+        if publication.left:
+            lines.append(f"stays here: {', '.join(publication.left)}")
+        return [*lines, *(f"note: {note}" for note in publication.notes)]
 
 
 @dataclass(frozen=True)
@@ -24,7 +102,7 @@ class PublishResult:
     """What became of a plan.
 
     Attributes:
-        commit_url: of the last commit, or of the one that was there where nothing had changed.
+        commit_url: of the commit, or of the one that was there where nothing had changed.
         pull_request_url: None unless one was asked for.
         sent: paths in the repository that were new or changed.
     """
@@ -35,21 +113,76 @@ class PublishResult:
     sent: tuple[str, ...]
 
 
-def carry_out(plan: PublishPlan, *, message: str | None = None, token: str | None = None) -> PublishResult:
-    """Makes the repository and the branch where they do not exist, and sends what the plan names.
-
-    A repository that nobody reads yet (it has no card) gets a commit a batch. One that has a card gets all in a
-    single commit after the large files were sent, so that no reader ever sees half of a new version.
+def look_up(
+    repo_id: str, repo_type: str, *, private: bool, revision: str | None, create_pr: bool, token: str | None
+) -> HubRepository:
+    """Asks the Hub, and refuses what could only fail later.
 
     Args:
-        message: of the last commit.
+        private: make the repository private, if it is to be made.
+
+    Raises:
+        PublishError: nobody is logged in, the namespace is somebody else's, the repository is public and was asked to
+            be private, or a pull request to a repository that does not exist.
+        UploadError: the Hub does not answer or refuses.
+    """
+    api = HfApi(token=token)
+    with hub_errors(repo_id):
+        check_account(api, repo_id, create_pr)
+        try:
+            info = api.repo_info(repo_id, repo_type=repo_type)
+        except RepositoryNotFoundError:
+            if create_pr:
+                raise PublishError(f"{repo_id} does not exist, so no pull request can be made to it.") from None
+            return HubRepository(repo_id, repo_type, private, revision, False, revision is None)
+        if private and not info.private:
+            raise PublishError(
+                f"{repo_id} exists and is public, so nothing in it can be private. Change its visibility on the Hub "
+                "first, or publish without private."
+            )
+        head, branch_exists = info.sha, True
+        if revision is not None:
+            try:
+                head = api.repo_info(repo_id, repo_type=repo_type, revision=revision).sha
+            except RevisionNotFoundError:
+                branch_exists = False
+        tree = api.list_repo_tree(repo_id, recursive=True, revision=head, repo_type=repo_type)
+        files = {entry.path: entry for entry in tree if isinstance(entry, RepoFile)}
+        card = None
+        if CARD_FILE in files:
+            path = api.hf_hub_download(repo_id, CARD_FILE, repo_type=repo_type, revision=head)
+            card = Path(path).read_bytes().decode("utf-8", errors="replace")
+    return HubRepository(repo_id, repo_type, info.private, revision, True, branch_exists, head, files, card)
+
+
+def check_account(api: HfApi, repo_id: str, create_pr: bool) -> None:
+    """Refuses early what the Hub would refuse after hours of hashing.
+
+    Raises:
+        PublishError: nobody is logged in, or the namespace is somebody else's.
+    """
+    if not api.token and not get_token():
+        raise PublishError("Nobody is logged in to the Hub. Run `hf auth login`, or set HF_TOKEN.")
+    account = api.whoami()
+    namespaces = [account["name"], *(organization["name"] for organization in account.get("orgs", ()))]
+    if repo_id.split("/")[0] not in namespaces and not create_pr:
+        raise PublishError(
+            f"{repo_id}: you are logged in as {account['name']}, who may write to {', '.join(namespaces)}. Name a "
+            "repository there, or offer a pull request to an existing one."
+        )
+
+
+def carry_out(plan: PublishPlan, *, message: str | None = None, token: str | None = None) -> PublishResult:
+    """Makes the repository and the branch where they do not exist, and sends what the plan names in one commit.
+
+    Args:
+        message: of the commit.
 
     Raises:
         UploadError: the Hub refuses, fails, or has changed since the plan was made.
     """
     publication, there, api = plan.publication, plan.there, HfApi(token=token)
     target = {"repo_id": there.repo_id, "repo_type": there.repo_type}
-    message = message or f"Publish {publication.kind} with hf-wsl"
     publication.write_card()
     if plan.does_nothing:
         publication.remove_staging()
@@ -59,79 +192,16 @@ def carry_out(plan: PublishPlan, *, message: str | None = None, token: str | Non
             api.create_repo(**target, private=there.private, exist_ok=True)
         if there.revision is not None and not there.branch_exists:
             api.create_branch(**target, branch=there.revision, exist_ok=True)
-        batches = list(cut(plan.to_send))
-        if there.card is not None or plan.create_pr:
-            info = commit_at_once(plan, api, target, batches, message)
-        else:
-            info = commit_by_batches(plan, api, target, batches, message)
-    publication.remove_staging()
-    return PublishResult(plan, info.commit_url, info.pr_url, tuple(change.path for change in plan.to_send))
-
-
-def commit_by_batches(plan: PublishPlan, api: HfApi, target: dict, batches: Batches, message: str) -> CommitInfo:
-    """A commit a batch; the last one has the card, and removes what is outdated."""
-    parent, info = plan.there.head, None
-    for number, batch in enumerate(batches or [[]], start=1):
-        last = number >= len(batches)
-        operations = [*additions(plan, batch), *(deletions(plan) if last else ())]
-        part = "" if last else f" ({number} of {len(batches)})"
-        log_batch(number, batches, batch)
         info = api.create_commit(
             **target,
-            operations=operations,
-            commit_message=f"{message}{part}",
-            revision=plan.there.revision,
-            parent_commit=parent,
+            operations=[
+                *(CommitOperationAdd(c.path, str(publication.files[c.path])) for c in plan.to_send),
+                *(CommitOperationDelete(c.path, is_folder=False) for c in plan.of_state(OUTDATED)),
+            ],
+            commit_message=message or f"Publish {publication.kind} with hf-wsl",
+            revision=there.revision,
+            create_pr=plan.create_pr,
+            parent_commit=there.head,
         )
-        parent = info.oid
-    return info
-
-
-def commit_at_once(plan: PublishPlan, api: HfApi, target: dict, batches: Batches, message: str) -> CommitInfo:
-    """Sends the large files batch by batch, then makes one commit of everything."""
-    operations: list[CommitOperationAdd | CommitOperationDelete] = []
-    for number, batch in enumerate(batches, start=1):
-        added = additions(plan, batch)
-        log_batch(number, batches, batch)
-        if len(batches) > 1:
-            api.preupload_lfs_files(
-                **target, additions=added, revision=plan.there.revision, create_pr=plan.create_pr, free_memory=False
-            )
-        operations += added
-    return api.create_commit(
-        **target,
-        operations=[*operations, *deletions(plan)],
-        commit_message=message,
-        revision=plan.there.revision,
-        create_pr=plan.create_pr,
-        parent_commit=plan.there.head,
-    )
-
-
-def additions(plan: PublishPlan, batch: Sequence[FileChange]) -> list[CommitOperationAdd]:
-    """Hashes the files of a batch."""
-    files = plan.publication.files
-    return [CommitOperationAdd(path_in_repo=c.path, path_or_fileobj=str(files[c.path])) for c in batch]
-
-
-def deletions(plan: PublishPlan) -> list[CommitOperationDelete]:
-    return [CommitOperationDelete(path_in_repo=c.path, is_folder=False) for c in plan.of_state(OUTDATED)]
-
-
-def cut(changes: Sequence[FileChange]) -> Iterator[list[FileChange]]:
-    """Batches of at most `BATCH_FILES` files and, where they hold more than one, `BATCH_BYTES` bytes."""
-    batch: list[FileChange] = []
-    held = 0
-    for change in changes:
-        if batch and (len(batch) == BATCH_FILES or held + change.size > BATCH_BYTES):
-            yield batch
-            batch, held = [], 0
-        batch.append(change)
-        held += change.size
-    if batch:
-        yield batch
-
-
-def log_batch(number: int, batches: Batches, batch: Sequence[FileChange]) -> None:
-    size = readable_size(sum(change.size for change in batch))
-    logger.info("sending batch %d of %d: %d files, %s", number, max(1, len(batches)), len(batch), size)
+    publication.remove_staging()
+    return PublishResult(plan, info.commit_url, info.pr_url, tuple(change.path for change in plan.to_send))

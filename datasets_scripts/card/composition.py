@@ -1,29 +1,19 @@
-"""What a model is: architecture, family, training data, task and base model (paper, section 2 and Figure 1).
+"""The composition of a collection (paper, section 2 and Figure 1): architecture, family, training data, task, base.
 
-Everything is read off what a model's config, card and tags state; its name is believed where these say nothing, as the
-paper does. The words that decide are in `composition_rules.py`.
+Everything is read off what a model's config, card and tags state. What nothing states is unknown, as in the paper.
 """
 
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
-from .composition_rules import (
-    CLASS_TASKS,
-    DATA_RULES,
-    FAMILIES,
-    FAMILY_RULES,
-    LABEL_RULES,
-    LANGUAGE_TASKS,
-    NOT_DATA,
-    OTHER,
-    PRETRAINING_DATA,
-    TASKS,
-    TIMM_TAGS,
-    TRANSFORMER,
-    UNKNOWN,
-)
+from hf_wsl.files import replacing
+from hf_wsl.tables import markdown_table, plain
+
+from ..schema import ACCEPTED
+from .architectures import BEGINNINGS, CONVNET, GROUPS, HYBRID, OTHER, TRANSFORMER, UNKNOWN, family_of
 
 
 BASE_TAG = re.compile(r"base_model:(?:[a-z]+:)?(.+)")
@@ -33,18 +23,68 @@ RUN_FOLDER = re.compile(
     r"(?:.*/)?checkpoint-\d+|(?:models?|outputs?|results?|checkpoints?|runs?|logs?|weights|content)/.*"
 )
 CLASS_SUFFIX = re.compile(r"(?:For[A-Z]\w*|LMHeadModel|Model)$")
-FINE_TUNED = re.compile(r"fine[-_ ]?tuned?")
+# Suffix of the class of a transformers model -> task, as the Hub names it.
+CLASS_TASKS = {
+    "ForImageClassification": "image-classification",
+    "ForImageClassificationWithTeacher": "image-classification",
+    "ForSemanticSegmentation": "image-segmentation",
+    "ForUniversalSegmentation": "image-segmentation",
+    "ForInstanceSegmentation": "image-segmentation",
+    "ForSegmentation": "image-segmentation",
+    "ForObjectDetection": "object-detection",
+    "ForDepthEstimation": "depth-estimation",
+    "ForMaskedImageModeling": "image-feature-extraction",
+    "ForVideoClassification": "video-classification",
+    "ForKeypointDetection": "keypoint-detection",
+    "ForCausalLM": "text-generation",
+    "LMHeadModel": "text-generation",
+    "ForMaskedLM": "fill-mask",
+    "ForSequenceClassification": "text-classification",
+    "ForTokenClassification": "token-classification",
+    "ForQuestionAnswering": "question-answering",
+    "ForMultipleChoice": "multiple-choice",
+    "ForNextSentencePrediction": "text-classification",
+    "ForAudioClassification": "audio-classification",
+    "ForCTC": "automatic-speech-recognition",
+    "ForSpeechSeq2Seq": "automatic-speech-recognition",
+}
+LANGUAGE_TASKS = {
+    *("text-generation", "fill-mask", "text-classification", "token-classification", "question-answering"),
+    *("summarization", "translation", "sentence-similarity", "text2text-generation", "multiple-choice"),
+}
+TASKS = {
+    *CLASS_TASKS.values(),
+    *LANGUAGE_TASKS,
+    *("image-to-image", "image-to-text", "mask-generation", "zero-shot-image-classification", "text-to-image"),
+    *("zero-shot-object-detection", "image-text-to-text", "feature-extraction", "reinforcement-learning"),
+    "visual-question-answering",
+}
+# Words of training scripts for a user's own folder.
+NOT_DATA = {
+    *("imagefolder", "image_folder", "generator", "custom", "custom_dataset", "dataset", "none", "unknown", "arrow"),
+}
+# Data sets that have one meaning whoever uploaded them; others keep the owner's name.
+COMMON_DATA = {
+    *("imagenet-1k", "imagenet-12k", "imagenet-21k", "imagenet-22k", "tiny-imagenet", "imagenette", "cifar10"),
+    *("cifar100", "mnist", "fashion_mnist", "svhn", "stl10", "food101", "beans", "eurosat", "coco", "ade20k", "squad"),
+    *("cityscapes", "wikitext", "bookcorpus", "imdb", "glue", "librispeech_asr"),
+}
+FIGURE_FILE = "composition.png"
+# From the palette of Okabe and Ito, which color-blind eyes tell apart; in gray they get lighter from left to right.
+COLORS = {TRANSFORMER: "#0072B2", CONVNET: "#D55E00", HYBRID: "#009E73", OTHER: "#E69F00", UNKNOWN: "#BBBBBB"}
+DARK = "#4D4D4D"
+Row = Mapping[str, Any]
 
 
 @dataclass(frozen=True)
 class Composition:
-    """What `describe` finds; None is unknown.
+    """The facts that `describe` reads; None is unknown.
 
     Attributes:
         architecture: as stated: a timm name, a transformers model type or class, a PEFT type.
-        family: one of `FAMILIES`: "other" has an architecture that is none of the families, "unknown" has none.
+        family: one of `FAMILIES`: "other" is known and none of the families, "unknown" is not known.
         group: one of `GROUPS`.
-        training_data: what it was trained on last, e.g. "imagenet-1k"; a Hub id where the data have no such name.
+        training_data: the data set that its card or tags name, e.g. "imagenet-1k".
         task: as the Hub names tasks.
         base_model: Hub id of what it was fine-tuned from, or of an adapter's base.
     """
@@ -65,75 +105,51 @@ def describe(
     card: Mapping[str, Any] | None = None,
     architecture: str | None = None,
     task: str | None = None,
-    library: str | None = None,
 ) -> Composition:
     """Describes a model. Entries of an unexpected type say nothing.
 
     Args:
-        model_id: `owner/name`, or the name of a local model.
+        model_id: `owner/name`, or the name of a local model; it only tells a base model from the model itself.
         config: parsed config.json or adapter_config.json.
         tags: of the model on the Hub.
         card: front matter of the model's card.
         architecture, task: where they are known already; then they are not looked for.
-        library: "timm", "transformers" or "peft", where known.
     """
     config, card, tags = config or {}, card or {}, list(_texts(tags))
-    name = _name(model_id)
-    architecture = architecture or _architecture(config, name, library)
+    architecture = architecture or _architecture(config)
     task = task or _task(config, card, tags)
-    base_model = _base_model(model_id, config, card, tags)
-    base_name = _name(base_model or "")
-    plain_tags = " ".join(tag for tag in tags if ":" not in tag and tag not in TASKS)
-    family, group = _family([architecture or "", *_backbones(config)], task, [plain_tags, base_name, name])
-    data = _stated_data(config, card, tags, name, library) or _named_data(name, base_name)
-    return Composition(architecture, family, group, data, task, base_model)
-
-
-def group_of(row: Mapping[str, Any]) -> str:
-    """The group of a row of the config `models`, whose family may be any word that a list of models states."""
-    family = row["family"] or UNKNOWN
-    groups = {rule.group for rule in FAMILY_RULES if rule.family == family}
-    if family == UNKNOWN or len(groups) == 1:
-        return UNKNOWN if family == UNKNOWN else groups.pop()
-    if family not in FAMILIES:  # the word, or the architecture, may be known to the rules
-        group = _family([family, row["architecture"] or ""], None, [])[1]
-        return OTHER if group == UNKNOWN else group
-    # "other" and "language" are of several groups: the rules are asked again.
-    names = [_name(row["base_model"] or ""), _name(row["model_id"])]
-    found, group = _family([row["architecture"] or ""], row["task"], names)
-    if found == family:
-        return group
-    return TRANSFORMER if family == "language" else OTHER
-
-
-def _family(stated: Iterable[str], task: str | None, names: Iterable[str]) -> tuple[str, str]:
-    """Family and group by the first rule that fits what is stated; failing that, the task; failing that, a name."""
-    stated = " ".join(stated).lower().strip()
-    for rule in FAMILY_RULES:
-        if rule.pattern.search(stated):
-            return rule.family, rule.group
-    if task in LANGUAGE_TASKS:
-        return "language", TRANSFORMER
-    for name in names:
-        for rule in FAMILY_RULES:
-            if not rule.stated_only and rule.pattern.search(name.lower()):
-                return rule.family, rule.group
-    return ("other", OTHER) if stated else (UNKNOWN, UNKNOWN)
-
-
-def _architecture(config: Mapping[str, Any], name: str, library: str | None) -> str | None:
-    if peft_type := next(_texts(config.get("peft_type")), None):
-        return peft_type.lower()
-    if library == "timm" and "architecture" not in config:
-        return name.partition(".")[0]  # timm's ids are the architecture and a tag
-    classes = (CLASS_SUFFIX.sub("", name) for name in _texts(config.get("architectures")))
-    return next(
-        (text for text in (*_texts(config.get("architecture"), config.get("model_type")), *classes) if text), None
+    place = family_of(*_texts(architecture), *_parts(config))
+    if place is None:
+        place = ("language", TRANSFORMER) if task in LANGUAGE_TASKS else (UNKNOWN, UNKNOWN)
+    return Composition(
+        architecture, *place, _training_data(card, tags), task, _base_model(model_id, config, card, tags)
     )
 
 
-def _backbones(config: Mapping[str, Any]) -> Iterator[str]:
-    """What a segmenter, a detector or an encoder-decoder is built on."""
+def group_of(row: Row) -> str:
+    """The group of a row of the config `models`, whose family may be any word that a list of models states."""
+    family, architecture = row["family"] or UNKNOWN, row["architecture"] or ""
+    if family == UNKNOWN:
+        return UNKNOWN
+    groups = dict(BEGINNINGS.keys())
+    if family not in ("other", "language") and family in groups:
+        return groups[family]
+    known = family_of(*([architecture] if family in ("other", "language") else [family, architecture]))
+    if known is not None:
+        return known[1]
+    return TRANSFORMER if family == "language" else OTHER
+
+
+def _architecture(config: Mapping[str, Any]) -> str | None:
+    if peft_type := next(_texts(config.get("peft_type")), None):
+        return peft_type.lower()
+    classes = (CLASS_SUFFIX.sub("", name) for name in _texts(config.get("architectures")))
+    stated = (*_texts(config.get("architecture"), config.get("model_type")), *classes)
+    return next((text for text in stated if text), None)
+
+
+def _parts(config: Mapping[str, Any]) -> Iterator[str]:
+    """The networks that a segmenter, a detector or an encoder-decoder is built on."""
     for key in ("backbone_config", "encoder"):
         inner = config.get(key)
         if isinstance(inner, Mapping):
@@ -143,100 +159,33 @@ def _backbones(config: Mapping[str, Any]) -> Iterator[str]:
 
 def _task(config: Mapping[str, Any], card: Mapping[str, Any], tags: Sequence[str]) -> str | None:
     classes = (CLASS_SUFFIX.search(name) for name in _texts(config.get("architectures")))
-    return next(
-        (
-            task
-            for task in (
-                *_texts(card.get("pipeline_tag")),
-                *(tag for tag in tags if tag in TASKS),
-                *(tag for tag in _texts(card.get("tags")) if tag in TASKS),
-                *(CLASS_TASKS.get(match[0]) for match in classes if match),
-            )
-            if task
-        ),
-        None,
+    stated = (
+        *_texts(card.get("pipeline_tag")),
+        *(tag for tag in (*tags, *_texts(card.get("tags"))) if tag in TASKS),
+        *(CLASS_TASKS.get(match[0]) for match in classes if match),
     )
+    return next((task for task in stated if task), None)
+
+
+def _training_data(card: Mapping[str, Any], tags: Sequence[str]) -> str | None:
+    """The first data set of the card's list and of the Hub's tags that is one."""
+    tagged = (tag.removeprefix("dataset:") for tag in tags if tag.startswith("dataset:"))
+    for dataset in (text.lower() for text in (*_texts(card.get("datasets")), *tagged) if HUB_ID.fullmatch(text)):
+        name = dataset.rpartition("/")[2]
+        if name not in NOT_DATA:
+            common = re.sub(r"[-_](wds|full|hf)$", "", name)
+            return common if common in COMMON_DATA else dataset
+    return None
 
 
 def _base_model(model_id: str, config: Mapping[str, Any], card: Mapping[str, Any], tags: Sequence[str]) -> str | None:
     """The first Hub id that is named as base, and is not the model itself."""
     tagged = (match[1] for tag in tags if (match := BASE_TAG.fullmatch(tag)))
     named = _texts(card.get("base_model"), *tagged, config.get("base_model_name_or_path"))
-    found = [name for name in named if HUB_ID.fullmatch(name)]
+    bases = [name for name in named if HUB_ID.fullmatch(name)]
     # transformers writes where a model was loaded from: a Hub id, or a folder of the author's.
-    found += [name for name in _texts(config.get("_name_or_path")) if "/" in name and HUB_ID.fullmatch(name)]
-    return next((name for name in found if name != model_id and not RUN_FOLDER.fullmatch(name)), None)
-
-
-def _stated_data(
-    config: Mapping[str, Any], card: Mapping[str, Any], tags: Sequence[str], name: str, library: str | None
-) -> str | None:
-    """Training data by the card's list, the Hub's tags, the card's results, timm's tag, the names of the classes."""
-    listed = [
-        *_texts(card.get("datasets")),
-        *(tag.removeprefix("dataset:") for tag in tags if tag.startswith("dataset:")),
-    ]
-    for dataset in (text.lower() for text in listed if HUB_ID.fullmatch(text)):
-        if (short := dataset.rpartition("/")[2]) not in NOT_DATA:
-            return _whole_data(re.sub(r"[-_](wds|full|hf)$", "", short)) or dataset
-    for dataset in _result_data(card):
-        if known := _whole_data(dataset.lower()):
-            return known
-    tag = _timm_tag(config, name, library)
-    if tag in TIMM_TAGS:
-        return TIMM_TAGS[tag]
-    if last := _last_data(tag):
-        return last[0]
-    labels = ", ".join(_first_labels(config)).lower()
-    return next((data for data, start in LABEL_RULES.items() if re.match(start, labels)), None)
-
-
-def _named_data(name: str, base_name: str) -> str | None:
-    """Training data by the model's name, without what its base model's name says."""
-    own = name.lower().replace(base_name.lower(), "") if base_name else name.lower()
-    own = FINE_TUNED.split(own)[-1]
-    if (last := _last_data(own)) is None:
-        return None
-    data, end = last
-    # `vit-in21k-flowers` is not named after what it was trained on last.
-    return None if data in PRETRAINING_DATA and re.search(r"[a-z]{3}", own[end:]) else data
-
-
-def _whole_data(text: str) -> str | None:
-    return next((data for data, pattern in DATA_RULES.items() if pattern.fullmatch(text)), None)
-
-
-def _last_data(text: str) -> tuple[str, int] | None:
-    """The data set whose name ends last in a text, and where it ends."""
-    found = [(match.end(), data) for data, pattern in DATA_RULES.items() for match in pattern.finditer(text)]
-    if not found:
-        return None
-    end, data = max(found, key=lambda item: item[0])  # of two that end there, the first in the table
-    return data, end
-
-
-def _result_data(card: Mapping[str, Any]) -> Iterator[str]:
-    """Data sets of the card's results (`model-index`)."""
-    for model in _mappings(card.get("model-index")):
-        for result in _mappings(model.get("results")):
-            for dataset in _mappings([result.get("dataset")]):
-                yield from _texts(dataset.get("type"), dataset.get("name"))
-
-
-def _timm_tag(config: Mapping[str, Any], name: str, library: str | None) -> str:
-    """`a1_in1k` of `resnet18.a1_in1k`."""
-    pretrained = config.get("pretrained_cfg")
-    inside = pretrained.get("tag") if isinstance(pretrained, Mapping) else None
-    return next(_texts(inside), name.partition(".")[2] if library == "timm" else "").lower()
-
-
-def _first_labels(config: Mapping[str, Any]) -> list[str]:
-    labels = config.get("id2label")
-    return list(_texts(*(labels.get(str(i)) for i in range(3)))) if isinstance(labels, Mapping) else []
-
-
-def _name(model_id: str) -> str:
-    return model_id.partition("/")[2] or model_id  # an owner may be called anything
+    bases += [name for name in _texts(config.get("_name_or_path")) if "/" in name and HUB_ID.fullmatch(name)]
+    return next((name for name in bases if name != model_id and not RUN_FOLDER.fullmatch(name)), None)
 
 
 def _texts(*values: Any) -> Iterator[str]:
@@ -248,5 +197,117 @@ def _texts(*values: Any) -> Iterator[str]:
             yield from _texts(*value)
 
 
-def _mappings(value: Any) -> list[Mapping[str, Any]]:
-    return [item for item in value if isinstance(item, Mapping)] if isinstance(value, list) else []
+@dataclass(frozen=True)
+class Share:
+    """A part of the accepted models.
+
+    Attributes:
+        name: the family, or the training data.
+        group: of a family, one of `GROUPS`; else "".
+        models, parameters: in it.
+        share: of all models.
+    """
+
+    name: str
+    group: str
+    models: int
+    parameters: int
+    share: float
+
+
+def family_shares(rows: Sequence[Row]) -> list[Share]:
+    """The families, in the order of their groups, the largest first.
+
+    Args:
+        rows: of the config `models`, without their manifests; refused ones do not count.
+    """
+    shares = _shares(rows, lambda row: (row["family"] or UNKNOWN, group_of(row)))
+    return sorted(shares, key=lambda share: GROUPS.index(share.group))
+
+
+def training_data_shares(rows: Sequence[Row]) -> list[Share]:
+    """The training data, the largest first, unknown ones at the end; `rows` as in `family_shares`."""
+    shares = _shares(rows, lambda row: (row["training_data"] or UNKNOWN, ""))
+    return sorted(shares, key=lambda share: share.name == UNKNOWN)
+
+
+def _shares(rows: Sequence[Row], part_of: Callable[[Row], tuple[str, str]]) -> list[Share]:
+    parts: dict[tuple[str, str], list[int]] = {}
+    for row in rows:
+        if row["status"] == ACCEPTED:
+            parts.setdefault(part_of(row), []).append(row["num_parameters"])
+    count = sum(map(len, parts.values()))
+    shares = [Share(*key, len(sizes), sum(sizes), len(sizes) / count) for key, sizes in parts.items()]
+    return sorted(shares, key=lambda share: (-share.models, share.name))
+
+
+def merge_rest(shares: Sequence[Share], limit: int) -> list[Share]:
+    """At most `limit` parts: the smallest known ones become "<number> more" of no group."""
+    if len(shares) <= limit:
+        return list(shares)
+    known = sorted((s for s in shares if s.name != UNKNOWN), key=lambda share: -share.models)
+    rest = known[limit - 1 - (len(known) < len(shares)) :]
+    sums = (sum(s.models for s in rest), sum(s.parameters for s in rest), sum(s.share for s in rest))
+    kept = [share for share in shares if share not in rest]
+    merged = Share(f"{len(rest)} more", "", *sums)
+    return [*(s for s in kept if s.name != UNKNOWN), merged, *(s for s in kept if s.name == UNKNOWN)]
+
+
+def composition_table(rows: Sequence[Row], limit: int = 25) -> str:
+    """Two tables in markdown: families by group, and training data; `rows` as in `family_shares`.
+
+    Args:
+        limit: of their lines; the smallest parts share one.
+    """
+
+    def cells(share: Share) -> tuple[str, ...]:
+        return plain(share.name), f"{share.models:,}", f"{share.share:.1%}", f"{share.parameters:,}"
+
+    families = [(share.group, *cells(share)) for share in merge_rest(family_shares(rows), limit)]
+    data = [cells(share) for share in merge_rest(training_data_shares(rows), limit)]
+    numbers = ("models", "share", "parameters")
+    return "\n\n".join(
+        [
+            markdown_table(("group", "family", *numbers), families, text_columns=2),
+            markdown_table(("trained on", *numbers), data),
+        ]
+    )
+
+
+def composition_figure(rows: Sequence[Row], path: Path) -> None:
+    """Draws which share of the models is of which group and family, and what they were trained on.
+
+    The same rows and the same matplotlib give the same bytes.
+
+    Args:
+        rows: as in `family_shares`; at least one accepted.
+        path: of the PNG file, written completely or not at all.
+    """
+    import matplotlib  # here: only the picture needs it
+    from matplotlib.figure import Figure
+
+    halves = {
+        "Architecture family": merge_rest(family_shares(rows), 14),  # 14 can be read at the width of a card
+        "Trained on": merge_rest(training_data_shares(rows), 14),
+    }
+    slots = max(3, *map(len, halves.values()))
+    accepted = [row["num_parameters"] for row in rows if row["status"] == ACCEPTED]
+    with matplotlib.rc_context({**matplotlib.rcParamsDefault, "font.size": 12}):
+        figure = Figure(figsize=(10.5, 1.5 + 0.36 * slots), layout="constrained")
+        for axes, (title, shares) in zip(figure.subplots(1, 2), halves.items(), strict=True):
+            names = [f"other {s.group}s" if s.name == "other" and s.group != OTHER else s.name for s in shares]
+            colors = [COLORS.get(s.group, COLORS[UNKNOWN] if s.name == UNKNOWN else DARK) for s in shares]
+            bars = axes.barh(range(len(shares)), [s.share for s in shares], color=colors, height=0.72)
+            axes.bar_label(bars, [f"{s.share:.1%}  ({s.models:,})" for s in shares], padding=4, color=DARK)
+            short = [name if len(name) <= 22 else name[:21] + "…" for name in names]
+            axes.set_yticks(range(len(shares)), short, parse_math=False)
+            axes.set_ylim(slots - 0.4, -0.6)  # the first on top, and bars as thick as those of the other half
+            axes.set_xlim(0, 1.6 * max(s.share for s in shares))  # room for the numbers
+            axes.xaxis.set_visible(False)
+            axes.spines[["top", "right", "bottom"]].set_visible(False)
+            axes.tick_params(axis="y", length=0)
+            axes.set_title(title, loc="left", weight="bold")
+        figure.suptitle(f"{len(accepted):,} models, {sum(accepted):,} parameters", x=0.01, ha="left", fontsize=13)
+        with replacing(path) as temporary:
+            # Without matplotlib's version, the only entry of the metadata that is written by default.
+            figure.savefig(temporary, format="png", dpi=120, metadata={"Software": None})

@@ -8,7 +8,7 @@ from huggingface_hub import DatasetCardData
 
 from modeling_wsl.hub_card import signed
 
-from ..licenses import license_of
+from ..licenses import license_ids
 from ..schema import (
     ACCEPTED,
     MODELS,
@@ -18,7 +18,6 @@ from ..schema import (
     TRAIN,
     VALIDATION,
     WINDOWS,
-    WITHHELD,
     card_configs,
 )
 from ..tokenize_config import DatasetConfig
@@ -35,7 +34,7 @@ from .sections import (
     split_table,
     subsets,
     summary,
-    withheld_models,
+    withheld_section,
 )
 
 
@@ -49,7 +48,7 @@ def dataset_card(
     config: DatasetConfig,
     *,
     collected: Collection | None = None,
-    withheld: Sequence[Row] = (),
+    withheld: Mapping[str, str] | None = None,
     families: Mapping[str, Sequence[str]] | None = None,
     picture: str | None = None,
     properties: str | None = None,
@@ -61,21 +60,26 @@ def dataset_card(
         rows: of the config `models`, complete but for the manifest, in order.
         config: of the run.
         collected: how the models were found, if `collect` found them.
-        withheld: rows of models that were tokenized and are not in this copy: their license does not let it be shared.
+        withheld: model_id -> reason, of models whose windows are not in this copy: their license does not let others
+            share them. Their rows stay in `models`.
         families: family -> splits, where families have files of their own, as in `schema.card_configs`.
         picture: of the composition: its path relative to the card.
         properties: digest of the table of the config `properties`, where there is one.
         dataset_id: where the dataset is published, for the examples.
     """
-    accepted = [row for row in rows if row["status"] == ACCEPTED]
+    withheld = withheld or {}
+    there = [row for row in rows if row["model_id"] not in withheld]
+    accepted = [row for row in there if row["status"] == ACCEPTED]
     splits = [split for split in SPLITS if any(row["split"] == split for row in rows)]
     num_windows = sum(row["num_windows"] for row in accepted)
-    listed = [*splits, WITHHELD] if withheld else splits
-    configs = {WINDOWS: [s for s in splits if s != REFUSED], MODELS: listed} if accepted else {MODELS: splits}
+    configs = {MODELS: splits}
+    if accepted:
+        with_windows = {row["split"] for row in accepted}
+        configs = {WINDOWS: [s for s in splits if s in with_windows], MODELS: splits}
     if properties:
         configs[PROPERTIES] = splits
     data = DatasetCardData(
-        license=sorted({license_of(row["license"]).identifier for row in accepted}) or None,
+        license=sorted({name for row in accepted for name in license_ids(row["license"])}) or None,
         pretty_name=config.title,
         size_categories=next((name for limit, name in SIZES if num_windows < limit), "n>10M"),
         tags=["model-weights", "weight-space-learning", "hf-wsl"],
@@ -85,12 +89,12 @@ def dataset_card(
     if accepted:
         sections += [
             summary(accepted, config, collected, bool(properties)),
-            split_table(rows, splits),
+            split_table(there, splits),
             reading(config, dataset_id, bool(properties)),
             *subsets(accepted, families or {}, dataset_id),
             *composition(accepted, picture, collected),
             *licenses(accepted),
-            *withheld_models(withheld),
+            *withheld_section([row for row in rows if row["model_id"] in withheld], withheld),
             *owners(accepted),
             *copies(accepted),
         ]

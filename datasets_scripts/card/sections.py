@@ -7,13 +7,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from hf_wsl.tables import markdown_table
+from hf_wsl.tables import markdown_table, plain
 
-from ..licenses import redistributable
+from ..licenses import is_redistributable
 from ..outcomes import OUTCOMES
 from ..schema import EXTRACTOR_FILE, REFUSED, REPORT_FILE, WINDOWS
 from ..tokenize_config import DatasetConfig
-from .composition_table import composition_table
+from .composition import composition_table
 
 
 LISTED = 20  # rows of a table; what is left out is counted
@@ -138,8 +138,8 @@ def composition(accepted: Sequence[Row], picture: str | None, collected: Collect
     if picture is not None:
         yield f"![Share of the models by architecture family, and by what they were trained on]({picture})"
     text = (
-        "Families and training data are those that a model's config, card or tags state; where these say nothing, its "
-        "name is believed. What neither tells is unknown."
+        "Families follow from the architecture that a model's config states, training data from its card and tags. "
+        "What these do not tell is unknown."
     )
     if collected is not None:
         text += (
@@ -152,22 +152,25 @@ def composition(accepted: Sequence[Row], picture: str | None, collected: Collect
 def licenses(accepted: Sequence[Row]) -> Iterator[str]:
     yield "## Licenses"
     yield "Each model stays under its own license, named with its source and revision in the config `models`."
-    allowed = {row["license"] or NOT_STATED: "yes" if redistributable(row["license"]) else "no" for row in accepted}
+    allowed = {
+        plain(row["license"] or NOT_STATED): "yes" if is_redistributable(row["license"]) else "no" for row in accepted
+    }
     lines = [(*line, allowed.get(line[0], "")) for line in _grouped(accepted, "license")]
     yield markdown_table(("license", "models", "tokens", "parameters", "adapted copies may be shared"), lines)
 
 
-def withheld_models(withheld: Sequence[Row]) -> Iterator[str]:
+def withheld_section(withheld: Sequence[Row], reasons: Mapping[str, str]) -> Iterator[str]:
+    """The models whose windows are not in this copy, and why; `reasons` by `model_id`."""
     if not withheld:
         return
     yield "## Withheld"
     listed = f", of which {LISTED} are shown" if len(withheld) > LISTED else ""
     yield (
-        f"{_count(len(withheld), 'model')} with {_sum(withheld, 'num_parameters'):,} parameters were tokenized and "
-        f"are not in this copy{listed}. Their licenses do not let others share them; rebuilding the dataset brings "
-        "them back."
+        f"The windows of {_count(len(withheld), 'model')} with {_sum(withheld, 'num_parameters'):,} parameters are "
+        f"not in this copy{listed}. Their licenses do not let others share them (`redistributable` is false in "
+        "`models`, which lists them); rebuilding the dataset brings them back."
     )
-    lines = [(row["model_id"], row["reason"]) for row in withheld[:LISTED]]
+    lines = [(plain(row["model_id"]), plain(reasons[row["model_id"]])) for row in withheld[:LISTED]]
     yield markdown_table(("model", "reason"), lines, text_columns=2)
 
 
@@ -190,7 +193,7 @@ def copies(accepted: Sequence[Row]) -> Iterator[str]:
         "entry. Copies with permuted neurons are not found. Groups are named after their first model."
     )
     if large:
-        yield markdown_table(("near copies of", "models"), [(n, f"{size:,}") for n, size in _head(large)])
+        yield markdown_table(("near copies of", "models"), [(plain(n), f"{size:,}") for n, size in _head(large)])
 
 
 def outcomes(rows: Sequence[Row]) -> Iterator[str]:
@@ -210,7 +213,11 @@ def outcomes(rows: Sequence[Row]) -> Iterator[str]:
     listed = f", of which {len(examples)} are shown" if len(refused) > len(examples) else ""
     yield f"{len(refused):,} models were refused{listed}; all are in the split `refused` of `models`, with the reason."
     lines = [
-        (row["model_id"], row["outcome"], textwrap.shorten(row["reason"], REASON_LENGTH, placeholder=" ..."))
+        (
+            plain(row["model_id"]),
+            row["outcome"],
+            plain(textwrap.shorten(row["reason"], REASON_LENGTH, placeholder=" ...")),
+        )
         for row in examples
     ]
     yield markdown_table(("model", "outcome", "reason"), lines, text_columns=3)
@@ -266,7 +273,7 @@ def _grouped(rows: Sequence[Row], column: str) -> list[tuple[str, ...]]:
 
 
 def _group_line(name: str, rows: Sequence[Row]) -> tuple[str, ...]:
-    return name, *(f"{n:,}" for n in (len(rows), _sum(rows, "num_tokens"), _sum(rows, "num_parameters")))
+    return plain(name), *(f"{n:,}" for n in (len(rows), _sum(rows, "num_tokens"), _sum(rows, "num_parameters")))
 
 
 def _head(groups: Sequence[tuple[str, int]]) -> list[tuple[str, int]]:

@@ -24,7 +24,7 @@ from modeling_wsl.checkpoints.hub import CONFIG_NAMES
 from modeling_wsl.checkpoints.safetensors_files import LENGTH_BYTES, header_length, parse_header
 from modeling_wsl.tokens.manifest import TensorSpec
 
-from ..licenses import is_redistributable, license_of
+from ..licenses import is_redistributable, license_ids
 from ..model_facts import HubFacts, license_of_card
 from ..model_task import ModelTask, refusing
 from ..outcomes import RefusedModel
@@ -138,9 +138,7 @@ def check_listing(candidate: Candidate, config: CollectConfig) -> None:
     if config.licenses == "redistributable":
         allowed = is_redistributable(license)
     else:
-        allowed = license_of(license).identifier in {
-            license_of(name).identifier for name in split_list(config.licenses)
-        }
+        allowed = set(license_ids(license)) <= {i for name in split_list(config.licenses) for i in license_ids(name)}
     if not allowed:
         reason = f"its license is {license or 'not stated'}"
         raise RefusedModel(source, "license", reason, f"Asked for were licenses {config.licenses}")

@@ -140,3 +140,17 @@ def hub_problem(error: Exception, revision: str | None, kind: str = "model") -> 
         return "cannot be read: the Hub does not know the access token", f"Unset HF_TOKEN, or {LOGIN}"
     first = (str(error).strip().splitlines() or [""])[0]
     return f"cannot be downloaded ({type(error).__name__}: {shorten(first)})", "Check the connection and try again"
+
+
+def upload_problem(error: Exception) -> tuple[str, str]:
+    """What an error of the Hub's client while something is published means, and what to do about it."""
+    status = error.response.status_code if isinstance(error, HfHubHTTPError) and error.response is not None else None
+    said, again = " ".join(str(error).split()), "Run the same command again: what has arrived is not sent again"
+    if isinstance(error, (GatedRepoError, RepositoryNotFoundError)) or status in (401, 403):
+        advice = "Check `hf auth whoami`: the token needs write access to this repository"
+        return f"the Hub refuses ({said})", advice
+    if status in (409, 412):
+        return f"somebody else changed the repository meanwhile ({said})", again
+    if isinstance(error, ValueError):
+        return f"the Hub does not take it ({said})", "Mend what it names and run the command again"
+    return f"the Hub could not be reached or failed ({type(error).__name__}: {said})", again

@@ -109,16 +109,19 @@ def test_families_with_files_of_their_own_are_configs():
 
 def test_licenses_say_whether_weights_may_be_passed_on_and_withheld_models_are_named():
     rows = [row("a", "train"), row("b", "train", license=None), row("c", "train", license="cc-by-nd-4.0")]
-    withheld = [row(f"w{i}", "withheld", license="gemma", reason="license gemma says so") for i in range(25)]
-    text = dataset_card(rows, CONFIG, withheld=withheld)
+    hidden = [row(f"w{i}", "validation", license="gemma") for i in range(25)]
+    reasons = {f"w{i}": "license [gemma] says so" for i in range(25)}
+    text = dataset_card([*rows, *hidden], CONFIG, withheld=reasons)
     data = parsed(text).data
     assert data.license == ["cc-by-nd-4.0", "mit", "unknown"]
-    assert [files["split"] for files in data.configs[1]["data_files"]] == ["train", "withheld"]
+    windows, models = ([files["split"] for files in config["data_files"]] for config in data.configs)
+    assert (windows, models) == (["train"], ["train", "validation"])  # no window of the validation split is there
+    assert "The weights of 3 trained neural networks" in text
     assert "| MIT | 1 | 10 | 90 | yes |" in text
     assert "| cc-by-nd-4.0 | 1 | 10 | 90 | no |" in text
     assert "| not stated | 1 | 10 | 90 | no |" in text
-    assert "25 models with 2,250 parameters were tokenized and are not in this copy, of which 20 are shown" in text
-    assert "| w0 | license gemma says so |" in text
+    assert "windows of 25 models with 2,250 parameters are not in this copy, of which 20 are shown" in text
+    assert r"| w0 | license \[gemma\] says so |" in text
     assert "| w20 |" not in text
 
 

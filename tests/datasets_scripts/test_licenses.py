@@ -1,8 +1,17 @@
-"""Licenses in the spellings that models come with: what they allow, and which of several is the strictest."""
+"""Licenses in the spellings that models come with, and whether weights under them may be passed on."""
 
 import pytest
 
-from datasets_scripts.licenses import ALIASES, MAY_BECOME, TABLE, license_of, redistributable, strictest
+from datasets_scripts.licenses import (
+    ALIASES,
+    KNOWN,
+    REDISTRIBUTABLE,
+    WITHHOLDING,
+    is_redistributable,
+    license_ids,
+    refusal_reason,
+    withheld_models,
+)
 
 
 @pytest.mark.parametrize(
@@ -34,36 +43,35 @@ from datasets_scripts.licenses import ALIASES, MAY_BECOME, TABLE, license_of, re
         ("dinov3-license", "other"),
     ],
 )
-def test_every_usual_spelling_finds_its_row_of_the_table(stated, identifier):
-    assert license_of(stated).identifier == identifier
+def test_every_usual_spelling_is_read_as_the_hub_s_identifier(stated, identifier):
+    assert license_ids(stated) == (identifier,)
 
 
-def test_every_row_and_every_alias_is_found_by_itself_and_names_a_row():
-    for identifier in TABLE:
-        assert license_of(identifier).identifier == identifier
-        assert license_of(identifier.upper()).identifier == identifier
-    assert set(ALIASES.values()) <= set(TABLE)
-    assert {license for pair in MAY_BECOME for license in pair} <= set(TABLE)
+def test_every_identifier_is_read_as_itself_and_every_alias_names_one():
+    for identifier in KNOWN:
+        assert license_ids(identifier) == license_ids(identifier.upper()) == (identifier,)
+    assert set(ALIASES.values()) <= KNOWN
+    assert not REDISTRIBUTABLE & WITHHOLDING
+    assert all(is_redistributable(identifier) == (identifier in REDISTRIBUTABLE) for identifier in KNOWN)
 
 
 @pytest.mark.parametrize(
     "stated", ["mit", "apache-2.0", "cc-by-4.0", "gpl-3.0", "cc-by-nc-4.0", "openrail", "cc0-1.0"]
 )
-def test_licenses_that_let_others_share_adapted_copies_say_on_which_conditions(stated):
-    verdict = redistributable(stated)
-    assert verdict
-    assert stated in verdict.reason
+def test_licenses_that_let_others_share_adapted_copies_are_redistributable(stated):
+    assert is_redistributable(stated)
 
 
 @pytest.mark.parametrize(
     ("stated", "reason"),
     [
-        ("cc-by-nd-4.0", "forbids sharing adapted copies"),
-        ("cc-by-nc-nd-4.0", "forbids sharing adapted copies"),
-        ("llama3", "terms of its own"),
-        ("gemma", "terms of its own"),
-        ("apple-amlr", "terms of its own"),
-        ("cc", "not among those whose terms are known"),
+        ("cc-by-nd-4.0", "cc-by-nd-4.0 does not let others share adapted copies"),
+        ("cc-by-nc-nd-4.0", "does not let others share adapted copies"),
+        ("llama3", "does not let others share adapted copies"),
+        ("Llama 3 Community License", "does not let others share adapted copies"),
+        ("gemma", "does not let others share adapted copies"),
+        ("apple-amlr", "does not let others share adapted copies"),
+        ("cc", "not among those that are known"),
         ("nvidia-open-model-license", "nvidia-open-model-license is not among those"),
         ("MIT (README badge, no license file)", "not among those"),
         ("MIT for code, weights for research only", "not among those"),
@@ -73,39 +81,24 @@ def test_licenses_that_let_others_share_adapted_copies_say_on_which_conditions(s
     ],
 )
 def test_whatever_forbids_it_or_is_not_known_keeps_the_weights_back_with_the_reason(stated, reason):
-    verdict = redistributable(stated)
-    assert not verdict
-    assert reason in verdict.reason
+    assert is_redistributable(stated) is False
+    assert reason in refusal_reason(stated)
 
 
-def test_of_several_licenses_of_one_model_the_strictest_counts_and_an_unknown_one_makes_all_unknown():
-    assert license_of("mit, cc-by-nc-4.0").identifier == "cc-by-nc-4.0"
-    assert license_of("cc-by-nc-4.0, mit").identifier == "cc-by-nc-4.0"
-    found = license_of("mit, my-own")
-    assert (found.identifier, found.stated) == ("other", "mit, my-own")
+def test_of_several_licenses_of_one_model_each_has_to_let_the_weights_go():
+    assert license_ids("mit, cc-by-nc-4.0") == ("mit", "cc-by-nc-4.0") and is_redistributable("mit, cc-by-nc-4.0")
+    assert license_ids("MIT, mit") == ("mit",)
+    assert not is_redistributable("mit, cc-by-nd-4.0")
+    assert license_ids("mit, my-own") == ("mit", "other") and not is_redistributable("mit, my-own")
+    assert "license mit, my-own is not among" in refusal_reason("mit, my-own")
 
 
-def test_the_order_of_strictness_is_that_of_what_is_asked_for():
-    order = ["cc0-1.0", "mit", "mpl-2.0", "gpl-3.0", "openrail", "cc-by-nc-4.0", "cc-by-nc-sa-4.0", "llama3"]
-    order += ["cc-by-nd-4.0", "cc-by-nc-nd-4.0", "other", "unknown"]
-    ranks = [license_of(identifier).rank for identifier in order]
-    assert ranks == sorted(ranks)
-    for count in range(1, len(order) + 1):
-        assert strictest(reversed(order[:count])).license.identifier == order[count - 1]
+def test_bit_identical_copies_are_withheld_with_what_they_copy_unless_its_license_is_merely_unknown():
+    def row(name, license, sha256):
+        return {"model_id": name, "license": license, "weights_sha256": sha256}
 
-
-def test_licenses_that_no_license_of_the_whole_satisfies_are_said():
-    (conflict,) = strictest(["MIT", "GPL-3.0", "CC BY-NC 4.0"]).conflicts
-    assert "gpl-3.0 forbids further restrictions" in conflict
-    assert "cc-by-nc-4.0 adds some (no commercial use)" in conflict
-    (conflict,) = strictest(["gpl-2.0", "cc-by-sa-4.0"]).conflicts
-    assert "each want the whole under themselves" in conflict
-    assert len(strictest(["gpl-3.0", "openrail", "cc-by-nc-sa-4.0"]).conflicts) == 3
-
-
-def test_licenses_that_may_become_one_another_are_no_conflict():
-    for licenses in (["mit", "apache-2.0", "gpl-3.0"], ["cc-by-sa-4.0", "gpl-3.0"], ["mit", None], ["mit", "MIT"]):
-        assert strictest(licenses).conflicts == ()
-    assert strictest(["mit", None]).license.identifier == "unknown"
-    with pytest.raises(ValueError, match="No licenses were given"):
-        strictest([])
+    rows = [row("copy", "MIT", "1"), row("original", "llama3", "1"), row("free", "mit", "2"), row("mute", None, "3")]
+    withheld = withheld_models([*rows, row("said", "mit", "3")])
+    assert list(withheld) == ["copy", "original", "mute"]
+    assert withheld["copy"].startswith("has the weights of original, bit for bit, whose license llama3 does not let")
+    assert "no license is stated" in withheld["mute"]

@@ -11,7 +11,6 @@ import time
 
 import datasets
 import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 import timm
 import torch
@@ -31,11 +30,9 @@ from transformers import AutoModel, PreTrainedModel
 
 from datasets_scripts.collect.collect import collect
 from datasets_scripts.collect.config import CollectConfig
-from hub_cards import upload
 from hub_cards.errors import PublishError, UploadError
-from hub_cards.publication import STAGING
+from hub_cards.publication import CHANGED, NEW, OUTDATED, STAGING, UNCHANGED, readable_size
 from hub_cards.publish import plan_publication, publish
-from hub_cards.publish_plan import CHANGED, NEW, OUTDATED, UNCHANGED, readable_size
 from modeling_wsl import WSLConfig, WSLFeatureExtractor, WSLForPreTraining
 from modeling_wsl.generation.generated_model import GeneratedModel
 from modeling_wsl.generation.latent_prior import PRIOR_FILE
@@ -119,30 +116,27 @@ def test_a_dataset_is_published_without_the_weights_that_may_not_be_shared_and_l
         assert there["windows"][split].features == rows.features
         assert there["windows"][split].to_list() == kept.to_list()
     assert not set(there["windows"]["train"]["model_id"]) & set(WITHHELD)
-    withheld = {row["model_id"]: row for row in there["models"]["withheld"]}
-    assert set(withheld) == set(WITHHELD)
-    assert "cc-by-nc-nd-4.0 forbids sharing adapted copies" in withheld["cyd-net"]["reason"]
-    assert "no license is stated" in withheld["dan-net"]["reason"]
-    assert "has the weights of cyd-net, bit for bit" in withheld["eve-copy-of-cyd"]["reason"]
-    for row in withheld.values():
-        assert (row["status"], row["outcome"], row["manifest"]) == ("withheld", "withheld", None)
-        assert row["num_tokens"] > 0
-    listed = [row for split, rows in there["models"].items() if split != "withheld" for row in rows]
-    before = [row for rows in here["models"].values() for row in rows if row["model_id"] not in WITHHELD]
-    assert listed == before
+    assert not [name for name in files_of(hub, "org/tokens", "dataset") if "-local-" in name]
+    for split, rows in here["models"].items():  # all models are listed, with whether their weights may be passed on
+        assert there["models"][split].to_list() == rows.to_list()
+    hidden = {row["model_id"] for rows in there["models"].values() for row in rows if not row["redistributable"]}
+    assert hidden >= set(WITHHELD)
+    reasons = result.plan.publication.withheld
+    assert "cc-by-nc-nd-4.0 does not let others share adapted copies" in reasons["cyd-net"]
+    assert "no license is stated" in reasons["dan-net"]
+    assert "has the weights of cyd-net, bit for bit" in reasons["eve-copy-of-cyd"]
 
 
 def test_card_picture_and_report_of_a_published_dataset_are_those_of_what_is_in_it(hub, dataset):
-    publish(dataset, "org/tokens")
+    withheld = publish(dataset, "org/tokens").plan.publication.withheld
     files = files_of(hub, "org/tokens", "dataset")
     card = files["README.md"].decode()
     front = ModelCard(card).data.to_dict()
     assert front["license"] == ["apache-2.0", "cc-by-nc-4.0", "mit"]
-    assert {"split": "withheld", "path": "models/withheld-*.parquet"} in front["configs"][1]["data_files"]
     assert "The weights of 3 trained neural networks" in card
     assert 'load_dataset("org/tokens", "windows"' in card
-    for name in WITHHELD:
-        assert f"| {name} |" in card
+    for name, reason in withheld.items():
+        assert f"| {name} | {reason} |" in card
     counts = json.loads(files["tokenize.json"])["counts"]
     rows = datasets.load_dataset("org/tokens", "windows")
     assert (counts["accepted"], counts["withheld"]) == (3, 3)
@@ -152,55 +146,38 @@ def test_card_picture_and_report_of_a_published_dataset_are_those_of_what_is_in_
     assert files["composition.png"] != (dataset / "composition.png").read_bytes()
 
 
-def test_the_properties_of_a_zoo_are_published_for_the_models_that_are_there(hub, tmp_path):
+def test_the_properties_of_a_zoo_are_published_as_they_are(hub, tmp_path):
     splits = dict(zip(ZOO, ("train", "test", "train", "validation", "train", "train"), strict=True))
     columns = {"model_id": list(splits), "split": list(splits.values()), "test_accuracy": [0.1 * i for i in range(6)]}
     dataset = make_dataset(tmp_path, properties=pa.table(columns))
     here = datasets.load_dataset(str(dataset), "properties")
     publish(dataset, "org/tokens")
     there = datasets.load_dataset("org/tokens", "properties")
-    assert set(there) == {"train", "test"}
-    for split, rows in there.items():
-        assert rows.to_list() == [row for row in here[split] if row["model_id"] not in WITHHELD]
+    assert {split: rows.to_list() for split, rows in there.items()} == {s: rows.to_list() for s, rows in here.items()}
     models = datasets.load_dataset("org/tokens", "models")
     assert there["train"]["model_id"] == models["train"]["model_id"]
-    tokens = {split: sum(models[split]["num_tokens"]) for split in there}
+    tokens = {
+        split: sum(row["num_tokens"] for row in rows if row["model_id"] not in WITHHELD)
+        for split, rows in models.items()
+    }
     counts = json.loads(files_of(hub, "org/tokens", "dataset")["tokenize.json"])["counts"]
-    assert counts["tokens_by_split"] == tokens | {"validation": 0}
+    assert counts["tokens_by_split"] == tokens and tokens["validation"] == 0
+    assert set(datasets.load_dataset("org/tokens", "windows")) == {"train", "test"}
     (dataset / "properties" / "test-00000-of-00001.parquet").unlink()
     with pytest.raises(PublishError, match="5 rows of properties are there, and 6 should be"):
         publish(dataset, "org/tokens")
 
 
-def test_files_without_a_withheld_model_go_as_they_are_and_names_stay_without_gaps(hub, dataset):
+def test_parquet_files_go_as_they_are_and_those_of_withheld_models_stay_here(hub, dataset):
     publish(dataset, "org/tokens")
     files = files_of(hub, "org/tokens", "dataset")
-    names = sorted(name for name in files if name.startswith("windows/"))
-    for split in ("train", "validation"):
-        mine = [name for name in names if f"/{split}-" in name]
-        assert mine == [f"windows/{split}-{n:05d}-of-{len(mine):05d}.parquet" for n in range(len(mine))]
-    local = {path.read_bytes() for path in (dataset / "windows").iterdir()}
-    assert len(names) < len(local)
-    assert any(files[name] in local for name in names)
-    for path in (dataset / "models").glob("refused-*"):
-        assert files[f"models/{path.name}"] == path.read_bytes()
-
-
-def test_windows_are_never_rewritten_and_rewritten_lists_of_models_keep_compression_and_statistics(hub, dataset):
-    publish(dataset, "org/tokens")
-    local = {path.read_bytes() for path in dataset.rglob("*.parquet")}
-    rewritten = 0
-    for name, content in files_of(hub, "org/tokens", "dataset").items():
-        assert content in local or not name.startswith("windows/")
-        if name.startswith("models/train") and content not in local:
-            rewritten += 1
-            file = pq.ParquetFile(pa.BufferReader(content))
-            first = pq.ParquetFile(next(iter((dataset / "models").iterdir())))
-            assert file.schema_arrow.equals(first.schema_arrow, check_metadata=True)
-            column = file.metadata.row_group(0).column(0)
-            assert (column.compression, column.is_stats_set) == ("ZSTD", True)
-            assert all(file.metadata.row_group(n).num_rows for n in range(file.num_row_groups))
-    assert rewritten
+    parquet = {path.relative_to(dataset).as_posix(): path for path in dataset.rglob("*.parquet")}
+    stay = {name for name in parquet if "-local-" in name}
+    assert stay and {name for name in files if name.endswith(".parquet")} == set(parquet) - stay
+    for name in set(parquet) - stay:
+        assert files[name] == parquet[name].read_bytes()
+    plan = plan_publication(dataset, "org/tokens")
+    assert "windows/" not in plan.publication.left  # only some of it stays, and the plan says of which models
 
 
 def test_a_dataset_whose_families_have_files_of_their_own_keeps_its_configs(hub, tmp_path):
@@ -219,7 +196,7 @@ def test_a_dataset_that_may_be_shared_whole_is_published_file_by_file(hub, tmp_p
     files = files_of(hub, "org/tokens", "dataset")
     for path in dataset.rglob("*.parquet"):
         assert files[path.relative_to(dataset).as_posix()] == path.read_bytes()
-    assert "withheld" not in datasets.load_dataset("org/tokens", "models")
+    assert all(all(rows["redistributable"]) for rows in datasets.load_dataset("org/tokens", "models").values())
 
 
 def test_a_collected_dataset_is_published_with_the_story_of_its_collection(hub, tmp_path):
@@ -248,7 +225,7 @@ def test_a_dataset_s_own_card_keeps_its_text_and_gets_a_front_matter_that_fits(h
     card = files_of(hub, "org/tokens", "dataset")["README.md"].decode()
     assert "# Our lab's models\n\nThanks!" in card
     assert (dataset / "README.md").read_text() == own
-    assert set(datasets.load_dataset("org/tokens", "models")) == {"train", "validation", "withheld"}
+    assert set(datasets.load_dataset("org/tokens", "models")) == {"train", "validation"}
 
 
 # --- backbones
@@ -303,7 +280,9 @@ def test_a_backbone_goes_up_without_checkpoints_and_without_the_publisher_s_fold
     files = files_of(hub, "org/backbone")
     expected = {"config.json", "preprocessor_config.json", "model.safetensors", "training_facts.json", "README.md"}
     expected.add("latent_prior.safetensors")
-    assert set(files) == {*expected, ".gitattributes", *code_files()}
+    code = {name for name in files if name.endswith(".py")}
+    assert set(files) - code == {*expected, ".gitattributes"}
+    assert set(code_files()) - {"files.py"} <= code <= set(code_files())  # what only commands use is not reached
     assert {"checkpoint-2/", "checkpoint-4/", "metrics.jsonl"} <= set(result.plan.publication.left)
     training = json.loads((backbone / "training_facts.json").read_text())
     assert os.path.isabs(training["config"]["dataset"])
@@ -330,11 +309,14 @@ def test_a_backbone_s_card_has_the_figures_of_its_run_and_the_licenses_of_its_tr
 def test_a_backbone_trained_on_a_dataset_of_the_hub_links_it_at_its_commit(hub, dataset, tmp_path):
     commit = publish(dataset, "org/tokens").commit_url.rsplit("/", 1)[1]
     backbone = make_backbone(tmp_path, "org/tokens")
-    publish(backbone, "org/backbone")
+    with pytest.raises(PublishError, match="apache-2.0, cc-by-nc-4.0, mit. Say under which one"):
+        publish(backbone, "org/backbone")  # those that the dataset's card lists
+    publish(backbone, "org/backbone", license="cc-by-nc-4.0")
     card = ModelCard(files_of(hub, "org/backbone")["README.md"].decode())
+    assert "are under these licenses: apache-2.0, cc-by-nc-4.0, mit." in card.text
     assert card.data.datasets == ["org/tokens"]
     assert {result.dataset_revision for result in card.data.eval_results} == {commit}
-    assert card.data.license == "cc-by-nc-4.0"  # the strictest of the dataset's, which its card lists
+    assert card.data.license == "cc-by-nc-4.0"
 
 
 def test_code_of_an_older_version_is_removed_from_the_repository_and_strangers_files_stay(hub, backbone):
@@ -370,15 +352,29 @@ def test_a_published_generated_model_loads_in_timm_by_id_and_names_what_it_was_m
     assert provenance["tensors"] == json.loads((generated / "provenance.json").read_text())["tensors"]
 
 
-def test_a_generated_model_s_license_is_the_strictest_of_its_parts_once_all_are_known(hub, backbone, anchor_files):
+def test_a_generated_model_s_license_is_the_one_that_all_its_parts_share_or_the_publisher_s_word(
+    hub, backbone, anchor_files
+):
     hub.add("lab/anchor", anchor_files)
     publish(backbone, "org/backbone", license="cc-by-nc-4.0")
     made = make_generated("org/backbone", "lab/anchor", backbone.parent / "made")
-    plan = plan_publication(made, "org/made")
-    assert plan.publication.license == "cc-by-nc-4.0"
-    assert any("cc-by-sa-4.0 forbids further restrictions" in note for note in plan.publication.notes)
-    with pytest.raises(PublishError, match="'mit' grants more than cc-by-nc-4.0"):
-        plan_publication(made, "org/made", license="mit")
+    with pytest.raises(PublishError, match="its anchors and backbone: cc-by-nc-4.0, cc-by-sa-4.0. .*--license ID"):
+        plan_publication(made, "org/made")
+    assert plan_publication(made, "org/made", license="cc-by-nc-sa-4.0").publication.license == "cc-by-nc-sa-4.0"
+    publish(backbone, "org/backbone", license="cc-by-sa-4.0")
+    made = make_generated("org/backbone", "lab/anchor", backbone.parent / "again")
+    assert plan_publication(made, "org/made").publication.license == "cc-by-sa-4.0"
+
+
+def test_what_was_made_of_an_anchor_that_may_not_be_passed_on_stays_here_whatever_license_is_given(
+    hub, backbone, anchor_files
+):
+    card = anchor_files["README.md"].replace("cc-by-sa-4.0", "cc-by-nc-nd-4.0")
+    hub.add("lab/anchor", {**anchor_files, "README.md": card})
+    made = make_generated(backbone, "lab/anchor", backbone.parent / "made")
+    with pytest.raises(PublishError, match="lab/anchor: license cc-by-nc-nd-4.0 does not let others share"):
+        publish(made, "org/made", license="cc-by-nc-nd-4.0")
+    assert hub.find("org/made") is None
 
 
 def test_push_to_hub_of_a_generated_model_uploads_what_save_pretrained_writes(hub):
@@ -429,23 +425,24 @@ def test_nothing_is_sent_twice_and_a_change_sends_what_changed(hub, backbone):
     assert sent_by(hub) == []
 
 
-def test_an_upload_that_fails_goes_on_with_what_is_missing(hub, dataset, monkeypatch):
-    monkeypatch.setattr(upload, "BATCH_FILES", 2)
+@pytest.mark.parametrize("failing", [r"POST /api/datasets/org/tokens/commit/", r"PUT /lfs-store/"])
+def test_an_upload_that_fails_goes_on_with_what_is_missing(hub, dataset, failing):
     total = [c for c in plan_publication(dataset, "org/tokens").changes if c.path.endswith((".parquet", ".png"))]
-    fault = hub.fault(r"POST /api/datasets/org/tokens/commit/", skip=1, times=1, status=503)
+    commit = failing.startswith("POST")
+    fault = hub.fault(failing, skip=0 if commit else 3, times=1 if commit else -1, status=503 if commit else 400)
     with pytest.raises(UploadError, match="Run the same command again: what has arrived is not sent again"):
         publish(dataset, "org/tokens")
-    assert fault.fired == 1
-    first = sent_by(hub)
-    assert len(first) == 4  # a batch that was committed, and one that was not
-    there = files_of(hub, "org/tokens", "dataset")
-    assert "README.md" not in there
+    assert fault.fired
+    first = {f"PUT {entry.path}" for entry in hub.log if entry.path.startswith("/lfs-store/") and entry.status == 200}
+    assert len(first) == (len(total) if commit else 3)
+    assert files_of(hub, "org/tokens", "dataset").keys() == {".gitattributes"}
+    fault.times = 0
     hub.clear_log()
     publish(dataset, "org/tokens")
     second = sent_by(hub)
-    assert not set(first) & set(second)
+    assert not first & set(second)
     assert len(first) + len(second) == len(total)
-    assert len(commits_of(hub, "org/tokens", "dataset")) > 3
+    assert len(commits_of(hub, "org/tokens", "dataset")) == 2  # the one that made it, and one with all files
     assert datasets.load_dataset("org/tokens", "windows", split="train")
     assert not (dataset / STAGING).exists()
 
@@ -477,29 +474,15 @@ def test_a_killed_command_goes_on_with_what_is_missing(hub, dataset):
     assert not (dataset / STAGING).exists()
 
 
-def test_rewritten_files_of_an_interrupted_run_are_used_again_unless_the_dataset_changed(hub, dataset):
-    plan_publication(dataset, "org/tokens")
-    (staged,) = [path for path in (dataset / STAGING).rglob("*.parquet") if path.name.startswith("withheld")]
-    written = staged.stat().st_mtime_ns
-    plan_publication(dataset, "org/tokens")
-    assert staged.stat().st_mtime_ns == written
-    os.utime(next((dataset / "windows").iterdir()))
-    plan_publication(dataset, "org/tokens")
-    assert staged.stat().st_mtime_ns != written
-
-
-def test_a_new_version_of_a_repository_appears_in_one_commit_with_outdated_files_gone(
-    hub, dataset, tmp_path, monkeypatch
-):
+def test_a_new_version_of_a_repository_appears_in_one_commit_with_outdated_files_gone(hub, dataset, tmp_path):
     publish(dataset, "org/tokens")
     count = len(commits_of(hub, "org/tokens", "dataset"))
     other = make_dataset(tmp_path / "other", {"gil-net": "mit", "hal-net": "mit"}, max_shard_size="1MB")
-    monkeypatch.setattr(upload, "BATCH_FILES", 2)
     publish(other, "org/tokens")
     assert len(commits_of(hub, "org/tokens", "dataset")) == count + 1
     rows = datasets.load_dataset("org/tokens", "windows")
     assert {name for split in rows.values() for name in split["model_id"]} == {"gil-net", "hal-net"}
-    assert not [name for name in files_of(hub, "org/tokens", "dataset") if "withheld" in name]
+    assert "bob-net" not in datasets.load_dataset("org/tokens", "models")["train"]["model_id"]
 
 
 # --- the plan

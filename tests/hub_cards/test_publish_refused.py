@@ -85,7 +85,7 @@ def truncated_facts(folder):
         (without("model.safetensors"), "has no model.safetensors"),
         (without("preprocessor_config.json"), "cannot be read"),
         (without("training_facts.json"), "no training_facts.json"),
-        (without("sampling.py"), "lacks code that others need"),
+        (without("generation_draws.py"), "lacks code that others need"),
         (with_folder(".partial-model"), "which a run left that has not ended"),
         (interrupted, "interrupted at step 4"),
         (truncated_facts, "cannot be read"),
@@ -126,6 +126,14 @@ def add_stranger(folder):
     (folder / "windows" / "train-copy.parquet").write_bytes(b"")
 
 
+def misplace_local_windows(folder):
+    local = sorted((folder / "windows").glob("*-local-*"))
+    for path in [p for p in (folder / "windows").iterdir() if p not in local and p.name.startswith("train")]:
+        path.unlink()
+    for path in local:
+        path.rename(path.with_name(path.name.replace("-local", "")))
+
+
 def older_format(folder):
     change_json(folder / "tokenize.json", format=1)
 
@@ -137,6 +145,7 @@ def older_format(folder):
         (cut_window_file, "is damaged"),
         (drop_windows, "windows are there, and .* should be"),
         (add_stranger, "is none of the dataset's files"),
+        (misplace_local_windows, "holds windows of a model that must not be passed on"),
         (older_format, "is of format 1"),
         (without("preprocessor_config.json"), "lacks preprocessor_config.json"),
         (with_folder(".tokenize"), "Run the same command again to finish it"),
@@ -158,9 +167,9 @@ def test_a_dataset_of_which_nothing_may_be_shared_is_refused(hub, tmp_path):
 def test_a_license_is_asked_for_where_none_follows_and_refused_for_datasets(hub, dataset, backbone, tmp_path):
     hub.add("lab/anchor", make_anchor(tmp_path / "anchor"))
     generated = make_generated(backbone, "lab/anchor", tmp_path / "generated")
-    with pytest.raises(PublishError, match="models it was trained on: among them is .*unknown.*--license ID"):
+    with pytest.raises(PublishError, match="models it was trained on: .*MIT.*not stated.*--license ID"):
         publish(backbone, "org/backbone")
-    with pytest.raises(PublishError, match="its anchors and backbone: among them is unknown"):
+    with pytest.raises(PublishError, match="its anchors and backbone: cc-by-sa-4.0, not stated"):
         publish(generated, "org/made")
     with pytest.raises(PublishError, match="stay under their own licenses"):
         publish(dataset, "org/tokens", license="mit")
