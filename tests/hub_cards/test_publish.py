@@ -282,7 +282,7 @@ def test_a_backbone_goes_up_without_checkpoints_and_without_the_publisher_s_fold
     expected.add("latent_prior.safetensors")
     code = {name for name in files if name.endswith(".py")}
     assert set(files) - code == {*expected, ".gitattributes"}
-    assert set(code_files()) - {"files.py"} <= code <= set(code_files())  # what only commands use is not reached
+    assert {"wsl.py", "generation_draws.py"} <= code <= set(code_files())  # what only commands use is not reached
     assert {"checkpoint-2/", "checkpoint-4/", "metrics.jsonl"} <= set(result.plan.publication.left)
     training = json.loads((backbone / "training_facts.json").read_text())
     assert os.path.isabs(training["config"]["dataset"])
