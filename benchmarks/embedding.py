@@ -24,7 +24,8 @@ from safetensors.torch import save_file
 from stream_memory import PeakMemory, anonymous_mb
 from torch import nn
 
-from datasets_scripts.embedding import METHODS, EmbedConfig, embed_models
+from datasets_scripts.embedding import METHODS, EmbedConfig
+from datasets_scripts.embedding.embed_models import embed_models
 from hf_wsl.files import write_json
 from modeling_wsl import WSLConfig, WSLFeatureExtractor, WSLModel, open_checkpoint
 from modeling_wsl.loading import load_pipeline

@@ -17,7 +17,8 @@ from typing import Any
 
 import numpy as np
 
-from datasets_scripts.embedding import METHODS, EmbedConfig, EmbeddingTable, embed_models
+from datasets_scripts.embedding import METHODS, EmbedConfig, EmbeddingTable
+from datasets_scripts.embedding.embed_models import embed_models
 from datasets_scripts.near_copies import NearCopyItem, fingerprint, near_copy_groups
 from datasets_scripts.search.calibration import calibrate
 from datasets_scripts.search.nearest import nearest

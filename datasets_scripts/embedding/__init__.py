@@ -10,7 +10,6 @@ _MODULES = {  # imported on demand: the options of `hf-wsl embed` are read witho
     "EmbedReport": "embed_models",
     "EmbeddingTable": "embedding_table",
     "embed": "embed_models",
-    "embed_models": "embed_models",
 }
 __all__ = [*_MODULES]
 

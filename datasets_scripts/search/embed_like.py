@@ -9,8 +9,9 @@ from pathlib import Path
 from hf_wsl.files import write_json
 from hf_wsl.options import build
 
-from ..embedding import EmbedConfig, EmbeddingTable, embed_models
+from ..embedding import EmbedConfig, EmbeddingTable
 from ..embedding.backbone_state import backbone_state
+from ..embedding.embed_models import embed_models
 from ..sources import ModelSource
 
 

@@ -11,7 +11,7 @@ from datasets import load_dataset
 from torch.utils.data import DataLoader, TensorDataset
 from transformers import Pipeline, pipeline
 
-from datasets_scripts.embedding import embed_models
+from datasets_scripts.embedding.embed_models import embed_models
 from datasets_scripts.tokenize import tokenize as tokenize_models
 from datasets_scripts.tokenize_config import TokenizeConfig
 from modeling_wsl.checkpoints.checkpoint import open_checkpoint

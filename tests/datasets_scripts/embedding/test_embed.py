@@ -7,7 +7,8 @@ from embed_fixtures import network, write_model
 from halo_reference import encode_haloed
 from safetensors.torch import save
 
-from datasets_scripts.embedding import EmbedConfig, EmbeddingTable, embed, embed_models
+from datasets_scripts.embedding import EmbedConfig, EmbeddingTable, embed
+from datasets_scripts.embedding.embed_models import embed_models
 from datasets_scripts.embedding.packed_encoding import PackedEncoder
 from modeling_wsl import WSLConfig, WSLFeatureExtractor, WSLModel, open_checkpoint
 from modeling_wsl.loading import load_pipeline

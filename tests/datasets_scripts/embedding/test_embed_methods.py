@@ -6,7 +6,8 @@ import torch
 from embed_fixtures import network, write_model
 from safetensors.torch import save_file
 
-from datasets_scripts.embedding import METHODS, EmbedConfig, embed_models
+from datasets_scripts.embedding import METHODS, EmbedConfig
+from datasets_scripts.embedding.embed_models import embed_models
 from datasets_scripts.embedding.linear_projection import random_projection, standardize
 from hf_wsl.options import ConfigError
 from modeling_wsl import WSLFeatureExtractor
