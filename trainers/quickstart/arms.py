@@ -84,7 +84,7 @@ def finetune_arms(opener: QuickstartOpener, seeds: Sequence[int], num_workers: i
     """
     comparison = opener.open()
     wanted = [arm for arm in ARMS if arm not in ON_REQUEST]
-    skipped = {arm: why for arm in wanted if (why := why_skipped(comparison, arm))}
+    skipped = {arm: reason for arm in wanted if (reason := why_skipped(comparison, arm))}
     arms = [arm for arm in wanted if arm not in skipped]
     run = RunFolder(opener.folder / "arms", "the arms of a quickstart", records="runs")
     with run.open({"held_out": opener.held_out.name, "finetune": asdict(opener.finetune)}):

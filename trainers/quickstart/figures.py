@@ -73,16 +73,16 @@ def weight_distributions(results: dict[str, Any]) -> Figure:
     """Histograms of original and reconstructed weights, a panel for each kind of layer."""
     kinds = results["generate"]["kinds"]
     figure = Figure(figsize=(8.6, 5.6), layout="constrained")
-    for number, (kind, found) in enumerate(kinds.items()):
+    for number, (kind, densities) in enumerate(kinds.items()):
         axes = figure.add_subplot(2, 2, number + 1)
         tidy(axes)
-        edges = found["edges"]
-        axes.stairs(found["original"], edges, color=BLUE, fill=True, alpha=0.35, label="original")
-        axes.stairs(found["reconstructed"], edges, color=RED, linewidth=1.6, label="reconstructed")
+        edges = densities["edges"]
+        axes.stairs(densities["original"], edges, color=BLUE, fill=True, alpha=0.35, label="original")
+        axes.stairs(densities["reconstructed"], edges, color=RED, linewidth=1.6, label="reconstructed")
         axes.set_yscale("log")
         axes.set(xlabel="weight", ylabel="density", xlim=(edges[0], edges[-1]))
-        error = f"relative error {found['relative_error']:.2f}"
-        axes.set_title(f"{kind}: {found['entries']:,} weights, {error}", fontsize=10, loc="left")
+        error = f"relative error {densities['relative_error']:.2f}"
+        axes.set_title(f"{kind}: {densities['entries']:,} weights, {error}", fontsize=10, loc="left")
         axes.xaxis.set_major_locator(MaxNLocator(6))
         if number == 0:
             handles = axes.get_legend_handles_labels()

@@ -4,7 +4,7 @@ import logging
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from time import monotonic
 from typing import Any
@@ -14,49 +14,13 @@ import huggingface_hub.constants
 from hf_wsl.run_folder import RunFolder
 from hf_wsl.workers import one_thread
 
-from ..finetuning.finetune_config import FinetuneConfig
 from ..pretrain import versions
-from ..zoo.digits_zoo import DigitsZooConfig
-from . import stages
 from .report import write_report
+from .stages import STAGES, Place, QuickstartConfig
 
 
 logger = logging.getLogger(__name__)
 RESULTS_FILE = "results.json"
-
-
-@dataclass(frozen=True)
-class QuickstartConfig:
-    """The sizes of a quickstart; the defaults take minutes on two cores."""
-
-    zoo: DigitsZooConfig = field(default_factory=DigitsZooConfig)
-    held_out_family: str = "resnet"  # its last member is the anchor, which the backbone is not trained on
-    validation_fraction: float = 0.2
-    # Over the recipe `nano`. float32, because few CPUs compute faster in bfloat16.
-    pretrain: dict[str, Any] = field(
-        default_factory=lambda: {
-            "max_steps": 120,
-            "eval_steps": 20,
-            "batch_size": 8,
-            "learning_rate": 3e-4,
-            "precision": "float32",
-        }
-    )
-    finetune: FinetuneConfig = field(default_factory=lambda: FinetuneConfig(epochs=5, batch_size=32, use_cpu=True))
-    finetune_seeds: int = 3  # each with a generated model of its own
-    num_candidates: int = 5  # draws of a seed, of which the best on the validation images is kept
-    bandwidth: float = 0.2
-    num_workers: int = 2  # processes that train the zoo and the arms
-
-    def __post_init__(self):
-        if self.held_out_family not in self.zoo.families:
-            raise ValueError(f"held_out_family={self.held_out_family!r} is not among the zoo's {self.zoo.families}.")
-        if self.zoo.members_per_family < 2 or len(self.zoo.families) < 2:
-            raise ValueError("A quickstart needs two families of two members: one is held out, others are trained on.")
-        if self.finetune_seeds < 1:
-            raise ValueError(f"finetune_seeds is {self.finetune_seeds}; it must be at least 1.")
-        if self.num_candidates < 1:
-            raise ValueError(f"num_candidates is {self.num_candidates}; it must be at least 1.")
 
 
 def quickstart(
@@ -79,7 +43,7 @@ def quickstart(
         overwrite: delete the quickstart that is there, finished or not, and begin anew.
 
     Returns:
-        The content of `results.json`: settings, versions, and what every stage found.
+        The content of `results.json`: settings, versions, and the result of each stage.
 
     Raises:
         ValueError: `output_dir` holds a quickstart with other settings.
@@ -88,14 +52,14 @@ def quickstart(
     config = replace(config, zoo=replace(config.zoo, seed=seed))
     folder = Path(output_dir)
     run = RunFolder(folder, "a quickstart", records="stages", report=RESULTS_FILE)
-    place = stages.Place(folder, seed, config)
+    place = Place(folder, seed, config)
     with run.open({"seed": seed, **asdict(config)}, overwrite=overwrite) as settings, _offline(), one_thread():
         results: dict[str, Any] = {"settings": settings, "versions": versions()}
-        for number, (name, work) in enumerate(stages.STAGES.items(), start=1):
-            logger.info("[%d/%d] %s", number, len(stages.STAGES) + 1, name)
+        for number, (name, work) in enumerate(STAGES.items(), start=1):
+            logger.info("[%d/%d] %s", number, len(STAGES) + 1, name)
             results[name] = _stage(run, name, lambda work=work: work(place))
-        logger.info("[%d/%d] report", len(stages.STAGES) + 1, len(stages.STAGES) + 1)
-        results["seconds"] = {name: results[name]["seconds"] for name in stages.STAGES}
+        logger.info("[%d/%d] report", len(STAGES) + 1, len(STAGES) + 1)
+        results["seconds"] = {name: results[name]["seconds"] for name in STAGES}
         run.finish(results)
         write_report(results, folder)
     return results

@@ -1,14 +1,14 @@
 """Writes `report.html`: one self-contained page with the quickstart's pictures, numbers and limits."""
 
 import base64
-import io
 from collections.abc import Sequence
-from html import escape
 from pathlib import Path
-from string import Template
 from typing import Any
 
-from hf_wsl.files import replacing
+from markupsafe import Markup
+
+from hf_wsl.files import replacing, write_text
+from hf_wsl.pages import Table, html_page, png
 
 from .figures import FIGURES
 
@@ -26,120 +26,80 @@ def write_report(results: dict[str, Any], folder: Path) -> Path:
         results: what `quickstart` returns.
         folder: exists.
     """
-    pictures = {}
-    for name, draw in FIGURES.items():
-        buffer = io.BytesIO()
-        draw(results).savefig(buffer, format="png", dpi=160)
-        pictures[name] = buffer.getvalue()
-        _write(folder / f"{name}.png", buffer.getvalue())
-    images = {name: base64.b64encode(content).decode() for name, content in pictures.items()}
-    page = Template(TEMPLATE.read_text(encoding="utf-8")).substitute(images, **_texts(results))
+    pictures = {name: png(draw(results)) for name, draw in FIGURES.items()}
+    for name, content in pictures.items():
+        with replacing(folder / f"{name}.png") as temporary:
+            temporary.write_bytes(content)
     path = folder / "report.html"
-    _write(path, page.encode("utf-8"))
+    write_text(path, report_page(results, pictures))
     return path
 
 
-def _write(path: Path, content: bytes) -> None:
-    with replacing(path) as temporary:
-        temporary.write_bytes(content)
+def report_page(results: dict[str, Any], pictures: dict[str, bytes]) -> str:
+    """The page as text; `pictures` are the PNG files of `FIGURES`."""
+    members, training, tuned = results["zoo"]["members"], results["pretrain"], results["finetune"]
+    held_out = next(member for member in members if member["name"] == results["zoo"]["held_out"])
+    return html_page(
+        TEMPLATE,
+        **results,
+        title="hf-wsl quickstart",
+        pictures={name: base64.b64encode(content).decode() for name, content in pictures.items()},
+        held_out=held_out,
+        siblings=sum(member["family"] == held_out["family"] for member in members) - 1,
+        zoo_table=_zoo_table(members),
+        r2_start=_start(training),
+        r2_verdict=_r2_verdict(training["val_r2"], training["baselines"]),
+        kinds_table=_kinds_table(results["generate"]["kinds"]),
+        origins=", ".join(f"{n:,} {origin.split(':')[0]}" for origin, n in results["generate"]["entries"].items()),
+        arms_table=_arms_table(tuned["arms"]),
+        arms_verdict=_arms_verdict(tuned["arms"]),
+        seconds_table=_seconds_table(results["seconds"]),
+    )
 
 
-def _texts(results: dict[str, Any]) -> dict[str, str]:
-    """Everything in the page that depends on the results, as HTML."""
-    zoo, tokens, training, embed = (results[stage] for stage in ("zoo", "tokenize", "pretrain", "embed"))
-    generated, tuned = results["generate"], results["finetune"]
-    held_out = next(member for member in zoo["members"] if member["name"] == zoo["held_out"])
-    siblings = sum(member["family"] == held_out["family"] for member in zoo["members"]) - 1
-    r2, lines = training["val_r2"], training["baselines"]
-    return {
-        "zoo_table": _zoo_table(zoo["members"]),
-        "num_models": str(len(zoo["members"])),
-        "num_families": str(len({member["family"] for member in zoo["members"]})),
-        "num_tokens": f"{tokens['num_tokens']:,}",
-        "num_weights": f"{tokens['num_parameters']:,}",
-        "train_models": str(len(tokens["models"]["train"])),
-        "validation_models": _names(tokens["models"]["validation"]),
-        "held_out": escape(held_out["name"]),
-        "architecture": escape(held_out["architecture"]),
-        "anchor_accuracy": _percent(held_out["test_accuracy"]),
-        "siblings": str(siblings),
-        "backbone_parameters": f"{training['parameters'] / 1e6:.1f}",
-        "steps": str(training["steps"]),
-        "r2": f"{r2:.3f}",
-        "pca": f"{lines['PCA']:.3f}",
-        "random_projection": f"{lines['random projection']:.3f}",
-        "r2_verdict": _r2_verdict(r2, lines),
-        "r2_start": _start(training),
-        "variance_shown": _percent(embed["variance_shown"]),
-        "nearest": _percent(embed["nearest_of_same_family"]),
-        "kinds_table": _kinds_table(generated["kinds"]),
-        "reconstructed_models": _names(generated["reconstructed_models"]),
-        "num_candidates": str(generated["num_candidates"]),
-        "error_generated": _percent(generated["relative_error"]["generated"]),
-        "error_reconstructed": _percent(generated["relative_error"]["reconstructed"]),
-        "origins": _origins(generated["entries"]),
-        "arms_table": _arms_table(tuned["arms"]),
-        "arms_about": _arms_about(tuned),
-        "arms_verdict": _arms_verdict(tuned["arms"]),
-        "epochs": str(tuned["config"]["epochs"]),
-        "seeds": str(len(tuned["seeds"])),
-        "learning_rate": f"{tuned['config']['learning_rate']:g}",
-        "batch_size": str(tuned["config"]["batch_size"]),
-        "seconds_table": _seconds_table(results["seconds"]),
-        "seed": str(results["settings"]["seed"]),
-        "versions": escape(", ".join(f"{name} {version}" for name, version in results["versions"].items())),
-    }
-
-
-def _zoo_table(members: Sequence[dict[str, Any]]) -> str:
+def _zoo_table(members: Sequence[dict[str, Any]]) -> Table:
     rows = []
     for family in dict.fromkeys(member["family"] for member in members):
         own = [member for member in members if member["family"] == family]
-        accuracies = sorted(member["test_accuracy"] for member in own)
+        accuracies = sorted(100 * member["test_accuracy"] for member in own)
         rows.append(
             [
                 family,
-                f"<code>{escape(own[0]['architecture'])}</code>",
+                Markup("<code>{}</code>").format(own[0]["architecture"]),
                 f"{own[0]['image_size']} × {own[0]['image_size']}",
                 f"{own[0]['num_parameters']:,}",
                 str(len(own)),
-                f"{_percent(accuracies[0])} – {_percent(accuracies[-1])}",
+                f"{accuracies[0]:.1f} % – {accuracies[-1]:.1f} %",
             ]
         )
-    return _table(["family", "architecture (narrowed)", "input", "weights", "members", "test accuracy"], rows, text=2)
+    return Table(["family", "architecture (narrowed)", "input", "weights", "members", "test accuracy"], rows, 2)
 
 
-def _kinds_table(kinds: dict[str, dict[str, Any]]) -> str:
+def _kinds_table(kinds: dict[str, dict[str, Any]]) -> Table:
     rows = [
         [
             kind,
-            f"{found['entries']:,}",
-            f"{found['relative_error']:.3f}",
-            "–" if found["r2"] is None else f"{found['r2']:.2f}",
-            f"{found['std']['original']:.4f}",
-            f"{found['std']['reconstructed']:.4f}",
+            f"{result['entries']:,}",
+            f"{result['relative_error']:.3f}",
+            "–" if result["r2"] is None else f"{result['r2']:.2f}",
+            f"{result['std']['original']:.4f}",
+            f"{result['std']['reconstructed']:.4f}",
         ]
-        for kind, found in kinds.items()
+        for kind, result in kinds.items()
     ]
-    return _table(["kind of layer", "weights", "relative error", "R²", "std, original", "reconstructed"], rows, text=1)
+    return Table(["kind of layer", "weights", "relative error", "R²", "std, original", "reconstructed"], rows)
 
 
-def _arms_table(arms: dict[str, Any]) -> str:
+def _arms_table(arms: dict[str, Any]) -> Table:
     rows = []
-    for arm, found in arms.items():
-        summary = found["summary"]
-        tests = sorted(run["test"]["accuracy"] for run in found["runs"])
+    for arm, result in arms.items():
+        summary = result["summary"]
+        tests = sorted(run["test"]["accuracy"] for run in result["runs"])
         row = [arm, *(f"{100 * point['mean']:.1f}" for point in [*summary["by_epoch"], summary["test"]])]
         row.append(f"{100 * tests[0]:.1f} – {100 * tests[-1]:.1f}")
         rows.append(row)
     epochs = [f"{point['epoch']:g}" for point in summary["by_epoch"]]
-    return _table(["initial weights", *epochs, "test, mean", "test, range"], rows, text=1, strong="generated")
-
-
-def _arms_about(tuned: dict[str, Any]) -> str:
-    items = [f"<dt>{escape(arm)}</dt><dd>{escape(found['about'])}</dd>" for arm, found in tuned["arms"].items()]
-    items += [f"<dt>{escape(arm)}</dt><dd>not run: {escape(why)}</dd>" for arm, why in tuned["skipped"].items()]
-    return "".join(items)
+    return Table(["initial weights", *epochs, "test, mean", "test, range"], rows)
 
 
 def _r2_verdict(r2: float, lines: dict[str, float]) -> str:
@@ -166,7 +126,7 @@ def _start(training: dict[str, Any]) -> str:
     )
 
 
-def _arms_verdict(arms: dict[str, Any]) -> str:
+def _arms_verdict(arms: dict[str, Any]) -> Markup:
     """How the generated arm stands beside the arms that use no backbone, after one epoch and at the end."""
 
     def after(arm: str, epoch: int) -> float:
@@ -177,38 +137,18 @@ def _arms_verdict(arms: dict[str, Any]) -> str:
     sentences = []
     for epoch, when in ((min(1, last), "After one epoch"), (last, f"After {last} epochs")):
         own = after("generated", epoch)
-        others = ", ".join(f"{escape(arm)} {after(arm, epoch):.1f}" for arm in without)
+        others = ", ".join(f"{arm} {after(arm, epoch):.1f}" for arm in without)
         level = [arm for arm in without if after(arm, epoch) > own - NOISE]
         sentences.append(
-            f"{when} the generated models stand at <b>{own:.1f} %</b> of the validation images that they were not "
-            f"chosen on; without a backbone: {others}. Of these {len(without)} controls, {len(level)} are not more "
+            Markup(
+                "{} the generated models stand at <b>{:.1f} %</b> of the validation images that they were not "
+            ).format(when, own)
+            + f"chosen on; without a backbone: {others}. Of these {len(without)} controls, {len(level)} are not more "
             f"than {NOISE:g} points below it."
         )
-    return " ".join(sentences)
+    return Markup(" ").join(sentences)
 
 
-def _origins(entries: dict[str, int]) -> str:
-    return escape(", ".join(f"{count:,} {origin.split(':')[0]}" for origin, count in entries.items()))
-
-
-def _seconds_table(seconds: dict[str, float]) -> str:
+def _seconds_table(seconds: dict[str, float]) -> Table:
     rows = [[stage, f"{value:.0f}"] for stage, value in seconds.items()]
-    return _table(["stage", "seconds"], [*rows, ["total", f"{sum(seconds.values()):.0f}"]], text=1, strong="total")
-
-
-def _table(head: Sequence[str], rows: Sequence[Sequence[str]], text: int, strong: str = "") -> str:
-    """An HTML table; the first `text` columns are aligned left, the others are numbers. Cells are HTML already."""
-
-    def cells(row: Sequence[str], tag: str) -> str:
-        return "".join(f"<{tag}{'' if i < text else ' class=n'}>{cell}</{tag}>" for i, cell in enumerate(row))
-
-    body = "".join(f"<tr{' class=strong' if row[0] == strong else ''}>{cells(row, 'td')}</tr>" for row in rows)
-    return f'<div class="wide"><table><thead><tr>{cells(head, "th")}</tr></thead><tbody>{body}</tbody></table></div>'
-
-
-def _names(names: Sequence[str]) -> str:
-    return ", ".join(f"<code>{escape(name)}</code>" for name in names)
-
-
-def _percent(share: float) -> str:
-    return f"{100 * share:.1f} %"
+    return Table(["stage", "seconds"], [*rows, ["total", f"{sum(seconds.values()):.0f}"]])

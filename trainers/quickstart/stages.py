@@ -1,13 +1,14 @@
-"""The stages of the quickstart: each works on the folder that the ones before it filled and returns what it found."""
+"""The stages of the quickstart: each works on the folder that the ones before it filled and returns its result."""
 
 import json
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from datasets import load_dataset
+from sklearn.metrics import pairwise_distances
 from torch.utils.data import DataLoader, TensorDataset
 from transformers import Pipeline, pipeline
 
@@ -19,14 +20,45 @@ from modeling_wsl.generation.generated_model import GeneratedModel
 
 from ..data.images.digits import digits_splits
 from ..evaluation.weight_comparison import compare_kinds, relative_error
+from ..finetuning.finetune_config import FinetuneConfig
 from ..pretrain import pretrain as pretrain_backbone
 from ..pretraining.pretrain_options import PretrainOptions
-from ..zoo.digits_zoo import ARCHITECTURES, build_digits_zoo, digits_members, read_properties
+from ..zoo.digits_zoo import ARCHITECTURES, DigitsZooConfig, build_digits_zoo, digits_members, read_properties
 from .arms import QuickstartOpener, finetune_arms
 
 
-if TYPE_CHECKING:
-    from .quickstart import QuickstartConfig
+@dataclass(frozen=True)
+class QuickstartConfig:
+    """The sizes of a quickstart; the defaults take minutes on two cores."""
+
+    zoo: DigitsZooConfig = field(default_factory=DigitsZooConfig)
+    held_out_family: str = "resnet"  # its last member is the anchor, which the backbone is not trained on
+    validation_fraction: float = 0.2
+    # Over the recipe `nano`. float32, because few CPUs compute faster in bfloat16.
+    pretrain: dict[str, Any] = field(
+        default_factory=lambda: {
+            "max_steps": 120,
+            "eval_steps": 20,
+            "batch_size": 8,
+            "learning_rate": 3e-4,
+            "precision": "float32",
+        }
+    )
+    finetune: FinetuneConfig = field(default_factory=lambda: FinetuneConfig(epochs=5, batch_size=32, use_cpu=True))
+    finetune_seeds: int = 3  # each with a generated model of its own
+    num_candidates: int = 5  # draws of a seed, of which the best on the validation images is kept
+    bandwidth: float = 0.2
+    num_workers: int = 2  # processes that train the zoo and the arms
+
+    def __post_init__(self):
+        if self.held_out_family not in self.zoo.families:
+            raise ValueError(f"held_out_family={self.held_out_family!r} is not among the zoo's {self.zoo.families}.")
+        if self.zoo.members_per_family < 2 or len(self.zoo.families) < 2:
+            raise ValueError("A quickstart needs two families of two members: one is held out, others are trained on.")
+        if self.finetune_seeds < 1:
+            raise ValueError(f"finetune_seeds is {self.finetune_seeds}; it must be at least 1.")
+        if self.num_candidates < 1:
+            raise ValueError(f"num_candidates is {self.num_candidates}; it must be at least 1.")
 
 
 @dataclass(frozen=True)
@@ -35,7 +67,7 @@ class Place:
 
     folder: Path
     seed: int
-    config: "QuickstartConfig"
+    config: QuickstartConfig
 
     @property
     def members(self) -> list[Path]:
@@ -104,7 +136,7 @@ def embed(place: Place) -> dict[str, Any]:
     properties = [read_properties(folder) for folder in place.members]
     centered = table.embeddings - table.embeddings.mean(0, dtype=np.float64)  # [models, latent_size]
     families = np.array([member["family"] for member in properties])
-    distances = np.linalg.norm(centered[:, None] - centered[None], axis=-1)  # [models, models]
+    distances = pairwise_distances(centered)  # [models, models]
     np.fill_diagonal(distances, np.inf)
     return {
         "models": [
