@@ -23,8 +23,8 @@ from datasets_scripts.near_copies import NearCopyItem, fingerprint, near_copy_gr
 from datasets_scripts.search.calibration import calibrate
 from datasets_scripts.search.nearest import nearest
 from datasets_scripts.search.planted_copies import plant_copies
-from datasets_scripts.search.related_models import open_source, sorted_hash, stated_parents
 from datasets_scripts.search.search_config import METRICS
+from datasets_scripts.search.weight_relations import open_source, sorted_hash, stated_parents
 from datasets_scripts.sources import ModelSource, expand_sources
 from hf_wsl.files import write_json
 

@@ -9,7 +9,9 @@ _MODULES = {  # imported on demand: the options of `hf-wsl embed` are read witho
     "EmbedConfig": "embed_config",
     "EmbedReport": "embed_models",
     "EmbeddingTable": "embedding_table",
+    "backbone_state": "embed_models",
     "embed": "embed_models",
+    "embed_like": "embed_models",
 }
 __all__ = [*_MODULES]
 

@@ -1,12 +1,14 @@
-"""`hf-wsl embed`: models to a table of their embeddings, by a backbone or by a method that needs none."""
+"""`hf-wsl embed`: models to a table of their embeddings, by a backbone or by a method that needs none; and further
+models as a table was made."""
 
 import hashlib
 import json
 import logging
 import math
 import os
-from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass
+import tempfile
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
 from os import PathLike
 from pathlib import Path
 
@@ -14,18 +16,18 @@ import numpy as np
 from tqdm.auto import tqdm
 from transformers.utils.logging import is_progress_bar_enabled
 
-from hf_wsl.options import ConfigError
+from hf_wsl.files import write_json
+from hf_wsl.options import ConfigError, build
 from hf_wsl.workers import one_thread
 from modeling_wsl import CheckpointError, open_checkpoint
+from modeling_wsl.loading import find_backbone
 from modeling_wsl.pipelines import no_weights
 
-from ..sources import expand_sources
-from .backbone_state import backbone_state
+from ..sources import ModelSource, expand_sources
 from .embed_config import METHODS, TOKEN_METHODS, EmbedConfig
 from .embedding_table import EmbeddingTable
 from .packed_encoding import PackedEncoder
-from .token_projection import TokenProjection, make_projection
-from .weight_statistics import WeightStatistics
+from .plain_methods import TokenProjection, WeightStatistics, make_projection
 
 
 logger = logging.getLogger(__name__)
@@ -33,6 +35,10 @@ logger = logging.getLogger(__name__)
 # The settings that each kind of method looks at; they are noted in the table.
 BACKBONE_SETTINGS = ("pooling", "untrained", "window_size", "halo", "mixed_precision", "seed")
 PROJECTION_SETTINGS = ("pooling", "latent_size", "tokenization", "token_size", "batch_norm_statistics")
+# What decides the embeddings that a backbone gives: weights, settings, and how models become its tokens.
+BACKBONE_FILES = ("*config.json", "model*.safetensors", "adapter_model*.safetensors", "pytorch_model*.bin")
+# Facts of a table that may differ where the method is the same: a branch that is named by its commit.
+NOT_THE_METHOD = ("backbone", "backbone_revision", "fit_on")
 
 
 @dataclass(frozen=True)
@@ -108,13 +114,13 @@ def embed_models(
         raise ValueError(
             f"None of the {len(models)} models could be read, the first because: {next(iter(refused.values()))}"
         )
-    found = embedder.finish()
+    rows = embedder.finish()
     table = EmbeddingTable(
         list(commits),
-        np.stack([found[name][0] for name in commits]),
+        np.stack([rows[name][0] for name in commits]),
         list(commits.values()),
         made_by=_made_by(method, config, embedder),
-        layers=[found[name][1] for name in commits] if config.per_layer else None,
+        layers=[rows[name][1] for name in commits] if config.per_layer else None,
     )
     return table, refused
 
@@ -150,3 +156,92 @@ def _absolute(source: str | PathLike) -> str:
     """A path that means the same in any working folder; a Hub id as it is."""
     path = Path(source).expanduser()
     return os.path.abspath(path) if path.exists() else str(source)
+
+
+def backbone_state(backbone: str | PathLike, revision: str | None = None) -> str:
+    """The commit of a backbone on the Hub; of a folder, a hash of its weights and settings.
+
+    Raises:
+        CheckpointError: it is missing, may not be read, or is no backbone.
+    """
+    name, commit = find_backbone(backbone, revision=revision)
+    if commit:
+        return commit
+    folder, digest = Path(name).expanduser(), hashlib.sha256()
+    for path in sorted({path for pattern in BACKBONE_FILES for path in folder.glob(pattern)}):
+        digest.update(path.name.encode() + b"\0")
+        with path.open("rb") as file:
+            digest.update(hashlib.file_digest(file, "sha256").digest())
+    return digest.hexdigest()[:32]
+
+
+def embed_like(
+    table: EmbeddingTable, sources: Sequence[str | PathLike], fit_on: Sequence[ModelSource] = ()
+) -> tuple[EmbeddingTable, dict[str, str]]:
+    """Embeds models by the method, backbone and settings in a table's metadata.
+
+    Args:
+        table: made by `hf-wsl embed`.
+        sources: see `expand_sources`.
+        fit_on: the models of the table; for one whose PCA was fitted on its own models. Others are passed over.
+
+    Returns:
+        Their table, and the models that could not be read with the reason of each.
+
+    Raises:
+        CheckpointError: the backbone cannot be read.
+        ValueError: the metadata do not tell how the table was made; the backbone at its path has changed; a PCA was
+            fitted on models that are not at hand; or the method depends on which models are embedded together, and
+            these give another one.
+    """
+    made_by = table.made_by
+    if "method" not in made_by:
+        raise ValueError(
+            "The table does not tell how it was made. Make it with `hf-wsl embed`, or name one of its rows."
+        )
+    method = made_by["backbone"] if made_by["method"] == "backbone" else made_by["method"]
+    known = {field.name for field in fields(EmbedConfig)}
+    settings = {name: value for name, value in made_by.items() if name in known}
+    if revision := made_by.get("backbone_revision"):
+        settings["revision"] = revision
+        method = method.partition("@")[0]
+    if (weights := made_by.get("backbone_weights")) and backbone_state(method) != weights:
+        raise ValueError(
+            f"The backbone {method} was changed since this table was made by it. Embed the models again, or put back "
+            "the backbone that made it."
+        )
+    with tempfile.TemporaryDirectory() as folder:
+        if method == "pca" and not settings.get("fit_on"):
+            settings["fit_on"] = [_list_models(table, fit_on, Path(folder))]
+        embedded, refused = embed_models(method, sources, build(EmbedConfig, ("the table's metadata", settings)))
+    differs = [
+        name
+        for name in {**made_by, **embedded.made_by}
+        if name not in NOT_THE_METHOD and made_by.get(name) != embedded.made_by.get(name)
+    ]
+    if differs:
+        name = differs[0]
+        raise ValueError(
+            f"The table was made with {name}={made_by.get(name)}, and these models alone give "
+            f"{embedded.made_by.get(name)}. Embed them into the table, and name the row."
+        )
+    return embedded, refused
+
+
+def _list_models(table: EmbeddingTable, models: Sequence[ModelSource], folder: Path) -> str:
+    """A list of the table's models, for a PCA that was fitted on them."""
+    at_hand = {model.model_id: model for model in models}
+    missing = [name for name in table.model_ids if name not in at_hand]
+    if missing:
+        raise ValueError(
+            f"The PCA of this table was fitted on the models in it. Name them with --models, all {len(table)}: "
+            f"{missing[0]} is not among those named."
+        )
+    entries = [
+        {"source": model.location, "model_id": name} | ({"revision": model.revision} if model.revision else {})
+        for name in table.model_ids
+        for model in [at_hand[name]]
+    ]
+    path = folder / "fit_on.json"
+    write_json(path, entries)
+    return str(path)

@@ -20,7 +20,7 @@ from modeling_wsl.pipelines import WeightEmbeddingPipeline
 from modeling_wsl.tokens.manifest import WeightManifest
 
 from .embed_config import EmbedConfig
-from .same_tensors import SameTensors
+from .plain_methods import SameTensors
 
 
 BATCHES_HELD = 4  # rows of so many batches are put in order of length, so that little is padded

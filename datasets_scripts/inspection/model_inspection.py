@@ -18,7 +18,7 @@ from modeling_wsl.loading import load_pipeline
 from modeling_wsl.tokens.kinds import kind_of, stem_name
 from modeling_wsl.tokens.manifest import TensorSpec, WeightManifest, batch_norm_names
 
-from ..embedding.weight_statistics import is_output_last
+from ..embedding.plain_methods import is_output_last
 from ..model_facts import find_facts
 from ..sources import LIST_SUFFIXES, ModelSource, expand_sources
 from ..tokenize_config import TokenizeError

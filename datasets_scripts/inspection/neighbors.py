@@ -7,8 +7,7 @@ import numpy as np
 
 from hf_wsl.options import ConfigError
 
-from ..embedding import EmbeddingTable
-from ..search.embed_like import embed_like
+from ..embedding import EmbeddingTable, embed_like
 from ..search.nearest import nearest
 from ..sources import LIST_SUFFIXES, ModelSource
 

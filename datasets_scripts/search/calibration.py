@@ -17,13 +17,12 @@ from hf_wsl.files import write_json
 from hf_wsl.options import ConfigError
 from hf_wsl.options import nearest as nearest_name
 
-from ..embedding import EmbeddingTable
+from ..embedding import EmbeddingTable, embed_like
 from ..sources import ModelSource
-from .embed_like import embed_like
 from .nearest import FeatureSpace, check_finite, nearest, nearest_of_other_groups
 from .planted_copies import CAST, EXACT, NOISE, PlantedCopy, plant_copies
-from .related_models import open_source, related_groups, stated_parents
 from .search_config import METRICS
+from .weight_relations import open_source, related_groups, stated_parents
 
 
 logger = logging.getLogger(__name__)

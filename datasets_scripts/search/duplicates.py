@@ -11,7 +11,7 @@ from ..embedding import EmbeddingTable
 from ..sources import ModelSource
 from .calibration import SAME_EMBEDDING, Calibration
 from .nearest import FeatureSpace, check_finite, nearest, pairs_within
-from .weight_verdicts import EXACT, FINE_TUNE, NEAR, REORDERED, WeightVerdicts
+from .weight_relations import EXACT, FINE_TUNE, NEAR, REORDERED, WeightVerdicts
 
 
 NEIGHBORS = 5  # of each model, that are compared by weights

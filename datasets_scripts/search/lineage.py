@@ -11,8 +11,7 @@ from scipy.sparse.csgraph import minimum_spanning_tree
 
 from ..near_copies import NearCopyItem, fingerprint, near_copy_groups
 from ..sources import ModelSource
-from .related_models import open_source, stated_parents
-from .weight_distances import WeightComparison, compare_weights
+from .weight_relations import WeightComparison, compare_weights, open_source, stated_parents
 
 
 logger = logging.getLogger(__name__)

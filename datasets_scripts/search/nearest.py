@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from sklearn.metrics import pairwise_distances_chunked
 
 from hf_wsl.options import ConfigError
 
@@ -145,8 +146,7 @@ def pairs_within(rows: np.ndarray, squared_radius: float) -> Iterator[tuple[np.n
         rows: features `[n, d]` float64.
         squared_radius: of Euclidean distances, itself included.
     """
-    norms = np.square(rows).sum(1)
-    for start, squared, slack in _blocks(rows, norms, rows, norms):
+    for start, squared, slack in _blocks(rows, rows):
         i, j = np.nonzero(squared <= squared_radius + slack[:, None])
         i += start
         i, j = i[i < j], j[i < j]
@@ -158,35 +158,33 @@ def pairs_within(rows: np.ndarray, squared_radius: float) -> Iterator[tuple[np.n
 def nearest_of_other_groups(rows: np.ndarray, groups: Sequence[str]) -> np.ndarray:
     """Squared distance `[n]` of each row of features `[n, d]` to the nearest of another group; infinite if none."""
     names, group = np.unique(groups, return_inverse=True)
-    norms = np.square(rows).sum(1)
-    found = np.full(len(rows), np.inf)
+    nearest_squared = np.full(len(rows), np.inf)
     if len(names) == 1:
-        return found
-    for start, squared, _ in _blocks(rows, norms, rows, norms):
+        return nearest_squared
+    for start, squared, _ in _blocks(rows, rows):
         at = slice(start, start + len(squared))
         squared[group[at, None] == group] = np.inf
-        found[at] = np.square(rows[squared.argmin(1)] - rows[at]).sum(1)
-    return found
+        nearest_squared[at] = np.square(rows[squared.argmin(1)] - rows[at]).sum(1)
+    return nearest_squared
 
 
 def _exact_candidates(rows: np.ndarray, queries: np.ndarray, k: int, _: str) -> Iterator[np.ndarray]:
     """For each query the rows that may be among its k nearest, as far as rounding leaves it open."""
     k = min(k, len(rows))
-    for _, squared, slack in _blocks(rows, np.square(rows).sum(1), queries, np.square(queries).sum(1)):
+    for _, squared, slack in _blocks(rows, queries):
         kth = np.partition(squared, k - 1, axis=1)[:, k - 1]
         for distances, limit in zip(squared, kth + 2 * slack, strict=True):
             yield np.flatnonzero(distances <= limit)
 
 
-def _blocks(
-    rows: np.ndarray, norms: np.ndarray, queries: np.ndarray, query_norms: np.ndarray
-) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
+def _blocks(rows: np.ndarray, queries: np.ndarray) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
     """First query, squared distances `[block, n]` and their rounding `[block]`, for consecutive queries."""
-    step = max(1, BLOCK_ENTRIES // max(1, len(rows)))
-    for start in range(0, len(queries), step):
-        part = slice(start, start + step)
-        squared = query_norms[part, None] + norms - 2 * queries[part] @ rows.T
-        yield start, squared, ROUNDING * (query_norms[part] + norms.max(initial=0))
+    norms = np.square(queries).sum(1)
+    largest = np.square(rows).sum(1).max(initial=0)
+    megabytes, start = BLOCK_ENTRIES * 8 / 2**20, 0
+    for squared in pairwise_distances_chunked(queries, rows, working_memory=megabytes, squared=True):
+        yield start, squared, ROUNDING * (norms[start : start + len(squared)] + largest)
+        start += len(squared)
 
 
 def _faiss_candidates(rows: np.ndarray, queries: np.ndarray, k: int, index: str) -> Iterator[np.ndarray]:

@@ -13,11 +13,10 @@ from hf_wsl.files import write_json
 from hf_wsl.options import ConfigError
 from hf_wsl.options import nearest as nearest_name
 
-from ..embedding import EmbeddingTable
+from ..embedding import EmbeddingTable, embed_like
 from ..sources import ModelSource, expand_sources
 from .calibration import Calibration, calibrate
 from .duplicates import Copy, find_copies
-from .embed_like import embed_like
 from .lineage import lineage_trees
 from .nearest import nearest
 from .search_config import MODES, SearchConfig

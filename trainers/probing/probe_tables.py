@@ -8,8 +8,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from datasets_scripts.embedding import EmbeddingTable, embed
-from datasets_scripts.embedding.backbone_state import backbone_state
+from datasets_scripts.embedding import EmbeddingTable, backbone_state, embed
 from datasets_scripts.schema import TRAIN
 from hf_wsl.files import write_json, write_text
 from hf_wsl.options import ConfigError

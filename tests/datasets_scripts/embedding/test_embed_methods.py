@@ -80,7 +80,7 @@ def test_spectral_norms_stand_side_by_side_for_like_models_and_are_pooled_for_un
 def test_a_large_matrix_is_widened_in_parts_to_the_same_norm(tmp_path, monkeypatch):
     write_model(tmp_path / "net", network(300, seed=0))
     whole = embed_models("spectral-norms", [tmp_path / "net"])[0].embeddings
-    monkeypatch.setattr("datasets_scripts.embedding.weight_statistics.ENTRIES_AT_ONCE", 100)
+    monkeypatch.setattr("datasets_scripts.embedding.plain_methods.ENTRIES_AT_ONCE", 100)
     np.testing.assert_allclose(embed_models("spectral-norms", [tmp_path / "net"])[0].embeddings, whole, rtol=1e-6)
 
 

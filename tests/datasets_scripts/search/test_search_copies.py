@@ -11,13 +11,11 @@ from torch import nn
 
 from datasets_scripts.embedding import EmbedConfig, embed
 from datasets_scripts.search.calibration import Calibration, held_out_rate, threshold_at
-from datasets_scripts.search.hidden_permutation import permute_hidden
 from datasets_scripts.search.nearest import FeatureSpace
-from datasets_scripts.search.planted_copies import copies_of, plant_copies
-from datasets_scripts.search.related_models import related_groups
+from datasets_scripts.search.planted_copies import copies_of, permute_hidden, plant_copies
 from datasets_scripts.search.search import search
 from datasets_scripts.search.search_config import SearchConfig
-from datasets_scripts.search.weight_verdicts import WeightVerdicts
+from datasets_scripts.search.weight_relations import WeightVerdicts, related_groups
 from datasets_scripts.sources import expand_sources
 from hf_wsl.options import ConfigError
 

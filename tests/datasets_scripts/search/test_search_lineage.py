@@ -11,9 +11,9 @@ from scipy.stats import kurtosis
 from search_fixtures import TREE, write_family, write_model
 
 from datasets_scripts.embedding import embed
-from datasets_scripts.search import weight_distances
+from datasets_scripts.search import weight_relations
 from datasets_scripts.search.lineage import lineage_trees
-from datasets_scripts.search.weight_distances import compare_weights
+from datasets_scripts.search.weight_relations import compare_weights
 from datasets_scripts.sources import expand_sources
 from modeling_wsl import open_checkpoint
 
@@ -24,7 +24,7 @@ def family(tmp_path_factory):
 
 
 def test_distances_are_those_of_whole_state_dicts_and_are_read_in_pieces(family, monkeypatch):
-    monkeypatch.setattr(weight_distances, "PIECE_ENTRIES", 100)
+    monkeypatch.setattr(weight_relations, "PIECE_ENTRIES", 100)
     states = [load_file(path / "model.safetensors") for path in sorted(family.iterdir()) if len(path.name) > 3]
     comparison = compare_weights([open_checkpoint(state) for state in states])
     flat = torch.stack([torch.cat([t.double().flatten() for t in state.values()]) for state in states]).numpy()
