@@ -21,8 +21,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from urllib.request import Request, urlopen
 
+from harness import machine, parser_of, publish
+
 
 TESTS = Path(__file__).resolve().parent.parent / "tests"
+HELPERS = (TESTS / "hub", TESTS / "fixtures")
 # Real sizes, random weights: 4 to 102 MB each, 0.6 GB in all. Speed does not depend on what the weights are.
 ARCHITECTURES = [
     *(
@@ -42,7 +45,9 @@ ARCHITECTURES = [
 def hub_process(*options: str) -> Iterator[str]:
     """The tests' Hub in a process of its own; gives its url, with HF_ENDPOINT set to it."""
     server = subprocess.Popen(
-        [sys.executable, str(TESTS / "hub_server.py"), "--port", "0", *options], stdout=subprocess.PIPE, text=True
+        [sys.executable, str(TESTS / "hub" / "hub_server.py"), "--port", "0", *options],
+        stdout=subprocess.PIPE,
+        text=True,
     )
     try:
         url = server.stdout.readline().split()[-1]
@@ -188,26 +193,24 @@ PARTS = {"mixed": mixed_models, "real_sizes": real_sizes}
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--output", type=Path, required=True)
+    parser = parser_of(__doc__)
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--part", choices=PARTS, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
-    sys.path.insert(0, str(TESTS))
-    os.environ["PYTHONPATH"] = os.pathsep.join([str(TESTS), os.environ.get("PYTHONPATH", "")])
+    sys.path[:0] = map(str, HELPERS)
+    os.environ["PYTHONPATH"] = os.pathsep.join([*map(str, HELPERS), os.environ.get("PYTHONPATH", "")])
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
         if arguments.part:
             report = PARTS[arguments.part](folder, arguments.repeats)
         else:  # a process for each: the workers of a process keep the Hub that they began with
-            report = {}
+            report = machine()
             for part in PARTS:
                 file = folder / f"{part}.json"
                 own = [__file__, "--output", str(file), "--repeats", str(arguments.repeats), "--part", part]
                 subprocess.run([sys.executable, *own], check=True)
                 report[part] = json.loads(file.read_text())
-    arguments.output.parent.mkdir(parents=True, exist_ok=True)
-    arguments.output.write_text(json.dumps(report, indent=1) + "\n")
+    publish(report, arguments.output)
 
 
 if __name__ == "__main__":

@@ -10,7 +10,6 @@ loader is measured, not the disk. The stream is read from the folder, and from t
 
 import argparse
 import json
-import os
 import statistics
 import subprocess
 import sys
@@ -27,12 +26,12 @@ import pyarrow.parquet as pq
 import timm
 import torch
 from collect_hub import control, hub_process
+from harness import machine, parser_of, publish
 from safetensors.torch import save_file
 from torch.utils.data import Dataset
 
 from datasets_scripts.tokenize import tokenize
 from datasets_scripts.tokenize_config import TokenizeConfig
-from hf_wsl.files import write_json
 from trainers.data.windows.crops import Crop, TrainingOrder
 from trainers.data.windows.dataset_source import DatasetSource
 from trainers.data.windows.training_batches import BatchPlan, StoredBatches, StreamedBatches
@@ -155,12 +154,11 @@ def write_dataset(folder: Path) -> Path:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = parser_of(__doc__)
     parser.add_argument("dataset", nargs="?", help="Folder written by `hf-wsl tokenize`.")
     parser.add_argument("--workers", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS))
     parser.add_argument("--stream-only", action="store_true", help=argparse.SUPPRESS)
-    parser.add_argument("--output", type=Path)
     arguments = parser.parse_args()
     if arguments.stream_only:
         print(json.dumps([measure_stream(arguments.dataset, workers) for workers in arguments.workers]))
@@ -169,10 +167,8 @@ def main() -> None:
         scratch = Path(folder)
         dataset = Path(arguments.dataset) if arguments.dataset else write_dataset(scratch)
         report: dict[str, Any] = {
-            "torch": torch.__version__,
+            **machine(),
             "pyarrow": pyarrow.__version__,
-            "cpus": os.cpu_count(),
-            "load_average": round(os.getloadavg()[0], 2),
             "dataset": dataset.name if arguments.dataset else "random weights",
             "window_size": WINDOW_SIZE,
             "batch_size": BATCH_SIZE,
@@ -184,10 +180,7 @@ def main() -> None:
             report["stream_from_folder"] = [measure_stream(str(dataset), workers) for workers in arguments.workers]
         if "hub" in arguments.parts:
             report["stream_from_hub"] = measure_hub(dataset, arguments.workers)
-    print(json.dumps(report, indent=1))
-    if arguments.output:
-        arguments.output.parent.mkdir(parents=True, exist_ok=True)
-        write_json(arguments.output, report)
+    publish(report, arguments.output)
 
 
 if __name__ == "__main__":

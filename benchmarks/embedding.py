@@ -7,12 +7,8 @@ tokens share forward passes. Each model is measured in a process of its own, wit
 random weights. The largest takes 2.7 GB of the temporary folder. Linux only: reads /proc.
 """
 
-import argparse
-import json
-import multiprocessing
 import tempfile
 import time
-from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +16,8 @@ import numpy as np
 import timm
 import torch
 import transformers
+from harness import PeakMemory, alone, machine, memory_mb, parser_of, publish
 from safetensors.torch import save_file
-from stream_memory import PeakMemory, anonymous_mb
 from torch import nn
 
 from datasets_scripts.embedding import METHODS, EmbedConfig
@@ -35,20 +31,17 @@ MODELS = ("resnet50", "vit_base_patch16_224", "llama_1.3b")
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = parser_of(__doc__)
     parser.add_argument("--models", nargs="*", default=list(MODELS), choices=MODELS)
     parser.add_argument("--methods", nargs="+", default=["backbone"], choices=["backbone", *METHODS])
     parser.add_argument("--backbone", help="Folder or Hub id; by default a nano backbone of random weights.")
     parser.add_argument("--mixed-precision", default="no", choices=["no", "bf16"])
     parser.add_argument("--copies", type=int, default=2000, help="Small networks that share forward passes; 0 = skip.")
-    parser.add_argument("--output", type=Path)
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         backbone = arguments.backbone or write_backbone(Path(folder) / "backbone")
         report: dict[str, Any] = {
-            "torch": torch.__version__,
-            "threads": torch.get_num_threads(),
-            "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
+            **machine("cuda" if torch.cuda.is_available() else "cpu"),
             "backbone": arguments.backbone or "nano, random weights",
             "mixed_precision": arguments.mixed_precision,
             "models": [],
@@ -62,15 +55,7 @@ def main() -> None:
                 report["models"].append({"model": name, "method": Path(method).name, **row})
         if arguments.copies:
             report["small_models"] = alone(measure_small, backbone, Path(folder) / "small", arguments.copies)
-    print(json.dumps(report, indent=1))
-    if arguments.output:
-        write_json(arguments.output, report)
-
-
-def alone(function, *arguments):
-    """Calls a function in a new process, so that its memory is its own."""
-    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
-        return pool.submit(function, *arguments).result()
+    publish(report, arguments.output)
 
 
 def write_backbone(folder: Path) -> str:
@@ -115,7 +100,7 @@ def measure(method: str, path: Path, mixed_precision: str) -> dict[str, Any]:
     read_alone(path)
     reading = read_alone(path)
     manifest = WSLFeatureExtractor().manifest(path)
-    before, peak = anonymous_mb(), PeakMemory()
+    before, peak = memory_mb(), PeakMemory()
     start = time.perf_counter()
     embed_models(method, [path], config)
     seconds = time.perf_counter() - start
@@ -127,7 +112,7 @@ def measure(method: str, path: Path, mixed_precision: str) -> dict[str, Any]:
         "seconds_reading_alone": round(reading, 3),
         "times_reading_alone": round(seconds / reading, 1),
         "anonymous_mb_above": round(peak.stop() - before, 1),
-        "peak_rss_mb": round(peak_rss_mb(), 1),
+        "peak_rss_mb": round(memory_mb("VmHWM"), 1),
     }
 
 
@@ -138,12 +123,6 @@ def read_alone(path: Path) -> float:
         for name in checkpoint.tensors:
             checkpoint.read(name).clone()
     return time.perf_counter() - start
-
-
-def peak_rss_mb() -> float:
-    """The highest resident memory of this process so far; pages of mapped files count too."""
-    status = Path("/proc/self/status").read_text()
-    return int(status.split("VmHWM:")[1].split()[0]) * 1024 / 1e6
 
 
 def measure_small(backbone: str, folder: Path, copies: int) -> dict[str, Any]:

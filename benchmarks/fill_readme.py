@@ -121,8 +121,8 @@ def collect_rows() -> list[str]:
     outcomes = ", ".join(f"{number} {outcome.replace('_', ' ')}" for outcome, number in mixed["outcomes"].items())
     held = max(run["peak_weights_on_disk"] for run in real["runs"])
     rows = [
-        f"| {run['workers']} | {run['held_in']} | {run['models_per_second']:.2f} | {run['mb_per_second']:.0f} | "
-        f"{run['share_of_plain_download']:.2f} |"
+        f"| {run['workers']} | {run.get('held_in', 'disk')} | {run['models_per_second']:.2f} | "
+        f"{run['mb_per_second']:.0f} | {run['share_of_plain_download']:.2f} |"
         for run in real["summary"]
     ]
     return [

@@ -11,40 +11,24 @@ products of the same shapes, into memory that is there; "plain" is float32, one 
 of all threads; where other programs use the machine too, its ratio is the steadier one.
 """
 
-import argparse
-import json
 import statistics
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
-from pathlib import Path
+from collections.abc import Callable
 from typing import Any
-from unittest.mock import patch
 
 import timm
 import torch
 import transformers
+from harness import machine, parser_of, publish
 from torch import nn
 from transformers import pipeline
 
-from hf_wsl.files import write_json
-from modeling_wsl import WSLConfig, WSLFeatureExtractor, WSLModel, pipelines
+from modeling_wsl import WSLConfig, WSLFeatureExtractor, WSLModel
 from modeling_wsl.backbone.encoding import HaloedWindows
-from modeling_wsl.generation import draws
-from modeling_wsl.generation import generate as generation
 
 
 HALO, BATCH = 64, 8
-# What a phase is timed by: the function that does it, where it is looked up.
-PHASES = {
-    "plan": (pipelines, "plan_generation"),
-    "encode": (generation, "latent_source"),
-    "draw": (draws.AnchorDensity, "draw"),
-    "decode": (generation, "decode_haloed"),
-    "tokens to weights": (WSLFeatureExtractor, "decode"),
-    "facts and hashes": (generation, "_facts"),
-}
 # Products tried for the best rate: rows, columns of the first, columns of the second. The last two are a layer's own.
 PRODUCTS = ((1024, 1024, 1024), (2048, 2048, 2048), (5120, 256, 1024), (5120, 1024, 256))
 OURS = {"token_standardization": True, "linear_path": True}
@@ -80,7 +64,7 @@ def best_rate(repeats: int = 5) -> dict[str, float]:
         for _ in range(repeats):
             for clock, seconds in seconds_of(lambda: torch.mm(left, right, out=out)).items():  # noqa: B023
                 rates[clock].append(2 * rows * inner * columns / seconds)
-    return {clock: max(found) for clock, found in rates.items()}
+    return {clock: max(values) for clock, values in rates.items()}
 
 
 def matmuls_alone(config: WSLConfig, windows: HaloedWindows, halves: int) -> Callable[[], None]:
@@ -110,25 +94,6 @@ def matmuls_alone(config: WSLConfig, windows: HaloedWindows, halves: int) -> Cal
                     torch.bmm(scores, query, out=attended)
 
     return multiply
-
-
-@contextmanager
-def timed_phases(seconds: dict[str, float]) -> Iterator[None]:
-    """Adds what each phase takes on the clock to `seconds`."""
-
-    def timed(function: Callable, phase: str) -> Callable:
-        def call(*args: Any, **kwargs: Any) -> Any:
-            start = time.perf_counter()
-            result = function(*args, **kwargs)
-            seconds[phase] += time.perf_counter() - start
-            return result
-
-        return call
-
-    with ExitStack() as stack:
-        for phase, (owner, name) in PHASES.items():
-            stack.enter_context(patch.object(owner, name, timed(getattr(owner, name), phase)))
-        yield
 
 
 def median_ratios(runs: list[dict[str, float]], limits: list[dict[str, float]]) -> dict[str, float]:
@@ -163,12 +128,9 @@ def measure(name: str, heads: int, options: dict[str, Any], repeats: int, plain:
     shapes = {"generation": matmuls_alone(config, windows, 2), "embedding": matmuls_alone(config, windows, 1)}
     work = {"generation": sum(flops.values()), "embedding": flops["encode"]}
     runs: dict[str, list[dict[str, float]]] = defaultdict(list)
-    found_phases: dict[str, list[float]] = defaultdict(list)
     for round_number in range(repeats + 1):  # the first is not counted
         rates = [best_rate()]
-        seconds: dict[str, float] = defaultdict(float)
-        with timed_phases(seconds):
-            once = seconds_of(generate)
+        once = seconds_of(generate)
         embedding = seconds_of(embed)
         rates.append(best_rate())
         multiplied = {task: seconds_of(multiply) for task, multiply in shapes.items()}
@@ -180,8 +142,6 @@ def measure(name: str, heads: int, options: dict[str, Any], repeats: int, plain:
             runs[f"{task} matmuls"].append(multiplied_seconds)
             limit = {clock: work[task] / max(rate[clock] for rate in rates) for clock in rates[0]}
             runs[f"{task} limit"].append(limit)
-        for phase, value in [*seconds.items(), ("rest", once["wall"] - sum(seconds.values()))]:
-            found_phases[phase].append(value)
     once, five = median_seconds(runs["generation"]), seconds_of(lambda: generate(5))
     row = {
         "model": name,
@@ -193,10 +153,9 @@ def measure(name: str, heads: int, options: dict[str, Any], repeats: int, plain:
         "tokens": manifest.num_tokens,
         "tokens_with_halos": len(windows) * windows.row_length,
         "teraflops": {task: round(value / 1e12, 4) for task, value in work.items()},
-        "seconds": {task: median_seconds(found) for task, found in runs.items()},
+        "seconds": {task: median_seconds(seconds) for task, seconds in runs.items()},
         "ratio_to_limit": {task: median_ratios(runs[task], runs[f"{task} limit"]) for task in work},
         "ratio_to_matmuls_alone": {task: median_ratios(runs[task], runs[f"{task} matmuls"]) for task in work},
-        "seconds_of_phases": {name: round(statistics.median(found), 4) for name, found in found_phases.items()},
         "seconds_of_each_further_draw": {clock: round((five[clock] - once[clock]) / 4, 3) for clock in once},
     }
     if plain:
@@ -207,13 +166,12 @@ def measure(name: str, heads: int, options: dict[str, Any], repeats: int, plain:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = parser_of(__doc__)
     parser.add_argument("--models", nargs="+", default=["resnet18", "resnet50"])
     parser.add_argument("--heads", nargs="+", type=int, default=[4, 8])
     parser.add_argument("--ours", action="store_true", help="Tokens standardized, and a linear path, as in our sizes.")
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--no-plain", action="store_true")
-    parser.add_argument("--output", type=Path)
     arguments = parser.parse_args()
     transformers.logging.disable_progress_bar()
     options = OURS if arguments.ours else {}
@@ -223,16 +181,11 @@ def main() -> None:
         for heads in arguments.heads
     ]
     report = {
-        "device": f"cpu ({torch.backends.cpu.get_cpu_capability()})",
-        "threads": torch.get_num_threads(),
-        "torch": torch.__version__,
+        **machine(),
         "batch_size": BATCH,
         "results": results,
     }
-    print(json.dumps(report, indent=1))
-    if arguments.output:
-        arguments.output.parent.mkdir(parents=True, exist_ok=True)
-        write_json(arguments.output, report)
+    publish(report, arguments.output)
 
 
 if __name__ == "__main__":

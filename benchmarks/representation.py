@@ -29,16 +29,33 @@ from typing import Any
 
 import numpy as np
 import torch
-from held_out_models import LAYER_KINDS, LAYER_SIZES, HeldOutModel, check_unseen, read_held_out, size_class
-from representation_figure import draw_r2_by_budget, draw_r2_by_cost
+from harness import machine, parser_of, publish
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import NullFormatter
 from tqdm.auto import tqdm
-from training_cost import pca_cost, training_cost
-from weight_codes import STATISTICS, Encoded, backbone_code, largest_entries, matrix_svd, projection_code, window_svd
+from weight_codes import (
+    LAYER_KINDS,
+    LAYER_SIZES,
+    STATISTICS,
+    Encoded,
+    HeldOutModel,
+    backbone_code,
+    check_unseen,
+    largest_entries,
+    matrix_svd,
+    projection_code,
+    read_held_out,
+    size_class,
+    window_svd,
+)
 
 from datasets_scripts.embedding.linear_projection import LinearBaseline, random_projection
-from hf_wsl.files import replacing, write_json
+from hf_wsl.files import replacing
+from hf_wsl.pages import BLACK, BLUE, GRAY, GREEN, ORANGE, PURPLE, RED, SKY, new_figure, tidy
 from modeling_wsl import WSLConfig, WSLModel
 from modeling_wsl.backbone.losses import R2Accumulator
+from modeling_wsl.codes.registry import code_of
 from trainers.data.windows.dataset_source import DatasetSource
 from trainers.data.windows.window_data import WindowDataset
 from trainers.pretraining.baselines import fit_pca
@@ -46,6 +63,20 @@ from trainers.pretraining.pretrain_setup import FACTS_FILE
 
 
 RESAMPLES = 10_000
+PASSES = 3  # a backward pass computes two products for each of the forward pass
+VIEWS = 2  # of every window, both go through the model
+# Color is never the only difference.
+STYLES: dict[str, dict[str, Any]] = {
+    "random projection": {"color": PURPLE, "linestyle": "-.", "marker": "v"},
+    "PCA": {"color": GREEN, "linestyle": "-.", "marker": "^"},
+    "largest entries": {"color": GRAY, "linestyle": ":", "marker": "x"},
+    "window SVD": {"color": SKY, "linestyle": "--", "marker": "s"},
+    "matrix SVD": {"color": BLUE, "linestyle": "--", "marker": "D"},
+    "matrix code": {"color": BLACK, "linestyle": "-", "marker": "P"},
+}
+BACKBONES = ((GRAY, "*"), (PURPLE, "p"), (ORANGE, "h"), (RED, "o"))
+TRAINED = [{"color": color, "linestyle": "-", "marker": marker} for color, marker in BACKBONES]
+BUDGET = 128  # of the table and of the picture of costs
 Code = Callable[[HeldOutModel], Encoded]
 
 
@@ -68,7 +99,7 @@ class Score:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = parser_of(__doc__)
     parser.add_argument("models", type=Path)
     parser.add_argument("--dataset", type=Path, required=True)
     parser.add_argument("--backbone", action="append", default=[], metavar="NAME=FOLDER", help="May be repeated.")
@@ -77,7 +108,6 @@ def main() -> None:
     parser.add_argument("--noise", type=float, default=0.05, help="Units of noise on every number.")
     parser.add_argument("--max-pca-tokens", type=int, default=10_000_000)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--output", type=Path)
     parser.add_argument("--figure", type=Path, help="PNG; that of the costs is put beside it, as `.._cost.png`.")
     arguments = parser.parse_args()
 
@@ -109,9 +139,7 @@ def main() -> None:
         bar = tqdm(models, desc=name, leave=False)
         scores = [score(code, model, arguments.noise, arguments.seed) for model in bar]
         report["codes"].setdefault(name, {})[budget] = summary(models, scores, arguments.seed)
-    print(json.dumps(report, indent=1))
-    if arguments.output:
-        write_json(arguments.output, report)
+    publish(report, arguments.output)
     if arguments.figure:
         costs = arguments.figure.with_name(f"{arguments.figure.stem}_cost{arguments.figure.suffix}")
         for path, draw in ((arguments.figure, draw_r2_by_budget), (costs, draw_r2_by_cost)):
@@ -121,7 +149,7 @@ def main() -> None:
 
 def settings_of(arguments: argparse.Namespace) -> dict[str, Any]:
     kept = ("budgets", "window_size", "noise", "seed")
-    return {**{name: getattr(arguments, name) for name in kept}, "threads": torch.get_num_threads()}
+    return {**{name: getattr(arguments, name) for name in kept}, **machine()}
 
 
 def untrained_codes(pca: LinearBaseline, arguments: argparse.Namespace) -> list[tuple[str, str, Code]]:
@@ -259,6 +287,106 @@ def described(models: Sequence[HeldOutModel]) -> dict[str, Any]:
         "by_kind": counts(kinds, LAYER_KINDS),
         "by_size": counts(list(map(size_class, sizes)), LAYER_SIZES),
     }
+
+
+def forward_operations(config: WSLConfig, tokens: int) -> int:
+    """Of the matmuls and attention of `WSLForPreTraining` for one window; a multiply-add counts as two.
+
+    The factors of the matrix code itself, eigenvectors on the CPU, are not counted.
+    """
+    width, inner, latent = config.hidden_size, config.intermediate_size, config.latent_size
+    content = latent - config.num_token_statistics
+    into_decoder = code_of(config).decoder_size
+    block = tokens * (4 * width * width + 2 * width * inner) + 2 * tokens * tokens * width
+    ends = (config.token_size + content) * width + (into_decoder + config.token_size) * width
+    linear = 2 * config.token_size * content if config.linear_path else 0
+    into_head = latent if config.projection == "pooled" else config.window_size * latent
+    head = (into_head + config.projection_size) * config.projection_size
+    return 2 * (2 * config.num_hidden_layers * block + tokens * (ends + linear) + head)
+
+
+def training_cost(facts: dict[str, Any], config: WSLConfig) -> dict[str, Any]:
+    """Operations of a whole run, as if its tokens with weights had come in full windows, and what it ran on.
+
+    Args:
+        facts: content of training_facts.json.
+    """
+    windows = facts["tokens_seen"] / config.window_size
+    kept = ("status", "size", "parameters", "steps", "tokens_seen", "train_tokens", "seconds", "device", "processes")
+    return {
+        "operations": PASSES * VIEWS * windows * forward_operations(config, config.window_size),
+        **{name: facts[name] for name in kept},
+    }
+
+
+def pca_cost(train: WindowDataset, max_tokens: int, seconds: float) -> dict[str, Any]:
+    """Of the sum of outer products; the eigenvectors of one small matrix are not counted."""
+    total = int(train.num_tokens.sum())
+    tokens = -(-total // max(1, -(-total // max_tokens)))  # every so-manieth, as `WindowDataset.sample` takes them
+    return {"operations": 2 * tokens * train.token_size**2, "tokens_seen": tokens, "seconds": seconds}
+
+
+def styles_of(report: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """The last backbone, ours, in red."""
+    trained = [name for name in report["codes"] if name not in STYLES]
+    return STYLES | {name: TRAINED[-1 - place % len(TRAINED)] for place, name in enumerate(reversed(trained))}
+
+
+def draw_r2_by_budget(report: dict[str, Any]) -> Figure:
+    """A line a code, with the interval that resampled owners give."""
+    figure, axes = new_figure(8.6, 4.6)
+    styles = styles_of(report)
+    for place, (name, budgets) in enumerate(report["codes"].items()):
+        x = [int(budget) + 1.2 * (place - len(report["codes"]) / 2) for budget in budgets]  # intervals side by side
+        y, spread = _shown(axes, x, list(budgets.values()))
+        style = {**styles[name], "markersize": 5 if name in STYLES else 9, "zorder": 2 if name in STYLES else 3}
+        axes.errorbar(x, y, yerr=spread, elinewidth=0.8, capsize=2, linewidth=1.5, label=name, **style)
+    budgets = report["budgets"]
+    axes.set(xlabel=f"numbers for {report['token_size']} weights", ylabel="R2 on models of other authors")
+    axes.set(xticks=budgets, ylim=(0, 1))
+    figure.legend(loc="outside right upper", frameon=False)
+    return figure
+
+
+def draw_r2_by_cost(report: dict[str, Any]) -> Figure:
+    """R2 over what training costs; a code that needs none is a horizontal line."""
+    figure = Figure(figsize=(9.6, 4.2), layout="constrained")
+    panels = figure.subplots(1, 2, sharey=True)
+    _costs(panels[0], report, "operations", "floating-point operations of the training")
+    _costs(panels[1], report, "seconds", "seconds of the training")
+    panels[0].set_ylabel(f"R2 at {BUDGET} numbers for {report['token_size']} weights")
+    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=4, frameon=False)
+    return figure
+
+
+def _costs(axes: Axes, report: dict[str, Any], cost: str, label: str) -> None:
+    tidy(axes)
+    styles = styles_of(report)
+    for name, budgets in report["codes"].items():
+        if (found := budgets.get(str(BUDGET))) is None:
+            continue
+        style, training = styles[name], report["training"].get(name)
+        if training is None:
+            axes.axhline(found["r2"], label=name, linewidth=1.3, color=style["color"], linestyle=style["linestyle"])
+            continue
+        spent = training if cost in training else training[str(BUDGET)]
+        y, spread = _shown(axes, [spent[cost]], [found])
+        mark = {"color": style["color"], "marker": style["marker"], "markersize": 8, "linestyle": "", "zorder": 3}
+        axes.errorbar([spent[cost]], y, yerr=spread, elinewidth=0.8, capsize=2, label=name, **mark)
+    axes.set(xscale="log", xlabel=label, ylim=(0, 1))
+    axes.margins(x=0.15)
+    axes.xaxis.set_minor_formatter(NullFormatter())
+
+
+def _shown(axes: Axes, x: list[float], found: list[dict[str, Any]]) -> tuple[list[float], list[list[float]]]:
+    """Heights and intervals; where R2 is below 0, at the lower edge with its value beside it."""
+    for place, value in zip(x, (point["r2"] for point in found), strict=True):
+        if value < 0:
+            above = 8 + 11 * len(axes.texts)  # one over the other, where they lie close together
+            axes.annotate(f"R2 {value:.3g}", (place, 0), (6, above), textcoords="offset points", fontsize=8)
+    y = [max(point["r2"], 0) for point in found]
+    ends = zip(*([max(end, 0) for end in point["interval"]] for point in found), strict=True)
+    return y, [[abs(end - value) for end, value in zip(side, y, strict=True)] for side in ends]
 
 
 if __name__ == "__main__":

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from harness import machine, parser_of, publish
 
 from datasets_scripts.embedding import METHODS, EmbedConfig, EmbeddingTable
 from datasets_scripts.embedding.embed_models import embed_models
@@ -26,7 +27,6 @@ from datasets_scripts.search.planted_copies import plant_copies
 from datasets_scripts.search.search_config import METRICS
 from datasets_scripts.search.weight_relations import open_source, sorted_hash, stated_parents
 from datasets_scripts.sources import ModelSource, expand_sources
-from hf_wsl.files import write_json
 
 
 FACTS = {"repository": "repo", "family": "family", "task": "task"}
@@ -46,7 +46,7 @@ METHODS_HELP = f"Of: {'; '.join(EMBEDDINGS)}. By default all."
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = parser_of(__doc__)
     parser.add_argument("models", type=Path)
     parser.add_argument("backbone")
     parser.add_argument("--methods", nargs="+", choices=EMBEDDINGS, metavar="NAME", help=METHODS_HELP)
@@ -57,12 +57,11 @@ def main() -> None:
     parser.add_argument("--noises", nargs="+", type=float, default=[0.001, 0.01, 0.1, 0.3, 1.0])
     parser.add_argument("--batch-size", type=int, default=8)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--output", type=Path)
     arguments = parser.parse_args()
 
     public = expand_sources([arguments.models])
     facts = {model.model_id: json.loads((model.path / "model.json").read_text()) for model in public}
-    report: dict[str, Any] = {"models": len(public), "embeddings": {}}
+    report: dict[str, Any] = {**machine(), "models": len(public), "embeddings": {}}
     with tempfile.TemporaryDirectory() as folder:
         listed, pairs = list_sources(arguments, Path(folder))
         everything = expand_sources(listed)
@@ -91,9 +90,7 @@ def main() -> None:
             }
             report["copies_of"] = copies.settings
         report["weights"] = weight_verdicts(everything, origins_of(everything, facts, pairs), arguments)
-    print(json.dumps(report, indent=1))
-    if arguments.output:
-        write_json(arguments.output, report)
+    publish(report, arguments.output)
 
 
 def list_sources(arguments: argparse.Namespace, folder: Path) -> tuple[list[str], list[tuple[str, str]]]:

@@ -6,42 +6,15 @@ Writes a safetensors file of that size into a temporary folder first (2.6 GB in 
 """
 
 import argparse
-import json
-import multiprocessing
 import tempfile
-import threading
 import time
 from pathlib import Path
 
 import torch
+from harness import PeakMemory, alone, machine, memory_mb, parser_of, publish
 from safetensors.torch import save_file
 
-from hf_wsl.files import write_json
 from modeling_wsl import WSLFeatureExtractor
-
-
-def anonymous_mb() -> float:
-    """Anonymous resident memory of this process in MB; pages of mapped files do not count."""
-    status = Path("/proc/self/status").read_text()
-    return int(status.split("RssAnon:")[1].split()[0]) * 1024 / 1e6
-
-
-class PeakMemory:
-    """Samples `anonymous_mb` every few milliseconds until `stop`, which returns the highest."""
-
-    def __init__(self):
-        self.highest, self.stopped = anonymous_mb(), threading.Event()
-        self.thread = threading.Thread(target=self.sample, daemon=True)
-        self.thread.start()
-
-    def sample(self) -> None:
-        while not self.stopped.wait(0.005):
-            self.highest = max(self.highest, anonymous_mb())
-
-    def stop(self) -> float:
-        self.stopped.set()
-        self.thread.join()
-        return self.highest
 
 
 def write_model(path: Path, arguments: argparse.Namespace) -> None:
@@ -62,30 +35,24 @@ def large_model(layers: int, width: int, dtype: torch.dtype) -> dict[str, torch.
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = parser_of(__doc__)
     parser.add_argument("--layers", type=int, default=24)
     parser.add_argument("--width", type=int, default=2048)
     parser.add_argument("--dtype", default="bfloat16", choices=["bfloat16", "float16", "float32"])
-    parser.add_argument("--output", type=Path)
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "model.safetensors"
-        # The model is made in another process: its memory must not be mistaken for the reader's.
-        writer = multiprocessing.Process(target=write_model, args=(path, arguments))
-        writer.start()
-        writer.join()
-        if writer.exitcode:
-            raise SystemExit(f"The model could not be written (exit code {writer.exitcode}).")
-
+        alone(write_model, path, arguments)  # its memory must not be mistaken for the reader's
         fx = WSLFeatureExtractor()
         fx({"warm.up": torch.randn(10_000)})  # what the libraries allocate once is the interpreter's own
-        before, peak = anonymous_mb(), PeakMemory()
+        before, peak = memory_mb(), PeakMemory()
         start, weights, tokens = time.perf_counter(), 0, 0
         for window in fx.stream(path):
             tokens += len(window["tokens"])
             weights = window["manifest"].num_parameters
         elapsed = time.perf_counter() - start
         report = {
+            **machine(),
             "parameters": weights,
             "tokens": tokens,
             "file_gb": round(path.stat().st_size / 1e9, 2),
@@ -93,10 +60,7 @@ def main() -> None:
             "anonymous_mb_above": round(peak.stop() - before, 1),
             "seconds": round(elapsed, 1),
         }
-    print(json.dumps(report, indent=1))
-    if arguments.output:
-        arguments.output.parent.mkdir(parents=True, exist_ok=True)
-        write_json(arguments.output, report)
+    publish(report, arguments.output)
 
 
 if __name__ == "__main__":

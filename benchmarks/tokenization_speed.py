@@ -5,35 +5,17 @@ The claim: weights become tokens, and tokens weights, at a large share of the sp
     python benchmarks/tokenization_speed.py --output results/tokenization_speed.json
 """
 
-import argparse
-import json
-import statistics
 import tempfile
-import time
 from pathlib import Path
+from statistics import median
 
 import timm
 import torch
+from harness import in_turn, machine, medians, parser_of, publish
 from safetensors.torch import save_file
 
-from hf_wsl.files import write_json
 from modeling_wsl import WSLFeatureExtractor, open_checkpoint
 from modeling_wsl.tokens.layout import read_tokens
-
-
-def share_of_copy(function, flat: torch.Tensor, repeats: int) -> tuple[float, float]:
-    """Median time of copying `flat` over that of `function`, run in turn so that both meet the same machine.
-
-    Returns the share and the copy's seconds; the first run of each is not counted.
-    """
-    copies, times = [], []
-    for _ in range(repeats + 1):
-        for durations, call in ((copies, lambda: torch.empty_like(flat).copy_(flat)), (times, function)):
-            start = time.perf_counter()
-            call()
-            durations.append(time.perf_counter() - start)
-    copy = statistics.median(copies[1:])
-    return copy / statistics.median(times[1:]), copy
 
 
 def loop_over_tokens(state: dict[str, torch.Tensor], token_size: int) -> torch.Tensor:
@@ -78,25 +60,25 @@ def measure(name: str, tokenization: str, repeats: int, folder: Path) -> dict:
     }
     shares, copies = {}, []
     for row, function in rows.items():
-        share, copy = share_of_copy(function, flat, 2 if row.startswith("plain") else repeats)
-        shares[row] = round(share, 3)
-        copies.append(copy)
+        pair = {"copy": lambda: torch.empty_like(flat).copy_(flat), "row": function}
+        seconds = medians(in_turn(pair, 2 if row.startswith("plain") else repeats))
+        shares[row] = round(seconds["copy"] / seconds["row"], 3)
+        copies.append(seconds["copy"])
     return {
         "model": name,
         "tokenization": tokenization,
         "parameters": manifest.num_parameters,
         "tokens": manifest.num_tokens,
         "padding": round(manifest.padding, 6),
-        "memcpy_gb_per_s": round(flat.nbytes / statistics.median(copies) / 1e9, 2),
+        "memcpy_gb_per_s": round(flat.nbytes / median(copies) / 1e9, 2),
         "share_of_memcpy": shares,
     }
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = parser_of(__doc__)
     parser.add_argument("--models", nargs="+", default=["resnet50", "vit_base_patch16_224"])
     parser.add_argument("--repeats", type=int, default=15)
-    parser.add_argument("--output", type=Path)
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         results = [
@@ -104,11 +86,8 @@ def main() -> None:
             for name in arguments.models
             for tokenization in ("dense", "sparse")
         ]
-    report = {"torch": torch.__version__, "threads": torch.get_num_threads(), "results": results}
-    print(json.dumps(report, indent=1))
-    if arguments.output:
-        arguments.output.parent.mkdir(parents=True, exist_ok=True)
-        write_json(arguments.output, report)
+    report = {**machine(), "results": results}
+    publish(report, arguments.output)
 
 
 if __name__ == "__main__":

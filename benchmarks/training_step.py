@@ -13,21 +13,17 @@ own. On a CPU they have 2 layers a side. On a machine shared with others: --thre
 """
 
 import argparse
-import json
-import statistics
 import tempfile
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import torch
 import transformers
 from accelerate import Accelerator
+from harness import in_turn, machine, medians, parser_of, publish
 from torch import nn
-from tqdm.auto import tqdm
 
-from hf_wsl.files import write_json
 from modeling_wsl import WSLConfig, WSLForPreTraining
 from modeling_wsl.backbone.stack import WSLAttention
 from trainers.data.windows.dataset_source import SplitSize
@@ -147,27 +143,6 @@ def plain_step(config: WSLConfig, batch: dict[str, torch.Tensor], device: torch.
     return run
 
 
-def in_turn(
-    functions: dict[str, Callable[[], None]], device: torch.device, rounds: int, processor_time: bool
-) -> dict[str, float]:
-    """Median seconds of each function over rounds that run one after the other; a first round is not counted."""
-    clock = time.process_time if processor_time else time.perf_counter
-    seconds: dict[str, list[float]] = {name: [] for name in functions}
-    for _ in tqdm(range(rounds + 1), unit="round", leave=False):
-        for name, function in functions.items():
-            synchronize(device)
-            start = clock()
-            function()
-            synchronize(device)
-            seconds[name].append(clock() - start)
-    return {name: statistics.median(values[1:]) for name, values in seconds.items()}
-
-
-def synchronize(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-
-
 def make_trainer(config: WSLConfig, batch_size: int, options: argparse.Namespace) -> PretrainTrainer:
     """A trainer that is ready for `one_step`."""
     torch.manual_seed(0)
@@ -221,11 +196,12 @@ def measure(size: str, device: torch.device, options: argparse.Namespace) -> dic
         "own_matmuls": own_matmuls(shapes, device),
         "step": lambda: one_step(trainer, batch),
     }
-    seconds = in_turn(functions, device, options.rounds, options.processor_time)
+    clock = time.process_time if options.processor_time else time.perf_counter
+    seconds = medians(in_turn(functions, options.rounds, clock, device))
     plain = None
     if options.plain_rounds:
         functions = {"step": lambda: one_step(trainer, batch), "plain": plain_step(config, batch, device)}
-        both = in_turn(functions, device, options.plain_rounds, options.processor_time)
+        both = medians(in_turn(functions, options.plain_rounds, clock, device))
         plain = round(both["plain"] / both["step"], 2)
     rate = multiply_operations / seconds["large_matmul"]
     step = seconds["step"]
@@ -263,7 +239,7 @@ def measure(size: str, device: torch.device, options: argparse.Namespace) -> dic
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = parser_of(__doc__)
     parser.add_argument("--sizes", nargs="+", default=["nano", "tiny", "hf-small"], choices=list(BATCHES))
     parser.add_argument("--batch-size", type=int, default=0, help="windows; 0 = the recipe's, less for hf on a CPU")
     parser.add_argument("--short-windows", type=float, default=0.0, help="share of the windows that are half empty")
@@ -274,7 +250,6 @@ def main() -> None:
     parser.add_argument("--plain-rounds", type=int, default=1, help="0 = without the plain version")
     parser.add_argument("--threads", type=int, default=0, help="0 = as torch finds them")
     parser.add_argument("--processor-time", action="store_true", help="the process's own time; with one thread")
-    parser.add_argument("--output", type=Path)
     options = parser.parse_args()
     if options.processor_time and options.threads != 1:
         parser.error("--processor-time adds up what all threads take: give --threads 1 with it")
@@ -283,22 +258,15 @@ def main() -> None:
     device = Accelerator().device
     results = [measure(size, device, options) for size in options.sizes]
     report = {
-        "device": torch.cuda.get_device_name(device)
-        if device.type == "cuda"
-        else f"cpu ({torch.backends.cpu.get_cpu_capability()})",
+        **machine(device),
         "clock": "processor time" if options.processor_time else "wall time",
-        "threads": torch.get_num_threads(),
-        "torch": torch.__version__,
         "transformers": transformers.__version__,
         "optimizer": options.optimizer,
         "compiled": options.compile,
         "activation_checkpointing": options.activation_checkpointing,
         "results": results,
     }
-    print(json.dumps(report, indent=1))
-    if options.output:
-        options.output.parent.mkdir(parents=True, exist_ok=True)
-        write_json(options.output, report)
+    publish(report, options.output)
 
 
 if __name__ == "__main__":

@@ -17,12 +17,11 @@ from modeling_wsl.tokens.manifest import LayerSpec, TensorSpec
 
 
 sys.path.append(str(Path(__file__).parents[3] / "benchmarks"))
-held_out, codes, cost = map(importlib.import_module, ("held_out_models", "weight_codes", "training_cost"))
-representation, figure = map(importlib.import_module, ("representation", "representation_figure"))
+codes, representation = map(importlib.import_module, ("weight_codes", "representation"))
 TOKEN_SIZE, WINDOW_SIZE = 24, 16
 
 
-def drawn_model(owner: str = "someone", seed: int = 0) -> "held_out.HeldOutModel":
+def drawn_model(owner: str = "someone", seed: int = 0) -> "codes.HeldOutModel":
     generator = torch.Generator().manual_seed(seed)
 
     def draw(*shape: int) -> torch.Tensor:
@@ -41,10 +40,10 @@ def drawn_model(owner: str = "someone", seed: int = 0) -> "held_out.HeldOutModel
     }
     batch = WSLFeatureExtractor(token_size=TOKEN_SIZE)(state)
     parts = batch["tokens"], batch["token_mask"], batch["positions"], batch["manifest"]
-    return held_out.HeldOutModel(f"{owner}-{seed}", owner, *parts, outputs_last=False)
+    return codes.HeldOutModel(f"{owner}-{seed}", owner, *parts, outputs_last=False)
 
 
-def all_codes(model: "held_out.HeldOutModel", budget: int) -> dict[str, "codes.Encoded"]:
+def all_codes(model: "codes.HeldOutModel", budget: int) -> dict[str, "codes.Encoded"]:
     projection = random_projection(budget - 2, TOKEN_SIZE, seed=0)
     untrained = representation.untrained_matrix_code(TOKEN_SIZE, budget, WINDOW_SIZE)
     trained = WSLConfig(token_size=TOKEN_SIZE, latent_size=budget, hidden_size=16, num_attention_heads=1)
@@ -88,7 +87,7 @@ def test_a_matrix_of_low_rank_is_given_back_within_a_budget_that_holds_its_facto
 
 def test_keras_matrices_have_their_outputs_last():
     model = drawn_model()
-    keras = held_out.HeldOutModel("m", "o", model.tokens, model.token_mask, model.positions, model.manifest, True)
+    keras = codes.HeldOutModel("m", "o", model.tokens, model.token_mask, model.positions, model.manifest, True)
     kernel = TensorSpec("conv/kernel", (3, 3, 8, 16), "float32")
     assert keras.matrix_shape(kernel) == (72, 16)
     assert model.matrix_shape(kernel) == (3, 384)
@@ -153,7 +152,7 @@ def test_no_noise_and_no_rounding_reach_an_index():
 def test_layers_have_the_kind_that_their_largest_tensor_says(name, shape, outputs_last, kind):
     bias = TensorSpec("a.bias", (2,), "float32")
     layer = LayerSpec("a", (TensorSpec(name, shape, "float32"), bias), 0, 1)
-    assert held_out.layer_kind(layer, None, outputs_last) == kind
+    assert codes.layer_kind(layer, None, outputs_last) == kind
 
 
 @pytest.mark.parametrize("linear_path", [True, False])
@@ -164,7 +163,7 @@ def test_operations_are_those_that_torch_counts(linear_path, projection):
     with FlopCounterMode(display=False) as counter:
         model(torch.randn(1, 12, config.token_size), make_views=False)
         model.projection(torch.randn(1, 12, config.latent_size))
-    assert counter.get_total_flops() == cost.forward_operations(config, 12)
+    assert counter.get_total_flops() == representation.forward_operations(config, 12)
 
 
 def test_operations_of_the_network_beside_the_matrix_code_are_those_that_torch_counts():
@@ -174,7 +173,7 @@ def test_operations_of_the_network_beside_the_matrix_code_are_those_that_torch_c
     with FlopCounterMode(display=False) as counter:
         model.wsl.code.refine(model.wsl, tokens, torch.ones_like(tokens, dtype=torch.bool))
         model.projection(torch.randn(1, 12, config.latent_size))
-    assert counter.get_total_flops() == cost.forward_operations(config, 12)
+    assert counter.get_total_flops() == representation.forward_operations(config, 12)
 
 
 def test_sums_over_layers_give_the_figures_of_whole_models():
@@ -205,7 +204,7 @@ def test_the_pictures_show_a_backbone_that_gives_back_nothing_like_the_weights()
         "codes": {"PCA": {"32": found, "128": found}, "window SVD": {"128": found}, "theirs": {"128": bad}},
         "training": {"PCA": spent, "theirs": {"128": spent}},
     }
-    for draw, panels in ((figure.draw_r2_by_budget, 1), (figure.draw_r2_by_cost, 2)):
+    for draw, panels in ((representation.draw_r2_by_budget, 1), (representation.draw_r2_by_cost, 2)):
         drawn = draw(report)
         assert len(drawn.axes) == panels
         assert [text.get_text() for axes in drawn.axes for text in axes.texts] == ["R2 -30"] * panels

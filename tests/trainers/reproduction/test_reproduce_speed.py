@@ -19,7 +19,7 @@ from trainers.reproduction.speed import HEADER, TFLOP_PER_CROP, speed_table
 
 ROOT = Path(__file__).parents[3]
 sys.path.append(str(ROOT / "benchmarks"))
-cost = importlib.import_module("training_cost")
+cost = importlib.import_module("representation")
 SCRIPTS = (
     "training_step",
     "data_loading",
