@@ -114,7 +114,7 @@ def _each(values: Sequence[float], pattern: str) -> str:
 
 def _training_rows(report: Report) -> list[Row]:
     extras = [
-        *([report["optimizer"]] if report["optimizer"] != "adamw" else []),
+        *([report["optimizer"]] if not report["optimizer"].startswith("adamw") else []),
         *(["compiled"] if report["compiled"] else []),
         *(["activations computed twice"] if report["activation_checkpointing"] else []),
     ]
