@@ -471,7 +471,7 @@ COMMANDS = (
     Command(
         "finetune",
         "Fine-tune a generated, trained or new model on images or text.",
-        "trainers.finetuning.finetune_config:FinetuneCommandConfig",
+        "trainers.finetuning.finetune_options:FinetuneCommandOptions",
         "trainers.finetune:train",
     ),
     Command(

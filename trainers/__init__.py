@@ -5,6 +5,8 @@ from typing import Any
 
 
 _NAMES = {
+    "FinetuneConfig": "finetuning.finetune_config",
+    "FinetuneTrainer": "finetuning.finetune_trainer",
     "PretrainConfig": "pretraining.pretrain_config",
     "PretrainTrainer": "pretraining.pretrain_trainer",
     "WindowCollator": "data.windows.window_inputs",

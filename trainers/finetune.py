@@ -28,9 +28,9 @@ from .checkpointing import publish_files
 from .data.data_config import ImageDataConfig, TextDataConfig
 from .data.images.image_data import ImageSplits, load_images
 from .data.text_data import TextSplits, load_text
-from .finetuning.finetune_config import RESULT_FILE, FinetuneCommandConfig
+from .finetuning.finetune_options import RESULT_FILE, FinetuneCommandOptions
+from .finetuning.finetune_trainer import finetune, measure
 from .finetuning.tasks import CAUSAL_LANGUAGE_MODELING, IMAGE_CLASSIFICATION, Task
-from .finetuning.training_loop import finetune, measure
 
 
 PROGRAM = "hf-wsl finetune"
@@ -38,7 +38,7 @@ TASKS = {task.name: task for task in (IMAGE_CLASSIFICATION, CAUSAL_LANGUAGE_MODE
 logger = logging.getLogger(__name__)
 
 
-def finetune_model(config: FinetuneCommandConfig) -> dict[str, Any]:
+def finetune_model(config: FinetuneCommandOptions) -> dict[str, Any]:
     """Trains a model and measures it on the test split once, at the end; `output_dir` then loads with its own library.
 
     Started again after an interruption, it goes on from the last checkpoint.
@@ -71,9 +71,8 @@ def finetune_model(config: FinetuneCommandConfig) -> dict[str, Any]:
         model,
         data.test,
         task,
-        batch_size=config.eval_batch_size,
+        batch_size=config.per_device_eval_batch_size,
         use_cpu=config.use_cpu,
-        mixed_precision=config.mixed_precision,
     )
     result = {
         "task": task.name,
@@ -93,14 +92,14 @@ def finetune_model(config: FinetuneCommandConfig) -> dict[str, Any]:
     return result
 
 
-def load_data(config: FinetuneCommandConfig) -> ImageSplits | TextSplits:
+def load_data(config: FinetuneCommandOptions) -> ImageSplits | TextSplits:
     """The data that the options `data.*` describe. Raises ConfigError on an unknown one."""
     if config.task == IMAGE_CLASSIFICATION.name:
         return load_images(build(ImageDataConfig, ("option 'data'", config.data)))
     return load_text(build(TextDataConfig, ("option 'data'", config.data)))
 
 
-def load_model(config: FinetuneCommandConfig, data: ImageSplits | TextSplits) -> tuple[Target, nn.Module]:
+def load_model(config: FinetuneCommandOptions, data: ImageSplits | TextSplits) -> tuple[Target, nn.Module]:
     """The model to train and how its library saves it.
 
     Raises:
@@ -177,12 +176,12 @@ def save_finetuned(
 
 def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     """Runs the command with these arguments (`sys.argv` by default); see `finetune_model`."""
-    config = parse(FinetuneCommandConfig, sys.argv[1:] if argv is None else argv, program=PROGRAM)
+    config = parse(FinetuneCommandOptions, sys.argv[1:] if argv is None else argv, program=PROGRAM)
     set_log_level()
     return finetune_model(config)
 
 
-def train(config: FinetuneCommandConfig) -> list[str]:
+def train(config: FinetuneCommandOptions) -> list[str]:
     """`finetune_model`, and a line about the result."""
     result = finetune_model(config)
     figures = ", ".join(f"{name} {value:.4g}" for name, value in result["test"].items())
@@ -191,7 +190,7 @@ def train(config: FinetuneCommandConfig) -> list[str]:
 
 def run(argv: Sequence[str] | None = None) -> int:
     """`main` for a shell, see `run_command`."""
-    return run_command(FinetuneCommandConfig, train, argv, program=PROGRAM)
+    return run_command(FinetuneCommandOptions, train, argv, program=PROGRAM)
 
 
 if __name__ == "__main__":

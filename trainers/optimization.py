@@ -40,24 +40,6 @@ def one_cycle(
     return _cosine(learning_rate, start / _FINAL_DIVISOR, share), _cosine(low, beta1, share)
 
 
-def constant(
-    step: int, total_steps: int, *, learning_rate: float, beta1: float, warmup_fraction: float
-) -> tuple[float, float]:
-    """Linear warm-up over `warmup_fraction` of the steps, then level; beta1 stays. Arguments of `one_cycle`."""
-    return learning_rate * min((step + 1) / max(warmup_fraction * total_steps, 1.0), 1.0), beta1
-
-
-SCHEDULES = {"onecycle": one_cycle, "constant": constant}
-
-
-def set_step(optimizer: torch.optim.Optimizer, learning_rate: float, beta1: float) -> None:
-    """Writes the learning rate of the coming step into every parameter group, and beta1 into AdamW's."""
-    for group in optimizer.param_groups:
-        group["lr"] = learning_rate
-        if "betas" in group:
-            group["betas"] = (beta1, group["betas"][1])
-
-
 def _cosine(start: float, end: float, share: float) -> float:
     return end + (start - end) / 2.0 * (1.0 + math.cos(math.pi * share))
 
@@ -90,12 +72,20 @@ class OneCycle(LRScheduler):
         return rates
 
 
+def schedule_state(scheduler: LRScheduler) -> dict[str, Any]:
+    """What `move_to_step` needs beside the step: nothing of a schedule that is a function of the step alone."""
+    if isinstance(scheduler, LambdaLR | OneCycle):
+        return {}
+    numbers = int | float | str | list | None
+    return {name: value for name, value in scheduler.state_dict().items() if isinstance(value, numbers)}
+
+
 def move_to_step(scheduler: LRScheduler, step: int, saved: dict[str, Any]) -> None:
     """Puts a fresh schedule where one that made `step` steps stood.
 
     Args:
-        saved: its `state_dict`, for the schedules that are no function of the step alone. Those that are follow the
-            options of now, so that a resumed run may change its learning rate.
+        saved: its `schedule_state`. Schedules that are functions of the step follow the options of now, so that a
+            resumed run may change its learning rate.
     """
     if not isinstance(scheduler, LambdaLR | OneCycle):
         scheduler.load_state_dict(saved)

@@ -8,7 +8,6 @@ one bit for bit. Checkpoints hold no pickles and appear whole or not at all.
 from __future__ import annotations
 
 import contextlib
-import json
 import logging
 import time
 from collections.abc import Iterator
@@ -24,7 +23,7 @@ from transformers import PrinterCallback, Trainer, TrainerCallback
 from transformers.trainer_utils import HubStrategy, TrainOutput
 
 from hf_wsl.errors import RunError
-from hf_wsl.files import write_json
+from hf_wsl.files import remove_leftovers, write_json
 from hf_wsl.options import ConfigError
 
 from .checkpointing import (
@@ -40,7 +39,7 @@ from .checkpointing import (
     save_model,
 )
 from .distribution import all_finite, check_distribution, is_sharded, refuse_muon_in_parts
-from .optimization import OneCycle, move_to_step, muon_with_adamw
+from .optimization import OneCycle, move_to_step, muon_with_adamw, schedule_state
 from .run_arguments import MUON, ONE_CYCLE
 from .stop_request import StopRequest
 
@@ -158,6 +157,8 @@ class RunTrainer(Trainer):
             self._earlier_seconds = state.get("seconds", 0.0)
             self._last_checkpoint = Path(checkpoint)
             self.load_run_state(state)
+        if self.keep_checkpoints and self.args.should_save:
+            remove_leftovers(Path(self.args.output_dir))  # of a process that was killed while it saved
         self._check_agreement(0 if not checkpoint else read_state(Path(checkpoint))["step"])
         with self.stop_request if self.keep_checkpoints else contextlib.nullcontext():
             try:
@@ -319,7 +320,7 @@ class RunTrainer(Trainer):
         state = {
             "step": step,
             "optim": str(_plain(args.optim)),
-            "scheduler": _jsonable(self.lr_scheduler.state_dict()),
+            "scheduler": schedule_state(self.lr_scheduler),
             **self.run_state(),
         }
         if args.should_save:
@@ -415,15 +416,3 @@ class _Flow(TrainerCallback):
 def _plain(value: Any) -> Any:
     """The text of one of transformers' enumerations."""
     return getattr(value, "value", value)
-
-
-def _jsonable(state: dict[str, Any]) -> dict[str, Any]:
-    """The entries that JSON can hold."""
-    kept = {}
-    for name, value in state.items():
-        try:
-            json.dumps(value)
-        except TypeError:
-            continue
-        kept[name] = value
-    return kept

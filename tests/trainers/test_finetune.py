@@ -16,11 +16,11 @@ from torch.utils.data import Dataset, TensorDataset
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from hf_wsl import files
+from trainers import checkpointing, run_trainer
 from trainers.checkpointing import CheckpointStateError
 from trainers.data.example_order import EpochDataset
-from trainers.finetuning import finetune_checkpoints
+from trainers.finetuning.finetune_trainer import DivergedError, FinetuneOptions, finetune, measure
 from trainers.finetuning.tasks import CAUSAL_LANGUAGE_MODELING
-from trainers.finetuning.training_loop import DivergedError, FinetuneConfig, finetune, measure
 
 
 @pytest.fixture(autouse=True)
@@ -58,11 +58,11 @@ def linear(classes: int = 3, seed: int = 0) -> nn.Module:
     return nn.Sequential(nn.Flatten(), nn.Linear(64, classes))
 
 
-CPU = {"use_cpu": True, "batch_size": 16}
+CPU = {"use_cpu": True, "per_device_train_batch_size": 16}
 
 
 def test_training_learns_and_reports_every_epoch_and_the_start():
-    history = finetune(linear(), images(), images(), FinetuneConfig(epochs=4, learning_rate=0.05, **CPU))
+    history = finetune(linear(), images(), images(), FinetuneOptions(num_train_epochs=4, learning_rate=0.05, **CPU))
     assert [measured.epoch for measured in history] == [0, 1, 2, 3, 4]
     assert [measured.step for measured in history] == [0, 5, 10, 15, 20]
     assert [measured.examples for measured in history] == [0, 70, 140, 210, 280]
@@ -77,7 +77,7 @@ def test_two_models_of_different_size_see_the_same_images_in_the_same_order():
         torch.manual_seed(hidden)  # whatever was drawn before must not matter
         model = nn.Sequential(nn.Flatten(), nn.Linear(64, hidden), nn.Dropout(0.5), nn.Linear(hidden, 3))
         data = Recorded(images())
-        finetune(model, data, images(), FinetuneConfig(epochs=2, seed=7, **CPU))
+        finetune(model, data, images(), FinetuneOptions(num_train_epochs=2, seed=7, **CPU))
         orders.append(data.asked)
     assert orders[0] == orders[1]
     assert sorted(orders[0][:70]) == list(range(70))
@@ -87,7 +87,7 @@ def test_two_models_of_different_size_see_the_same_images_in_the_same_order():
 def test_the_same_seed_gives_the_same_weights_and_another_seed_others():
     def trained(seed: int) -> torch.Tensor:
         model = linear()
-        finetune(model, images(), images(), FinetuneConfig(epochs=1, seed=seed, **CPU))
+        finetune(model, images(), images(), FinetuneOptions(num_train_epochs=1, seed=seed, **CPU))
         return model[1].weight.detach()
 
     assert torch.equal(trained(1), trained(1))
@@ -97,7 +97,9 @@ def test_the_same_seed_gives_the_same_weights_and_another_seed_others():
 def test_no_epoch_measures_the_model_and_changes_nothing():
     model = linear()
     before = model[1].weight.detach().clone()
-    history = finetune(model, images(), images(), FinetuneConfig(epochs=0, schedule="onecycle", **CPU))
+    history = finetune(
+        model, images(), images(), FinetuneOptions(num_train_epochs=0, lr_scheduler_type="onecycle", **CPU)
+    )
     assert torch.equal(model[1].weight, before)
     assert history[0].metrics == measure(model, images(), use_cpu=True)
 
@@ -114,7 +116,7 @@ def test_evaluation_counts_every_image_once_whatever_the_batch_size():
 
 def test_a_model_comes_back_contiguous_with_its_forward_as_it_was():
     model = timm.create_model("test_resnet", num_classes=3, in_chans=1)
-    history = finetune(model, images(size=16), images(size=16), FinetuneConfig(epochs=1, **CPU))
+    history = finetune(model, images(size=16), images(size=16), FinetuneOptions(num_train_epochs=1, **CPU))
     assert all(tensor.is_contiguous() for tensor in model.state_dict().values())
     assert "forward" not in vars(model)
     assert len(history) == 2
@@ -126,7 +128,7 @@ def test_weight_decay_shrinks_matrices_and_leaves_biases_alone():
         model[1].bias.fill_(1)
     frozen = TensorDataset(torch.zeros(16, 1, 8, 8), torch.zeros(16, dtype=torch.long))
     before = model[1].weight.norm()
-    config = FinetuneConfig(epochs=3, learning_rate=1e-3, weight_decay=50.0, **CPU)
+    config = FinetuneOptions(num_train_epochs=3, learning_rate=1e-3, weight_decay=50.0, **CPU)
     finetune(model, frozen, frozen, config)
     assert model[1].weight.norm() < 0.9 * before  # no image has a lit pixel: decay alone moved it
     assert (model[1].bias - 1).abs().max() < 0.01
@@ -134,40 +136,40 @@ def test_weight_decay_shrinks_matrices_and_leaves_biases_alone():
 
 def test_a_last_batch_of_one_image_does_not_stop_a_batch_norm():
     model = nn.Sequential(nn.Flatten(), nn.Linear(64, 3), nn.BatchNorm1d(3))
-    finetune(model, images(33), images(), FinetuneConfig(epochs=1, **CPU))
+    finetune(model, images(33), images(), FinetuneOptions(num_train_epochs=1, **CPU))
 
 
 def test_a_label_without_a_logit_is_refused_with_the_number_of_classes_that_is_needed():
     with pytest.raises(ValueError, match="Label 2 has no logit.*gives 2.*with 3 classes"):
-        finetune(linear(classes=2), images(), images(), FinetuneConfig(epochs=1, **CPU))
+        finetune(linear(classes=2), images(), images(), FinetuneOptions(num_train_epochs=1, **CPU))
 
 
 def test_an_empty_dataset_is_refused_by_name():
     empty = TensorDataset(torch.empty(0, 1, 8, 8), torch.empty(0, dtype=torch.long))
     with pytest.raises(ValueError, match="validation dataset is empty"):
-        finetune(linear(), images(), empty, FinetuneConfig(**CPU))
+        finetune(linear(), images(), empty, FinetuneOptions(**CPU))
 
 
 def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_learning_rate():
     broken = images()
     broken.tensors[0][5] = float("nan")
     with pytest.raises(DivergedError, match=r"loss is nan at step 5 \(epoch 1\).*0.25"):
-        finetune(linear(), broken, images(), FinetuneConfig(epochs=2, learning_rate=0.25, **CPU))
+        finetune(linear(), broken, images(), FinetuneOptions(num_train_epochs=2, learning_rate=0.25, **CPU))
 
 
 @pytest.mark.parametrize(
     ("option", "value"),
-    [("epochs", -1), ("batch_size", 0), ("learning_rate", 0.0), ("schedule", "cosine"), ("mixed_precision", "fp8")],
+    [("num_train_epochs", -1), ("per_device_train_batch_size", 0), ("learning_rate", 0.0), ("precision", "fp8")],
 )
 def test_an_impossible_option_is_refused_by_name(option: str, value):
     with pytest.raises(ValueError, match=option):
-        FinetuneConfig(**{option: value})
+        FinetuneOptions(**{option: value})
 
 
 def test_bf16_computes_in_bfloat16_keeps_float32_weights_and_takes_autocast_off_again():
     model, seen = linear(), []
     model[1].register_forward_hook(lambda module, inputs, output: seen.append(output.dtype))
-    config = FinetuneConfig(epochs=3, learning_rate=0.05, mixed_precision="bf16", **CPU)
+    config = FinetuneOptions(num_train_epochs=3, learning_rate=0.05, precision="bfloat16", **CPU)
     history = finetune(model, images(), images(), config)
     assert set(seen[1:]) == {torch.bfloat16}  # the first pass asks how many classes there are
     assert model[1].weight.dtype == torch.float32
@@ -219,7 +221,10 @@ def convolutional() -> nn.Module:
 
 
 def test_a_language_model_learns_to_count_and_its_figures_are_per_predicted_token():
-    model, config = gpt2(), FinetuneConfig(epochs=6, learning_rate=0.02, schedule="onecycle", **CPU)
+    model, config = (
+        gpt2(),
+        FinetuneOptions(num_train_epochs=6, learning_rate=0.02, lr_scheduler_type="onecycle", **CPU),
+    )
     history = finetune(model, Blocks(60), Blocks(20), config, task=CAUSAL_LANGUAGE_MODELING)
     assert set(history[0].metrics) == {"loss", "perplexity", "accuracy", "f1"}
     assert history[0].metrics["loss"] == pytest.approx(3.0, abs=0.2)  # log 20
@@ -242,11 +247,11 @@ def test_a_language_models_vocabulary_and_longest_input_are_checked_before_any_s
 
 def test_images_that_a_model_cannot_take_are_refused_with_their_shape():
     with pytest.raises(ValueError, match=r"cannot take images of shape \(1, 9, 9\)"):
-        finetune(linear(), images(size=9), images(size=9), FinetuneConfig(**CPU))
+        finetune(linear(), images(size=9), images(size=9), FinetuneOptions(**CPU))
 
 
 def test_measurements_come_every_so_many_steps_and_at_the_end():
-    config = FinetuneConfig(max_steps=12, eval_steps=5, eval_batch_size=10, eval_batches=3, **CPU)
+    config = FinetuneOptions(max_steps=12, eval_steps=5, per_device_eval_batch_size=10, eval_batches=3, **CPU)
     history = finetune(linear(), images(), images(), config)
     assert [measured.step for measured in history] == [0, 5, 10, 12]
     assert [measured.examples for measured in history] == [0, 70, 140, 172]
@@ -261,14 +266,19 @@ def test_a_capped_evaluation_takes_evenly_spaced_examples_of_all_classes():
     with torch.no_grad():
         model[1].weight.zero_()
         model[1].bias.copy_(torch.tensor([1.0, 0.0, 0.0]))  # always says class 0
-    config = FinetuneConfig(epochs=0, eval_batch_size=5, eval_batches=6, **CPU)
+    config = FinetuneOptions(num_train_epochs=0, per_device_eval_batch_size=5, eval_batches=6, **CPU)
     assert finetune(model, images(), ordered, config)[0].metrics["accuracy"] == pytest.approx(1 / 3, abs=0.05)
 
 
 def test_accumulated_batches_take_the_step_of_one_large_batch():
     def trained(batch_size: int, accumulation: int) -> torch.Tensor:
         model = linear()
-        config = FinetuneConfig(epochs=2, use_cpu=True, batch_size=batch_size, gradient_accumulation=accumulation)
+        config = FinetuneOptions(
+            num_train_epochs=2,
+            use_cpu=True,
+            per_device_train_batch_size=batch_size,
+            gradient_accumulation_steps=accumulation,
+        )
         finetune(model, Noisy(images(72)), images(), config)
         return model[1].weight.detach()
 
@@ -278,7 +288,12 @@ def test_accumulated_batches_take_the_step_of_one_large_batch():
 def test_processes_that_load_examples_change_nothing():
     def trained(num_workers: int) -> torch.Tensor:
         model = linear()
-        finetune(model, Noisy(images()), images(), FinetuneConfig(epochs=2, num_workers=num_workers, **CPU))
+        finetune(
+            model,
+            Noisy(images()),
+            images(),
+            FinetuneOptions(num_train_epochs=2, dataloader_num_workers=num_workers, **CPU),
+        )
         return model[1].weight.detach()
 
     assert torch.equal(trained(0), trained(2))
@@ -319,9 +334,11 @@ def run_as(rank: int, folder: Path, train) -> None:
 
 
 def test_two_processes_take_the_steps_of_one_with_twice_the_batch(tmp_path):
-    config = FinetuneConfig(epochs=3, batch_size=8, use_cpu=True)
+    config = FinetuneOptions(num_train_epochs=3, per_device_train_batch_size=8, use_cpu=True)
     model = linear()
-    expected = finetune(model, Noisy(images()), images(33), replace(config, batch_size=16), progress=False)
+    expected = finetune(
+        model, Noisy(images()), images(33), replace(config, per_device_train_batch_size=16), progress=False
+    )
 
     def train(rank: int) -> None:
         model = linear(seed=rank)  # the first process's counts
@@ -338,7 +355,7 @@ def test_two_processes_take_the_steps_of_one_with_twice_the_batch(tmp_path):
 
 
 def test_two_interrupted_processes_started_again_end_with_the_same_bytes(tmp_path):
-    config = FinetuneConfig(epochs=3, batch_size=8, use_cpu=True)
+    config = FinetuneOptions(num_train_epochs=3, per_device_train_batch_size=8, use_cpu=True)
 
     def train(rank: int) -> None:
         def run(name: str, data: Dataset) -> None:
@@ -352,14 +369,14 @@ def test_two_interrupted_processes_started_again_end_with_the_same_bytes(tmp_pat
         run("stopped", Noisy(images()))
 
     assert on_two_processes(tmp_path, train) == [0, 0]
-    assert len(hashes(tmp_path / "whole")) == 3
+    assert len(hashes(tmp_path / "whole")) == 4
     assert hashes(tmp_path / "stopped") == hashes(tmp_path / "whole")
 
 
 @pytest.mark.parametrize("schedule", ["constant", "onecycle"])
 def test_a_run_killed_anywhere_and_started_again_ends_with_the_same_bytes(tmp_path, schedule):
-    config = FinetuneConfig(epochs=3, weight_decay=0.1, schedule=schedule, **CPU)
-    places = [(finetune_checkpoints, "save_model"), (finetune_checkpoints, "write_json"), (files, "move_folder")]
+    config = FinetuneOptions(num_train_epochs=3, weight_decay=0.1, lr_scheduler_type=schedule, **CPU)
+    places = [(checkpointing, "save_module"), (run_trainer, "write_json"), (files, "move_folder")]
     places += [(files.shutil, "rmtree"), (torch, "manual_seed")]
 
     def run(folder: Path):
@@ -382,7 +399,7 @@ def test_a_run_killed_anywhere_and_started_again_ends_with_the_same_bytes(tmp_pa
 
 
 def test_a_finished_run_is_not_trained_again(tmp_path):
-    config = FinetuneConfig(epochs=1, **CPU)
+    config = FinetuneOptions(num_train_epochs=1, **CPU)
     first = linear()
     history = finetune(first, images(), images(), config, output_dir=tmp_path)
     again, data = linear(), Recorded(images())
@@ -392,7 +409,7 @@ def test_a_finished_run_is_not_trained_again(tmp_path):
 
 
 def test_a_checkpoint_of_another_run_is_refused_and_says_what_differs(tmp_path):
-    config = FinetuneConfig(epochs=1, **CPU)
+    config = FinetuneOptions(num_train_epochs=1, **CPU)
     finetune(linear(), images(), images(), config, output_dir=tmp_path)
     for model, changed, reason in (
         (linear(), replace(config, seed=3), "config was"),
@@ -406,4 +423,4 @@ def test_a_checkpoint_of_another_run_is_refused_and_says_what_differs(tmp_path):
 
 def test_fewer_examples_than_parts_of_a_step_are_refused():
     with pytest.raises(ValueError, match="split into 4 parts.*3 training examples"):
-        finetune(linear(), images(3), images(), FinetuneConfig(gradient_accumulation=4, **CPU))
+        finetune(linear(), images(3), images(), FinetuneOptions(gradient_accumulation_steps=4, **CPU))

@@ -17,7 +17,7 @@ from modeling_wsl.generation.targets import resolve_target
 from trainers import finetune as finetune_command
 from trainers.data.data_config import ImageDataConfig
 from trainers.data.images.image_data import load_images
-from trainers.finetune import FinetuneCommandConfig, main, run
+from trainers.finetune import FinetuneCommandOptions, main, run
 from trainers.finetuning.measure import measure
 from trainers.training_options import RECIPES
 
@@ -44,7 +44,7 @@ def folder(tmp_path_factory):
 
 
 def words(folder, output, *more, **options):
-    options = {"model": folder / "model-3", "output_dir": output, "epochs": 1, "batch_size": 16} | options
+    options = {"model": folder / "model-3", "output_dir": output, "num_train_epochs": 1, "batch_size": 16} | options
     options = {"data.images": folder / "images", "data.image_size": 32, "use_cpu": "true"} | options
     return [str(word) for name, value in options.items() for word in (f"--{name}", value)] + list(more)
 
@@ -55,7 +55,7 @@ def error_of(capsys, *arguments):
 
 
 def test_a_trained_models_folder_is_trained_on_and_loads_with_its_own_library(folder, tmp_path):
-    result = main(words(folder, tmp_path / "out", epochs=6, learning_rate=0.003))
+    result = main(words(folder, tmp_path / "out", num_train_epochs=6, learning_rate=0.003))
     stored = json.loads((tmp_path / "out" / "finetuning.json").read_text())
     assert stored == json.loads(json.dumps(result))
     assert [line["epoch"] for line in stored["history"]] == [0, 1, 2, 3, 4, 5, 6]
@@ -88,14 +88,14 @@ def test_a_new_head_takes_the_place_of_one_with_other_classes(folder, tmp_path, 
     refusal = error_of(capsys, *words(folder, tmp_path / "out", model=folder / "model-5"))
     assert re.search("model has 5 classes.*has 3.*--new_head", refusal)
     assert not (tmp_path / "out").exists()
-    main(words(folder, tmp_path / "out", "--new_head", model=folder / "model-5", epochs=0))
+    main(words(folder, tmp_path / "out", "--new_head", model=folder / "model-5", num_train_epochs=0))
     saved, start = (load_file(place / "model.safetensors") for place in (tmp_path / "out", folder / "model-5"))
     assert saved["head.weight"].shape[0] == 3
     assert torch.equal(saved["blocks.0.attn.qkv.weight"], start["blocks.0.attn.qkv.weight"])
 
 
 def test_an_architecture_from_scratch_gets_the_classes_and_channels_of_the_data(folder, tmp_path):
-    options = {"model": "test_efficientnet", "data.channels": 1, "epochs": 0}
+    options = {"model": "test_efficientnet", "data.channels": 1, "num_train_epochs": 0}
     for name in ("one", "two"):
         main(words(folder, tmp_path / name, "--from_scratch", **options))
     first, second = (load_file(tmp_path / name / "model.safetensors") for name in ("one", "two"))
@@ -139,7 +139,7 @@ def test_what_does_not_fit_is_said_in_one_line_before_any_training(folder, tmp_p
             "unknown option '--data.imagesize'. Did you mean '--data.image_size'",
         ),
         (words(folder, out, **{"data.images": missing}), "part.*neither Parquet files nor images"),
-        (words(folder, out, epochs=-1), "epochs is -1"),
+        (words(folder, out, num_train_epochs=-1), "num_train_epochs is -1"),
         (words(folder, ""), "'output_dir' is needed"),
         (words(folder, out, "--new_head", "--from_scratch"), "new head in any case"),
     ):
@@ -150,13 +150,17 @@ def test_what_does_not_fit_is_said_in_one_line_before_any_training(folder, tmp_p
 @pytest.mark.parametrize("recipe", ["imagenet_finetune", "gpt2", "gpt2_small"])
 def test_every_recipe_is_readable(recipe):
     config = parse(
-        FinetuneCommandConfig, ["--config", recipe, "--model", "m", "--output_dir", "o"], program="finetune"
+        FinetuneCommandOptions, ["--config", recipe, "--model", "m", "--output_dir", "o"], program="finetune"
     )
     assert (RECIPES / f"{recipe}.yaml").is_file()
     if recipe == "gpt2":  # Table 5 of the paper
         kwargs = config.target_kwargs
         assert (kwargs["vocab_size"], kwargs["n_layer"], kwargs["n_head"], kwargs["n_embd"]) == (50304, 12, 12, 768)
-        assert (config.batch_size, config.gradient_accumulation, config.learning_rate) == (64, 8, 6e-4)
+        assert (config.per_device_train_batch_size, config.gradient_accumulation_steps, config.learning_rate) == (
+            64,
+            8,
+            6e-4,
+        )
 
 
 def test_the_command_lists_its_options():

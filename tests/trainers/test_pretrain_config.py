@@ -12,7 +12,7 @@ from transformers import TrainingArguments, get_scheduler
 from hf_wsl.command_line import parse
 from hf_wsl.options import ConfigError
 from modeling_wsl import WSLConfig
-from trainers.optimization import OneCycle, move_to_step, one_cycle
+from trainers.optimization import OneCycle, move_to_step, one_cycle, schedule_state
 from trainers.pretraining.pretrain_config import PretrainConfig
 from trainers.pretraining.pretrain_options import PretrainOptions
 from trainers.training_options import RECIPES, names_of_training_arguments, plain_hint, with_training_arguments
@@ -227,6 +227,6 @@ def test_a_schedule_that_is_moved_to_a_step_stands_where_one_stands_that_came_to
         walked.optimizer.step()
         walked.step()
         moved = made()
-        move_to_step(moved, step, walked.state_dict())
+        move_to_step(moved, step, schedule_state(walked))
         for name in ("lr", "betas"):
             assert moved.optimizer.param_groups[0][name] == walked.optimizer.param_groups[0][name]

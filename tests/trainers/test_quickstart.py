@@ -15,7 +15,7 @@ from torch.utils.data import Subset
 
 from trainers.data.images.digits import digits_splits
 from trainers.evaluation.evaluate_config import ARMS, ON_REQUEST
-from trainers.finetuning.finetune_config import FinetuneConfig
+from trainers.finetuning.finetune_options import FinetuneOptions
 from trainers.finetuning.measure import measure
 from trainers.quickstart.figures import FIGURES
 from trainers.quickstart.quickstart import QuickstartConfig, quickstart
@@ -26,7 +26,7 @@ MINIATURE = QuickstartConfig(
     zoo=DigitsZooConfig(families=("resnet", "efficientnet"), members_per_family=2, epochs=1, batch_size=64),
     validation_fraction=0.4,
     pretrain={"max_steps": 3, "eval_steps": 2, "batch_size": 2, "precision": "float32"},
-    finetune=FinetuneConfig(epochs=1, batch_size=64, use_cpu=True),
+    finetune=FinetuneOptions(num_train_epochs=1, per_device_train_batch_size=64, use_cpu=True),
     finetune_seeds=1,
     num_candidates=2,
 )

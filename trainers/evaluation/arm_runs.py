@@ -22,8 +22,8 @@ from modeling_wsl.checkpoints.checkpoint import open_checkpoint
 from modeling_wsl.generation.generated_model import GeneratedModel
 from modeling_wsl.generation.ranking import Ensemble
 
+from ..finetuning.finetune_trainer import DivergedError, Measurement, finetune
 from ..finetuning.tasks import IMAGE_CLASSIFICATION
-from ..finetuning.training_loop import DivergedError, Measurement, finetune
 from .comparison import AGREEMENT_EXAMPLES, Comparison
 from .evaluate_config import ARMS
 from .initial_weights import FROM_GENERATED, InitialWeights, Reference, initial_weights, reference_of

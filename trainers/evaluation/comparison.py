@@ -19,7 +19,7 @@ from modeling_wsl.generation.targets import Target
 from modeling_wsl.loading import load_pipeline
 from modeling_wsl.pipelines import WeightGenerationPipeline
 
-from ..finetuning.finetune_config import FinetuneConfig
+from ..finetuning.finetune_options import FinetuneOptions
 from ..finetuning.measure import measure
 from ..finetuning.tasks import IMAGE_CLASSIFICATION, Task
 
@@ -52,7 +52,7 @@ class EvaluationProtocol:
 
     num_candidates: int
     num_kept: int
-    finetune: FinetuneConfig | None
+    finetune: FinetuneOptions | None
     bandwidth: float = 0.2
     noise: str = "shared"
     bootstrap_rounds: int = 0
@@ -83,7 +83,7 @@ class Comparison:
     protocol: EvaluationProtocol
     pca: LinearBaseline | None = None
     prior_problem: str | None = None
-    options: FinetuneConfig = field(default_factory=FinetuneConfig)
+    options: FinetuneOptions = field(default_factory=FinetuneOptions)
 
     @property
     def target(self) -> Target:
@@ -177,9 +177,8 @@ class Comparison:
             module,
             examples,
             self.task,
-            batch_size=options.eval_batch_size,
+            batch_size=options.per_device_eval_batch_size,
             use_cpu=options.use_cpu,
-            mixed_precision=options.mixed_precision,
             max_batches=max_batches,
         )
 

@@ -8,7 +8,7 @@ from typing import Any
 from hf_wsl.options import ConfigError, build, nearest, option
 
 from ..data.data_config import DATA, ImageDataConfig, TextDataConfig
-from ..finetuning.finetune_config import FinetuneConfig
+from ..finetuning.finetune_options import FinetuneOptions
 
 
 INIT, FEW_SHOT = "init", "few-shot"
@@ -57,7 +57,7 @@ class EvaluateConfig:
     task: str = option("image-classification", "what the models are for", choices=tuple(DATA))
     protocol: str = option(INIT, "fine-tune the best draw, or measure the best ones as they are", (INIT, FEW_SHOT))
     data: dict = option({}, "options of the data, images or text by the task", of=tuple(DATA.values()))
-    finetune: dict = option({}, "options of the fine-tuning", of=(FinetuneConfig,), hidden=("seed",))
+    finetune: dict = option({}, "options of the fine-tuning", of=(FinetuneOptions,), hidden=("seed",))
     tokens: str = option("", "tokenized dataset that PCA is fitted on: that of the backbone; empty: no PCA")
     pca_tokens: int = option(500_000, "tokens that PCA is fitted on, evenly spaced")
     arms: list = option([], f"arms to run, separated by commas; empty: all that can be ({', '.join(ARMS)})")
@@ -136,8 +136,8 @@ class EvaluateConfig:
         return build(DATA[self.task], ("option 'data'", self.data))
 
     @property
-    def finetune_config(self) -> FinetuneConfig:
-        return build(FinetuneConfig, ("option 'finetune'", self.finetune))
+    def finetune_config(self) -> FinetuneOptions:
+        return build(FinetuneOptions, ("option 'finetune'", self.finetune))
 
     def settings(self) -> dict[str, Any]:
         """What every result in a folder must have in common; JSON-serializable."""

@@ -7,13 +7,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from accelerate import Accelerator
+from accelerate import Accelerator, PartialState
 from accelerate.utils import gather_object, send_to_device
 from torch import nn
 from torch.nn.functional import cross_entropy
 from torch.utils.data import DataLoader, Dataset
 
-from ..distribution import is_sharded
 from .tasks import IMAGE_CLASSIFICATION, Task, scores
 
 
@@ -23,17 +22,15 @@ def measure(
     task: Task = IMAGE_CLASSIFICATION,
     batch_size: int = 256,
     use_cpu: bool = False,
-    mixed_precision: str | None = None,
     max_batches: int | None = None,
 ) -> dict[str, float]:
-    """The task's metrics of a model in eval mode, on Accelerate's device.
+    """The task's metrics of a model in eval mode and in its own dtype, on Accelerate's device.
 
     Args:
         model: see `task`.
         dataset: map-style dataset of examples as the task takes them.
         batch_size: examples at a time; does not change the result beyond rounding.
         use_cpu: stay on the CPU where a GPU is present.
-        mixed_precision: of the process, which Accelerate sets once and for all; figures are of the model's own dtype.
         max_batches: measure on so many evenly spaced batches' worth of examples; None: on all.
 
     Raises:
@@ -41,18 +38,18 @@ def measure(
     """
     if len(dataset) == 0:
         raise ValueError(f"The dataset to measure on is empty; it must hold at least one {task.unit}.")
-    accelerator = make_accelerator(mixed_precision, use_cpu)
-    model.to(accelerator.device, memory_format=task.memory_format)
-    loader = evaluation_loader(accelerator, dataset, batch_size, max_batches)
+    processes = PartialState(cpu=use_cpu)
+    model.to(processes.device, memory_format=task.memory_format)
+    loader = evaluation_loader(processes, dataset, batch_size, max_batches)
     classes = task.num_classes(model, first_batch(dataset))
-    metrics = predict_and_score(accelerator, model, loader, task, classes)
+    metrics = predict_and_score(processes, model, loader, task, classes)
     model.to(memory_format=torch.contiguous_format)
     return metrics
 
 
 @torch.no_grad()
 def predict_and_score(
-    accelerator: Accelerator, model: nn.Module, loader: DataLoader, task: Task, classes: int
+    processes: Accelerator | PartialState, model: nn.Module, loader: DataLoader, task: Task, classes: int
 ) -> dict[str, float]:
     """The task's metrics of a loader's batches, and of those of the other processes; the same on all of them."""
     was_training = model.training
@@ -60,24 +57,15 @@ def predict_and_score(
     losses, predictions, labels = [], [], []
     for batch in loader:
         check_classes(task, batch, classes)
-        logits, true = task.forward(model, send_to_device(batch, accelerator.device))
+        logits, true = task.forward(model, send_to_device(batch, processes.device))
         losses.append(cross_entropy(logits.float(), true, reduction="none"))
         predictions.append(logits.argmax(-1))
         labels.append(true)
     model.train(was_training)
-    found = [torch.cat(parts).cpu().numpy() for parts in (losses, predictions, labels) if parts]
-    everywhere = gather_object([found]) if accelerator.num_processes > 1 else [found]
+    gathered = [torch.cat(parts).cpu().numpy() for parts in (losses, predictions, labels) if parts]
+    everywhere = gather_object([gathered]) if processes.num_processes > 1 else [gathered]
     shares = [share for share in everywhere if share]  # a process may have had no batch
     return scores(task, *(np.concatenate(parts) for parts in zip(*shares, strict=True)))
-
-
-def make_accelerator(mixed_precision: str | None, use_cpu: bool) -> Accelerator:
-    accelerator = Accelerator(mixed_precision=mixed_precision, cpu=use_cpu)
-    if is_sharded(accelerator):
-        raise ValueError(
-            "Accelerate is set to FSDP; fine-tuning keeps the whole model on every process. Leave it out."
-        )
-    return accelerator
 
 
 def make_loader(dataset: Dataset, batches: Iterable[list[int]], num_workers: int = 0) -> DataLoader:
@@ -88,13 +76,13 @@ def make_loader(dataset: Dataset, batches: Iterable[list[int]], num_workers: int
 
 
 def evaluation_loader(
-    accelerator: Accelerator, dataset: Dataset, batch_size: int, max_batches: int | None = None
+    processes: Accelerator | PartialState, dataset: Dataset, batch_size: int, max_batches: int | None = None
 ) -> DataLoader:
     """This process's share of the batches; of `max_batches` of evenly spaced examples where there are more."""
     count = len(dataset) if max_batches is None else min(len(dataset), max_batches * batch_size)
     chosen = [index * len(dataset) // count for index in range(count)]
     batches = [chosen[start : start + batch_size] for start in range(0, count, batch_size)]
-    return make_loader(dataset, batches[accelerator.process_index :: accelerator.num_processes])
+    return make_loader(dataset, batches[processes.process_index :: processes.num_processes])
 
 
 def first_batch(dataset: Dataset) -> Any:

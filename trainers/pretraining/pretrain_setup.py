@@ -15,7 +15,7 @@ from huggingface_hub.errors import StrictDataclassError
 
 from datasets_scripts.embedding.linear_projection import random_projection
 from hf_wsl.errors import one_line
-from hf_wsl.files import remove_folder, remove_leftovers, write_text
+from hf_wsl.files import remove_folder, write_text
 from hf_wsl.options import ConfigError, nearest
 from modeling_wsl import WSLConfig, WSLForPreTraining
 from modeling_wsl.configuration_wsl import SIZES
@@ -101,7 +101,6 @@ def prepare_folder(config: PretrainConfig, checkpoint: Path | None) -> None:
         for pattern in FINISHED_FILES:
             for file in output_dir.glob(pattern):
                 file.unlink()
-    remove_leftovers(output_dir)
     write_text(output_dir / CONFIG_FILE, config.to_yaml())
 
 

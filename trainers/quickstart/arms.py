@@ -21,7 +21,7 @@ from ..evaluation.comparison import Comparison, EvaluationProtocol, backbone_gen
 from ..evaluation.controls import cached_pca
 from ..evaluation.evaluate_config import ARMS, ON_REQUEST
 from ..evaluation.initial_weights import why_skipped
-from ..finetuning.finetune_config import FinetuneConfig
+from ..finetuning.finetune_options import FinetuneOptions
 from ..finetuning.tasks import IMAGE_CLASSIFICATION
 from ..zoo.digits_zoo import ARCHITECTURES, read_properties
 
@@ -53,7 +53,7 @@ class QuickstartOpener:
 
     folder: Path
     held_out: Path
-    finetune: FinetuneConfig
+    finetune: FinetuneOptions
     num_candidates: int
     bandwidth: float
 

@@ -126,13 +126,13 @@ def _count(entries: Sequence[Entry]) -> str:
 
 def _check_options(steps: Sequence[Step], work_dir: Path) -> None:
     """Builds the options of every step, so that a wrong one is met before any work."""
-    used: dict[str, dict[Any, str]] = {"mixed_precision": {}, "use_cpu": {}}
+    used: dict[str, dict[Any, str]] = {"use_cpu": {}}
     for step in steps:
         config = step_config(step, work_dir)
         if step.kind == EVALUATION:
             config = config.finetune_config
         if step.kind in (MODEL, BACKBONE, EVALUATION):
-            for option in used.keys() & vars(config).keys():  # a backbone's trainer sets its own precision
+            for option in used:
                 used[option].setdefault(getattr(config, option), step.name)
     for option, values in used.items():
         if len(values) > 1:

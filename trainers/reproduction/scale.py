@@ -49,7 +49,7 @@ class Scale:
     )
     collections: dict = option({}, "Name -> which models are tokenized, and how.")
     backbones: dict = option({}, "Name -> recipe, collection, options of PretrainConfig.")
-    training: dict = option({}, "Options of FinetuneConfig for anchors and zoos that are trained here.")
+    training: dict = option({}, "Options of FinetuneOptions for anchors and zoos that are trained here.")
     protocols: dict = option({}, "Kind of table -> options of EvaluateConfig.")
     tables: dict = option(
         {}, "Table -> architectures, data sets, rows, and the difference from the paper's set-up in words."

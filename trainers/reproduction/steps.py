@@ -31,9 +31,9 @@ from ..data.text_data import TextDataConfig, TextSplits, load_text
 from ..evaluation.evaluate import evaluate
 from ..evaluation.evaluate_config import EvaluateConfig
 from ..evaluation.weight_comparison import compare_kinds
-from ..finetuning.finetune_config import FinetuneConfig
+from ..finetuning.finetune_options import FinetuneOptions
+from ..finetuning.finetune_trainer import finetune, measure
 from ..finetuning.tasks import CAUSAL_LANGUAGE_MODELING, IMAGE_CLASSIFICATION
-from ..finetuning.training_loop import finetune, measure
 from ..pretrain import pretrain, versions
 from ..pretraining.pretrain_options import PretrainOptions
 from ..probing.probe import probe
@@ -73,7 +73,7 @@ def step_config(step: Step, work_dir: Path, num_workers: int = 1) -> Any:
     """
     folder, settings = work_dir / step.folder, step.settings
     if step.kind == MODEL:
-        return build(FinetuneConfig, (step.name, settings["training"]))
+        return build(FinetuneOptions, (step.name, settings["training"]))
     if step.kind == ZOO:
         own = {"num_workers": num_workers, "output_dir": str(folder)}
         return build(ZooConfig, (step.name, {**settings["options"], **own}))
@@ -149,8 +149,7 @@ def _train_model(step: Step, work_dir: Path, num_workers: int) -> dict[str, Any]
     target = _target(step.settings["architecture"], splits)
     module = target.build(config.seed)
     history = finetune(module, splits.train, splits.validation, config, progress=False, task=task)
-    options = {"use_cpu": config.use_cpu, "mixed_precision": config.mixed_precision}
-    test = measure(module, splits.test, task, batch_size=config.eval_batch_size, **options)
+    test = measure(module, splits.test, task, batch_size=config.per_device_eval_batch_size, use_cpu=config.use_cpu)
     with work_folder(work_dir).replacing_folder(folder) as unfinished:
         target.save({name: value.cpu() for name, value in module.state_dict().items()}, unfinished)
     parameters = sum(parameter.numel() for parameter in module.parameters())

@@ -15,8 +15,8 @@ from hf_wsl.run_folder import RunFolder
 from hf_wsl.workers import one_thread
 
 from ..data.images.digits import MEAN, NUM_CLASSES, STD, digits_splits
-from ..finetuning.finetune_config import FinetuneConfig
-from ..finetuning.training_loop import finetune, measure
+from ..finetuning.finetune_options import FinetuneOptions
+from ..finetuning.finetune_trainer import finetune, measure
 from .build_zoo import train_missing
 from .networks import save_network
 
@@ -181,12 +181,12 @@ def train_member(task: FamilyTask) -> int:
     with one_thread():
         images = digits_splits(architecture.image_size)
         model = new_model(member.family, member.seed)
-        training = FinetuneConfig(
-            epochs=config.epochs,
-            batch_size=config.batch_size,
+        training = FinetuneOptions(
+            num_train_epochs=config.epochs,
+            per_device_train_batch_size=config.batch_size,
             learning_rate=member.learning_rate,
             weight_decay=config.weight_decay,
-            schedule="onecycle",
+            lr_scheduler_type="onecycle",
             seed=member.seed,
             use_cpu=True,  # the same weights everywhere, and no GPU is faster on models of this size
         )

@@ -63,7 +63,7 @@ def init(place):
         target_kwargs=TARGET_KWARGS,
         anchors=[str(place / "anchor_0")],
         data={"images": str(place / "digits"), **DATA},
-        finetune={"epochs": 1, "batch_size": 64, "use_cpu": True},
+        finetune={"num_train_epochs": 1, "batch_size": 64, "use_cpu": True},
         tokens=str(place / "tokens"),
         seeds=2,
         num_candidates=2,
@@ -291,7 +291,7 @@ def test_a_backbone_with_a_prior_draws_without_an_anchor(init, place):
 
 
 def test_an_arm_that_diverges_is_recorded_and_the_others_go_on(init, place):
-    finetune = {"epochs": 1, "batch_size": 64, "learning_rate": 1e30, "use_cpu": True}
+    finetune = {"num_train_epochs": 1, "batch_size": 64, "learning_rate": 1e30, "use_cpu": True}
     config = replace(
         init[0], finetune=finetune, arms=["anchor", "scratch"], seeds=1, output_dir=str(place / "diverged")
     )
@@ -370,7 +370,7 @@ def test_the_command_reads_lists_and_groups_and_runs(init, place):
         "evaluate", "--backbone", config.backbone, "--target", TARGET, "--anchors", ",".join(config.anchors),
         *(f"--target_kwargs.{key}={json.dumps(value)}" for key, value in TARGET_KWARGS.items()),
         *(f"--data.{key}={value}" for key, value in {**DATA, "images": place / "digits"}.items()),
-        "--finetune.epochs", "0", "--finetune.use_cpu", "true", "--arms", "anchor,scratch", "--seeds", "1",
+        "--finetune.num_train_epochs", "0", "--finetune.use_cpu", "true", "--arms", "anchor,scratch", "--seeds", "1",
         "--output_dir", str(place / "command"),
     ]  # fmt: skip
     outcome = hf_wsl(*arguments)
