@@ -42,7 +42,7 @@ class ExampleOrder:
         if num_examples < self.parts:
             raise ValueError(
                 f"A step is split into {self.parts} parts (forward passes x processes), and there are {num_examples} "
-                "training examples. Lower gradient_accumulation, or use fewer processes."
+                "training examples. Lower gradient_accumulation_steps, or use fewer processes."
             )
         full, rest = divmod(num_examples, self.step_size)
         self.steps_per_epoch = full + (rest > 0 and (rest // self.parts >= 2 or full == 0))
