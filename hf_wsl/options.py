@@ -165,9 +165,11 @@ def _coerce_keys(values: Mapping[str, Any], classes: Sequence[type], origin: str
     known = keys_of(classes)
     aliases = other_names({name: field for name, (field, _) in known.items()}, "also")
     values = {aliases.get(key, key): value for key, value in values.items()}
+    renamed = other_names({name: field for name, (field, _) in known.items()}, "was")
     for key in values:
         if key not in known:
-            raise ConfigError(f"{origin}unknown option '{key}'.{nearest(str(key), known)}")
+            advice = f" It is '{renamed[key]}' now." if key in renamed else nearest(str(key), known)
+            raise ConfigError(f"{origin}unknown option '{key}'.{advice}")
     return {key: coerce(value, known[key][1], f"{origin}option '{key}'") for key, value in values.items()}
 
 

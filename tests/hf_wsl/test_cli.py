@@ -94,7 +94,7 @@ def test_tokenize_offers_every_option_of_its_configuration_with_its_own_help():
 def test_groups_show_their_options_with_types_and_help():
     text = " ".join(hf_wsl("evaluate", "--help").stdout.split())
     assert "--data.image_size INT pixels a side of what the model sees (default: 224)" in text
-    assert "--finetune.schedule constant|onecycle" in text
+    assert "--finetune.lr_scheduler_type TEXT" in text
     assert "--finetune.seed" not in text  # that of each run
 
 

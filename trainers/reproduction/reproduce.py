@@ -126,18 +126,18 @@ def _count(entries: Sequence[Entry]) -> str:
 
 def _check_options(steps: Sequence[Step], work_dir: Path) -> None:
     """Builds the options of every step, so that a wrong one is met before any work."""
-    used: dict[str, dict[Any, str]] = {"use_cpu": {}}
+    used: dict[str, dict[Any, str]] = {"precision": {}, "use_cpu": {}}
     for step in steps:
         config = step_config(step, work_dir)
         if step.kind == EVALUATION:
             config = config.finetune_config
         if step.kind in (MODEL, BACKBONE, EVALUATION):
-            for option in used:
+            for option in used if step.kind != BACKBONE else ("use_cpu",):  # a backbone's run has its own precision
                 used[option].setdefault(getattr(config, option), step.name)
     for option, values in used.items():
         if len(values) > 1:
             named = " and ".join(f"'{value}' ({name})" for value, name in values.items())
             raise ConfigError(
-                f"the scale mixes values of {option}: {named}; its steps share a process, and Accelerate has one "
-                f"value a process. Set {option} alike in `training`, `protocols` and the options of `backbones`"
+                f"the scale mixes values of {option}: {named}; what its steps train is compared. Set {option} alike "
+                "in `training`, `protocols` and the options of `backbones`"
             )

@@ -343,7 +343,7 @@ def test_deviations_are_those_of_a_sample_and_none_for_a_single_run():
         ({"anchors": []}, "option 'anchors' is missing"),
         ({"anchors": ["a", "b"]}, "init draws around one"),
         ({"finetune": {"seed": 3}}, "that of each run"),
-        ({"finetune": {"epoch": 3}}, "Did you mean 'epochs'"),
+        ({"finetune": {"epochs": 3}}, "It is 'num_train_epochs' now"),
         ({"data": {"images": "nowhere/at/all"}}, "nowhere/at/all"),
         ({"num_candidates": 2, "num_kept": 3}, "more than the 2 draws"),
         ({"backbone": "anchor_0"}, "is no backbone|neither a folder"),

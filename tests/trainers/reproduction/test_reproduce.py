@@ -13,7 +13,7 @@ from reproduce_fixtures import BACKBONE, TINY, write_data, write_scale
 
 from hf_wsl.options import ConfigError
 from trainers.reproduction.paper_tables import NAMES, load_table, load_tables
-from trainers.reproduction.plan import EVALUATION, Given, Planner, ordered_steps
+from trainers.reproduction.plan import EVALUATION, MODEL, Given, Planner, ordered_steps
 from trainers.reproduction.reproduce import parse_given, plan_lines, reproduce
 from trainers.reproduction.results_page import results_page, write_page
 from trainers.reproduction.scale import SCALES, load_scale
@@ -74,7 +74,7 @@ def test_a_shipped_scale_has_every_table_and_every_option_of_its_steps_is_known(
     precisions = set()
     for step in steps:
         config = step_config(step, tmp_path)
-        precisions |= {getattr(config, "mixed_precision", None)}
+        precisions |= {getattr(config, "precision", None) if step.kind == MODEL else None}
     assert len(precisions - {None}) == 1
     assert not list(tmp_path.iterdir())
 
@@ -170,8 +170,8 @@ def test_wrong_input_is_refused_before_any_work(names, scale, given, message, tm
         ({"tables": {"table99": TINY["tables"]["table7"]}}, "tables: unknown table 'table99'"),
         ({"backbones": {**TINY["backbones"], "hf-large": {**BACKBONE, "recipe": "nan"}}}, "no recipe 'nan'"),
         ({"backbones": {**TINY["backbones"], "hf-large": {**BACKBONE, "colection": 1}}}, "Did you mean 'collection'?"),
-        ({"training": {"epoch": 1}}, "unknown option 'epoch'. Did you mean 'epochs'?"),
-        ({"training": {"mixed_precision": "bf16", "use_cpu": True}}, "mixes values of mixed_precision"),
+        ({"training": {"epoch": 1}}, "unknown option 'epoch'."),
+        ({"training": {"precision": "bfloat16", "use_cpu": True}}, "mixes values of precision"),
         ({"training": {"use_cpu": False}}, "mixes values of use_cpu"),
     ],
 )
