@@ -20,7 +20,7 @@ from modeling_wsl.generation.generated_model import GeneratedModel
 
 from ..data.images.digits import digits_splits
 from ..evaluation.weight_comparison import compare_kinds, relative_error
-from ..finetuning.finetune_config import FinetuneConfig
+from ..finetuning.finetune_options import FinetuneOptions
 from ..pretrain import pretrain as pretrain_backbone
 from ..pretraining.pretrain_options import PretrainOptions
 from ..zoo.digits_zoo import ARCHITECTURES, DigitsZooConfig, build_digits_zoo, digits_members, read_properties
@@ -44,7 +44,9 @@ class QuickstartConfig:
             "precision": "float32",
         }
     )
-    finetune: FinetuneConfig = field(default_factory=lambda: FinetuneConfig(epochs=5, batch_size=32, use_cpu=True))
+    finetune: FinetuneOptions = field(
+        default_factory=lambda: FinetuneOptions(num_train_epochs=5, per_device_train_batch_size=32, use_cpu=True)
+    )
     finetune_seeds: int = 3  # each with a generated model of its own
     num_candidates: int = 5  # draws of a seed, of which the best on the validation images is kept
     bandwidth: float = 0.2
