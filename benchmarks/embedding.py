@@ -93,7 +93,7 @@ def write_model(name: str, folder: Path) -> None:
 def measure(method: str, path: Path, mixed_precision: str) -> dict[str, Any]:
     """Embeds a model whose file lies in memory already, as reading it once has put it there."""
     transformers.logging.disable_progress_bar()
-    config = EmbedConfig(mixed_precision=mixed_precision)
+    config = EmbedConfig(precision={"no": "float32", "bf16": "bfloat16"}[mixed_precision])
     warm = {"warm.up": torch.randn(100_000)}
     save_file(warm, path.with_suffix(".warm.safetensors"))
     embed_models(method, [path.with_suffix(".warm.safetensors")], config)  # what the libraries do once

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from .command_line import run_command, terminal_width
 from .errors import run_for_shell
-from .options import REQUIRED, ConfigError, argument, nearest, option, part_of, read_yaml
+from .options import PRECISION_HELP, PRECISIONS, REQUIRED, ConfigError, argument, nearest, option, part_of, read_yaml
 
 
 if TYPE_CHECKING:
@@ -140,6 +140,7 @@ class InspectOptions:
         None, "Write an HTML page too: page.html.", metavar="FILE", was=("output", "output_dir")
     )
     overwrite_output_file: bool = option(False, "Replace a file that is there.")
+    precision: str = option("auto", PRECISION_HELP, PRECISIONS)
 
 
 def inspect(options: InspectOptions) -> Iterator[str]:
@@ -150,7 +151,7 @@ def inspect(options: InspectOptions) -> Iterator[str]:
     from datasets_scripts.inspection.page import write_page
     from datasets_scripts.inspection.report import text_report
 
-    inspection = inspect_model(options.model, options.backbone, options.table)
+    inspection = inspect_model(options.model, options.backbone, options.table, options.precision)
     yield text_report(inspection)
     if options.output_file is not None:
         write_page(inspection, options.output_file)
@@ -222,6 +223,7 @@ class GenerateOptions:
     in_channels: int | None = option(None, "Of its images, where they differ from the anchors'.")
     stem: str = option("adapt", "What becomes of a stem for other channels.", ("adapt", "initialize"))
     revision: str | None = option(None, "Branch, tag or commit of a backbone on the Hub.")
+    precision: str = option("auto", PRECISION_HELP, PRECISIONS)
     overwrite_output_dir: bool = option(False, "Delete models of other settings in output_dir first.")
 
     def __post_init__(self) -> None:
@@ -243,7 +245,7 @@ def generate(options: GenerateOptions) -> Iterator[str]:
 
     from .run_folder import RunFolder
 
-    names = ("method", "num_samples", "seed", "bandwidth", "noise", "num_classes", "in_channels", "stem")
+    names = ("method", "num_samples", "seed", "bandwidth", "noise", "num_classes", "in_channels", "stem", "precision")
     draws = {name: getattr(options, name) for name in names}
     settings = {
         "backbone": backbone_state(options.backbone, options.revision),

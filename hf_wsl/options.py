@@ -28,6 +28,9 @@ from typing import Any, TypeVar
 ConfigType = TypeVar("ConfigType")
 
 REQUIRED = dataclasses.MISSING
+# Of every command that runs a backbone; `modeling_wsl.backbone.inference` says the same, after heavy imports.
+PRECISIONS = ("auto", "float32", "bfloat16")
+PRECISION_HELP = "Arithmetic of the backbone; auto: the faster one for weights in bfloat16, else that of the weights."
 TRUE, FALSE = ("true", "yes", "on", "1"), ("false", "no", "off", "0")
 
 

@@ -1,5 +1,6 @@
 """WSLFeatureExtractor: the weights of a model to tokens and back, without loss (paper, section 3.3)."""
 
+import functools
 import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
@@ -10,6 +11,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.nn.utils.rnn import pad_sequence
 from transformers.feature_extraction_utils import BatchFeature, FeatureExtractionMixin
 
 from .checkpoints.checkpoint import Checkpoint, open_checkpoint
@@ -125,25 +127,37 @@ class WSLFeatureExtractor(FeatureExtractionMixin):
         with open_checkpoint(source, **options) as checkpoint:
             return self.layout(checkpoint.tensors, checkpoint.tied, checkpoint.tensor_order)
 
-    def __call__(self, source: Source, **options: Any) -> TokenizedWeights:
-        """Tokenizes a whole model.
+    def __call__(
+        self, source: Source | Sequence[Source], return_tensors: str | None = None, **options: Any
+    ) -> TokenizedWeights:
+        """Tokenizes a whole model, or several.
 
         Args:
-            source: state dict, module, checkpoint file or folder, Hub id (see `open_checkpoint`).
+            source: state dict, module, checkpoint file or folder, Hub id (see `open_checkpoint`); or a list of them,
+                which makes a batch.
+            return_tensors: "pt" makes a batch of one source too, for `model(**fx(source, return_tensors="pt"))`.
             options: passed to `open_checkpoint` (`revision`, `token`, `allow_nonfinite`, `key`, ...).
 
         Returns:
             tokens `[T, d_t]` float32 (float64 if the model holds any), token_mask `[T, d_t]` bool (true: a weight),
             positions `[T, 3]` int64 and the `WeightManifest`, with the carried tensors in `manifest.carried_values`.
+            Of a batch these three alone, `[batch, longest, ...]`, and the attribute `manifests`, a list; tokens beyond
+            the end of a model hold no weight: their mask is false.
 
         Raises:
             CheckpointError: the source cannot be read safely or holds no weights.
             NotTokenizableError: `layer_normalization` is set and lacks a layer of the model.
             NonFiniteWeightsError: a NaN or an infinity among the weights, unless `allow_nonfinite=True`.
+            ValueError: an empty list, or another kind of tensors.
         """
+        if return_tensors not in (None, "pt"):
+            raise ValueError(f"return_tensors={return_tensors!r}: weights become torch tensors, 'pt'.")
+        if isinstance(source, (list, tuple)):
+            return self._batch([self(one, **options) for one in source])
         with open_checkpoint(source, **options) as checkpoint:
             manifest = self._manifest_with_values(checkpoint)
-            return self._window(checkpoint, manifest, 0, manifest.num_tokens)
+            whole = self._window(checkpoint, manifest, 0, manifest.num_tokens)
+        return self._batch([whole]) if return_tensors else whole
 
     def stream(self, source: Source, window_size: int = 4096, **options: Any) -> Iterator[TokenizedWeights]:
         """Tokenizes a model window by window, in the memory of one window.
@@ -210,6 +224,17 @@ class WSLFeatureExtractor(FeatureExtractionMixin):
             state |= write_tokens(tokens[block.first_token : block.end_token], block)
         state |= {alias: state[name] for alias, name in manifest.tied.items()}
         return {name: state[name] for name in manifest.tensor_order if name in state}
+
+    def _batch(self, models: Sequence[TokenizedWeights]) -> TokenizedWeights:
+        if not models:
+            raise ValueError("The list of sources is empty: a batch holds at least one model.")
+        dtype = functools.reduce(torch.promote_types, (model["tokens"].dtype for model in models))
+        fields = {name: [model[name] for model in models] for name in self.model_input_names}
+        fields["tokens"] = [tokens.to(dtype) for tokens in fields["tokens"]]
+        padded = {name: pad_sequence(values, batch_first=True) for name, values in fields.items()}
+        batch = TokenizedWeights(padded)
+        batch.manifests = [model["manifest"] for model in models]
+        return batch
 
     def _manifest_with_values(self, checkpoint: Checkpoint) -> WeightManifest:
         manifest = self.layout(checkpoint.tensors, checkpoint.tied, checkpoint.tensor_order)

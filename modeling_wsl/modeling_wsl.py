@@ -13,7 +13,7 @@ from .backbone.losses import MIN_STD, nt_xent, reconstruction_loss, reconstructi
 from .backbone.positions import LearnedPositions, SinusoidalPositions, default_positions
 from .backbone.stack import WSLPreTrainedModel, WSLStack, WSLStackOutput
 from .backbone.views import two_views
-from .backbone.window_inputs import attendable_tokens, check_inputs, valid_mask
+from .backbone.window_inputs import attendable_tokens, check_inputs, expect_positions, valid_mask
 from .codes.registry import code_of
 from .configuration_wsl import WSLConfig
 
@@ -139,7 +139,7 @@ class WSLModel(WSLPreTrainedModel):
         Raises:
             ValueError: for a wrong shape or dtype, naming the tensor.
         """
-        check_inputs("tokens", tokens, self.config.token_size, token_mask, positions, attention_mask)
+        self._check_tokens(tokens, token_mask, positions, attention_mask)
         return self.code.encode(self, tokens, token_mask, positions, attention_mask, row_sizes)
 
     def token_features(
@@ -153,7 +153,7 @@ class WSLModel(WSLPreTrainedModel):
 
         Arguments, shape and errors as in `encode`.
         """
-        check_inputs("tokens", tokens, self.config.token_size, token_mask, positions, attention_mask)
+        self._check_tokens(tokens, token_mask, positions, attention_mask)
         attention_mask = attendable_tokens(token_mask, attention_mask)
         return self.run_encoder(tokens, token_mask, self.embed_positions(tokens, positions), attention_mask)[0]
 
@@ -189,7 +189,7 @@ class WSLModel(WSLPreTrainedModel):
             attend_all: promises that every token holds a weight, so that no attention mask is made and no device need
                 be asked whether one is wanted.
         """
-        check_inputs("tokens", tokens, self.config.token_size, token_mask, positions, attention_mask)
+        self._check_tokens(tokens, token_mask, positions, attention_mask)
         if not attend_all:
             attention_mask = attendable_tokens(token_mask, attention_mask)
         coded = self.code.forward(self, tokens, token_mask, positions, attention_mask, **kwargs)
@@ -306,6 +306,17 @@ class WSLModel(WSLPreTrainedModel):
             **kwargs,
         )
         return self.decoder.proj_out(decoded.last_hidden_state), decoded
+
+    def _check_tokens(
+        self,
+        tokens: torch.Tensor,
+        token_mask: torch.Tensor | None,
+        positions: torch.Tensor | None,
+        attention_mask: torch.Tensor | None,
+    ) -> None:
+        check_inputs("tokens", tokens, self.config.token_size, token_mask, positions, attention_mask)
+        if self.config.tokenization == "dense":  # a sparse token ends with a row
+            expect_positions(tokens, token_mask, positions)
 
     def embed_positions(self, tokens: torch.Tensor, positions: torch.Tensor | None) -> torch.Tensor:
         """Embeddings [batch or 1, tokens, hidden_size] of positions; None: of the first tokens of one layer."""

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from hf_wsl.options import REQUIRED, ConfigError, argument, option
+from hf_wsl.options import PRECISION_HELP, PRECISIONS, REQUIRED, ConfigError, argument, option
 
 
 if TYPE_CHECKING:
@@ -40,7 +40,7 @@ class EmbedConfig:
     window_size: int | None = option(None, "Tokens per window; by default that which the backbone was trained on.")
     halo: int = option(64, "Tokens of context on both sides of a window.")
     batch_size: int = option(8, "Windows per forward pass; of models shorter than a window as many more.")
-    mixed_precision: str = option("no", "Arithmetic of the backbone.", ("no", "bf16"))
+    precision: str = option("auto", PRECISION_HELP, PRECISIONS, was=("mixed_precision",))
     fit_on: list = option([], "Sources whose tokens pca is fitted on; by default the embedded models.")
     latent_size: int = option(128, "Numbers per token of random-projection and pca.")
     tokenization: str = option("dense", "Of the methods without a backbone.", ("dense", "sparse"))

@@ -33,7 +33,7 @@ from .plain_methods import TokenProjection, WeightStatistics, make_projection
 logger = logging.getLogger(__name__)
 
 # The settings that each kind of method looks at; they are noted in the table.
-BACKBONE_SETTINGS = ("pooling", "untrained", "window_size", "halo", "mixed_precision", "seed")
+BACKBONE_SETTINGS = ("pooling", "untrained", "window_size", "halo", "precision", "seed")
 PROJECTION_SETTINGS = ("pooling", "latent_size", "tokenization", "token_size", "batch_norm_statistics")
 # What decides the embeddings that a backbone gives: weights, settings, and how models become its tokens.
 BACKBONE_FILES = ("*config.json", "model*.safetensors", "adapter_model*.safetensors", "pytorch_model*.bin")

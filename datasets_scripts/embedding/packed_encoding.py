@@ -66,9 +66,7 @@ class PackedEncoder:
         model_config = self.embedder.model.config
         self.window_size = config.window_size or model_config.window_size
         self.batch_tokens = config.batch_size * (self.window_size + 2 * config.halo)
-        self.model, self.autocast = inference_backbone(
-            self.embedder.model, "bfloat16" if config.mixed_precision == "bf16" else None
-        )
+        self.model, self.autocast = inference_backbone(self.embedder.model, precision=config.precision)
         self.same = SameTensors("pooling='layers'", "pooling='mean'") if config.pooling == "layers" else None
         self.waiting: list[_Row] = []
         self.waiting_tokens = 0

@@ -10,6 +10,7 @@ from tqdm.auto import tqdm
 from transformers.utils.logging import is_progress_bar_enabled
 
 from modeling_wsl import WSLFeatureExtractor
+from modeling_wsl.backbone.inference import inference_backbone
 from modeling_wsl.checkpoints.checkpoint import Checkpoint, open_checkpoint
 from modeling_wsl.checkpoints.errors import read_json
 from modeling_wsl.checkpoints.folders import parse_index
@@ -96,6 +97,7 @@ def inspect_model(
     source: str | PathLike,
     backbone: str | PathLike | None = None,
     table: str | PathLike | None = None,
+    precision: str = "auto",
 ) -> ModelInspection:
     """Inspects one model. NaN and infinite entries are reported, not refused.
 
@@ -103,6 +105,7 @@ def inspect_model(
         source: a weight file, a model's folder, or a Hub id (`org/name`, `org/name@revision`).
         backbone: folder or Hub id of a WSL model: how well it reconstructs each layer.
         table: Parquet table of `hf-wsl embed`: which models of it are nearest.
+        precision: of the backbone's reconstruction; see `inference_backbone`.
 
     Raises:
         CheckpointError: the model or the backbone cannot be read safely.
@@ -123,7 +126,8 @@ def inspect_model(
         unusable = _why_unusable(tensors)
         reconstruction = neighbors = None
         if embedder is not None and unusable is None:
-            reconstruction = reconstruct_layers(str(backbone), embedder.model, extractor, checkpoint)
+            fast, _ = inference_backbone(embedder.model, precision=precision)
+            reconstruction = reconstruct_layers(str(backbone), fast, extractor, checkpoint)
         if search is not None and unusable is None:
             neighbors = search.run()
         facts = asdict(find_facts(model, checkpoint.config, checkpoint.library, checkpoint.revision))

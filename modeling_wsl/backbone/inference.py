@@ -15,8 +15,16 @@ from typing import Any
 import torch
 from torch import nn
 from transformers import PreTrainedModel
+from transformers.utils import logging
 
 from ..tokens.manifest import check_choice
+from .precision import choose_precision
+
+
+logger = logging.get_logger(__name__)
+
+PRECISIONS = ("auto", "float32", "bfloat16")
+MIN_TIMED_WIDTH = 384  # products of narrower matrices are too short for a time that is the same in every process
 
 
 CACHED_BYTES = 6 << 20  # of the widest activations of a pass: more leave the cache, and fresh pages for them cost time
@@ -35,7 +43,7 @@ def autocast_type(dtype: torch.dtype | str | None) -> torch.dtype | None:
 
 
 def inference_backbone(
-    model: PreTrainedModel, autocast_dtype: torch.dtype | str | None = None
+    model: PreTrainedModel, autocast_dtype: torch.dtype | str | None = None, precision: str | None = None
 ) -> tuple[PreTrainedModel, torch.dtype | None]:
     """A backbone that computes the same as `model` under autocast, to rounding, in less time.
 
@@ -45,23 +53,50 @@ def inference_backbone(
 
     Args:
         model: a backbone.
-        autocast_dtype: to run under autocast to ("bfloat16"); None: in the dtype of the weights.
+        autocast_dtype: to run under autocast to ("bfloat16"); None: as `precision` says.
+        precision: "float32", "bfloat16", or "auto": for weights stored in bfloat16 on a CPU the faster of the two,
+            which is timed once and logged, and all others as they are; float32 weights are rounded for nobody who has
+            not asked for it. None: in the dtype of the weights.
 
     Returns:
         The copy, and None; or the model itself and the dtype for autocast, where there is nothing to gain (float32,
         weights of that type already) or the weights are offloaded or quantized.
     """
     dtype = autocast_type(autocast_dtype)
+    if dtype is None and precision is not None:
+        check_choice("precision", precision, PRECISIONS)
+        dtype = _dtype_of(model, precision)
     dtypes = {parameter.dtype for parameter in model.parameters()}
+    if any(parameter.is_meta for parameter in model.parameters()) or not all(
+        kind.is_floating_point for kind in dtypes
+    ):
+        return model, dtype
+    if dtype == torch.float32:  # no autocast widens weights
+        return (model if dtypes == {dtype} else _copy(model, dtype)), None
     narrow = model.dtype if dtype is None else dtype
     if not dtypes <= {narrow} | ({torch.float32} if dtype is not None else set()):
         return model, dtype
-    if any(parameter.is_meta for parameter in model.parameters()):
-        return model, dtype
     if narrow == torch.float32 or dtypes == {narrow}:
         return model, None
+    return _copy(model, narrow), None
+
+
+def _dtype_of(model: PreTrainedModel, precision: str) -> torch.dtype | None:
+    """The dtype that `inference_backbone` computes in; None: that of the weights."""
+    if precision != "auto":
+        return getattr(torch, precision)
+    if model.dtype != torch.bfloat16 or model.device.type != "cpu":
+        return None
+    faster, seconds = choose_precision("cpu", max(model.config.hidden_size, MIN_TIMED_WIDTH))
+    if seconds:
+        timed = ", ".join(f"{name} {1e3 * second:.2f} ms" for name, second in seconds.items())
+        logger.info_once(f"precision: {faster} (one product of the model's width: {timed})")
+    return getattr(torch, faster)
+
+
+def _copy(model: PreTrainedModel, dtype: torch.dtype) -> PreTrainedModel:
     # What deepcopy is told to have copied already, it takes as it is.
-    return copy.deepcopy(model, {id(parameter): _cast(parameter, narrow) for parameter in model.parameters()}), None
+    return copy.deepcopy(model, {id(parameter): _cast(parameter, dtype) for parameter in model.parameters()})
 
 
 def _cast(parameter: nn.Parameter, dtype: torch.dtype) -> nn.Parameter:

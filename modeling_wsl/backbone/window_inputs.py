@@ -1,6 +1,10 @@
 """Checks of a window's tensors, and which of its tokens and entries count."""
 
 import torch
+from transformers.utils import logging
+
+
+logger = logging.get_logger(__name__)
 
 
 def check_inputs(
@@ -36,6 +40,23 @@ def check_inputs(
         raise ValueError(
             f"attention_mask must have shape [{batch}, {num_tokens}] ([batch, tokens]), got "
             f"{list(attention_mask.shape)}."
+        )
+
+
+def expect_positions(tokens: torch.Tensor, token_mask: torch.Tensor | None, positions: torch.Tensor | None) -> None:
+    """Warns once of dense tokens [batch, tokens, d_t] of several layers that come without positions.
+
+    They are then taken for the first tokens of one layer, which moves latents by a quarter. A token that is not full
+    is the end of a layer; without a mask, zeros at its end tell.
+    """
+    if positions is not None or torch.compiler.is_compiling() or tokens.device.type == "meta":
+        return
+    first, last = (tokens[..., index] != 0 if token_mask is None else token_mask[..., index] for index in (0, -1))
+    if (first[:, :-1] & ~last[:, :-1] & first[:, 1:]).any():
+        logger.warning_once(
+            "tokens of more than one layer came without positions, and are taken for the first tokens of one layer. "
+            "Pass positions and token_mask as the feature extractor gives them: model(**fx(source, "
+            'return_tensors="pt")).'
         )
 
 

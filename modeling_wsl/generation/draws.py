@@ -157,7 +157,7 @@ def latent_source(plan: GenerationPlan, model: PreTrainedModel, windows: Mapping
         return PriorDraws(plan.prior, plan.manifest)
     fast = model
     if model.code.in_context:  # else no network is needed
-        fast, dtype = inference_backbone(model, windows["autocast_dtype"])  # once for all anchors
+        fast, dtype = inference_backbone(model, windows["autocast_dtype"], settings.precision)  # once for all anchors
         windows = {**windows, "autocast_dtype": dtype}
     latents = torch.empty(len(plan.anchors), plan.manifest.num_tokens, model.config.latent_size)  # on the CPU
     for anchor, out in zip(plan.anchors, latents, strict=True):

@@ -96,7 +96,8 @@ class CandidateBuilder:
         self, model: PreTrainedModel, plan: GenerationPlan, windows: dict[str, Any], facts: Mapping[str, Any]
     ) -> None:
         self.model, self.plan = model, plan
-        self.fast, dtype = inference_backbone(model, windows["autocast_dtype"])  # once for all candidates
+        # Once for all candidates.
+        self.fast, dtype = inference_backbone(model, windows["autocast_dtype"], plan.settings.precision)
         self.windows = {**windows, "autocast_dtype": dtype}
         self.positions = plan.manifest.positions()
         carried = [spec.name for spec in plan.manifest.carried if spec.name not in plan.initialized]
@@ -105,7 +106,8 @@ class CandidateBuilder:
         if carried:
             self.origins |= dict.fromkeys(carried, f"inherited: {plan.anchors[0].checkpoint.source}")
         self.origins |= dict.fromkeys(plan.initialized, plan.target.initialization)
-        self.facts = {**_facts(model, plan, windows), **facts}
+        computed_in = str(self.fast.dtype if dtype is None else dtype).removeprefix("torch.")
+        self.facts = {**_facts(model, plan, windows), "computed_in": computed_in, **facts}
         rank = plan.settings.rank
         self.score, self.ranked_by = scorer(rank) if rank is not None else (None, None)
 

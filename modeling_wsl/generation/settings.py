@@ -7,6 +7,7 @@ from typing import Any, Self
 import torch
 from torch import Tensor
 
+from ..backbone.inference import PRECISIONS
 from ..tokens.manifest import check_choice
 from .ranking import Scorer
 
@@ -31,7 +32,9 @@ class GenerationSettings:
             round of `num_candidates` draws (SANE's bootstrapped sampling); needs `rank`.
         window_size, halo: see `HaloedWindows`. window_size None: the window that the backbone was trained on.
         batch_size: windows per forward pass of the backbone.
-        autocast_dtype: run the backbone under autocast to this type ("bfloat16").
+        precision: "float32", "bfloat16", or "auto", the default: for a backbone stored in bfloat16, on a CPU, the
+            faster of the two; others run in the dtype of their weights.
+        autocast_dtype: run the backbone under autocast to this type ("bfloat16"), whatever `precision` says.
         batch_norm_images: images for `reestimate_batch_norm`; None: the first anchor's statistics are inherited, and
             without an anchor they stay as the library initializes them.
         rank: a function module -> score, higher is better, or a loader of validation data `(images, labels)`; never
@@ -54,6 +57,7 @@ class GenerationSettings:
     halo: int = 64
     batch_size: int = 8
     autocast_dtype: torch.dtype | str | None = None
+    precision: str = "auto"
     batch_norm_images: Tensor | Iterable[Any] | None = field(default=None, repr=False)
     rank: Scorer | Iterable[Any] | None = field(default=None, repr=False)
     progress: bool = True
@@ -62,6 +66,7 @@ class GenerationSettings:
         check_choice("noise", self.noise, ("shared", "independent"))
         if self.method is not None:
             check_choice("method", self.method, METHODS)
+        check_choice("precision", self.precision, PRECISIONS)
         if isinstance(self.autocast_dtype, str):
             check_choice("autocast_dtype", self.autocast_dtype, ("bfloat16", "float16"))
         if self.halo < 0:

@@ -9,7 +9,8 @@ from safetensors.torch import save_file
 from tokenizer_reference import tokenize_naively
 from transformers import AutoFeatureExtractor
 
-from modeling_wsl import WSLFeatureExtractor, open_checkpoint
+from modeling_wsl import WSLConfig, WSLFeatureExtractor, WSLModel, open_checkpoint
+from modeling_wsl.backbone import window_inputs
 
 
 # The paper's 25 architectures (appendix C.1), by the names that timm has for them.
@@ -293,3 +294,50 @@ def test_an_unknown_option_is_refused_with_a_suggestion_and_what_a_newer_file_br
     ):
         assert (extractor.token_size, extractor.option_of_a_newer_version) == (16, 3)
         assert "_from_file" not in extractor.to_dict()
+
+
+TWO_LAYERS = {"a.weight": torch.arange(1.0, 12).view(11, 1), "b.weight": torch.arange(1.0, 8)}
+
+
+def test_return_tensors_makes_a_batch_of_one_for_the_model():
+    fx = WSLFeatureExtractor(token_size=4)
+    batch, whole = fx(TWO_LAYERS, return_tensors="pt"), fx(TWO_LAYERS)
+    assert list(batch) == ["tokens", "token_mask", "positions"]
+    assert all(torch.equal(batch[name], whole[name][None]) for name in batch)
+    assert [manifest.num_tokens for manifest in batch.manifests] == [5]
+    with pytest.raises(ValueError, match="return_tensors='np'"):
+        fx(TWO_LAYERS, return_tensors="np")
+
+
+def test_a_list_of_sources_is_a_padded_batch_and_padding_changes_no_latents():
+    fx = WSLFeatureExtractor(token_size=4)
+    config = WSLConfig(
+        token_size=4, latent_size=3, hidden_size=8, num_hidden_layers=1, num_attention_heads=2, window_size=8
+    )
+    model = WSLModel(config).eval()
+    short = {"a.weight": TWO_LAYERS["a.weight"]}
+    batch = fx([TWO_LAYERS, short])
+    assert batch["tokens"].shape == (2, 5, 4) and not batch["token_mask"][1, 3:].any()
+    with torch.no_grad():
+        both = model(**batch).latents
+        for row, source in zip(both, (TWO_LAYERS, short), strict=True):
+            alone = model(**fx(source, return_tensors="pt")).latents[0]
+            torch.testing.assert_close(row[: len(alone)], alone)
+    with pytest.raises(ValueError, match="empty"):
+        fx([])
+
+
+def test_tokens_of_several_layers_without_positions_warn_once(caplog):
+    window_inputs.logger.warning_once.cache_clear()
+    fx = WSLFeatureExtractor(token_size=4)
+    config = WSLConfig(token_size=4, latent_size=3, hidden_size=8, num_hidden_layers=1, num_attention_heads=2)
+    model = WSLModel(config).eval()
+    with torch.no_grad():
+        both = fx(TWO_LAYERS, return_tensors="pt")
+        model(**both)
+        one_layer = fx({"a.weight": TWO_LAYERS["a.weight"]}, return_tensors="pt")
+        model(one_layer["tokens"], one_layer["token_mask"])
+        assert "without positions" not in caplog.text
+        model(both["tokens"])
+        model.encode(both["tokens"], both["token_mask"])
+    assert caplog.text.count("without positions") == 1
