@@ -6,6 +6,8 @@ tokens. In turn with it, so that all meet the same machine:
   attention, forward and backward; what a kernel recomputes, and everything else, is not.
 - own matmuls: exactly the step's matmuls, of the same shapes, in bfloat16, attention's batched, and nothing between.
 - plain: what one writes first: float32, textbook attention, AdamW and clipping one tensor at a time.
+- two passes: the form of the paper's code: as plain, each view through the model on its own, torch's attention.
+Shares are given of the float32 rate of a large matmul too: on a CPU without matrix units it is the higher one.
 
 python benchmarks/training_step.py --sizes nano tiny hf-small --output results/training_step.json
 On a GPU hf-small and hf-large are whole, and the hours of the paper's runs (Table 4) at this speed stand beside its
@@ -25,7 +27,9 @@ from harness import in_turn, machine, medians, parser_of, publish
 from torch import nn
 
 from modeling_wsl import WSLConfig, WSLForPreTraining
+from modeling_wsl.backbone.losses import nt_xent, reconstruction_loss
 from modeling_wsl.backbone.stack import WSLAttention
+from modeling_wsl.backbone.views import two_views
 from trainers.data.windows.dataset_source import SplitSize
 from trainers.pretraining.pretrain_config import PretrainConfig
 from trainers.pretraining.pretrain_trainer import PretrainTrainer
@@ -117,25 +121,54 @@ def own_matmuls(shapes: list[tuple[int, int, int, int, int]], device: torch.devi
     return run
 
 
-def large_matmul(device: torch.device) -> tuple[Callable[[], None], int]:
-    """A function that multiplies two large bfloat16 matrices, and its floating-point operations."""
+def large_matmul(device: torch.device, dtype: torch.dtype = torch.bfloat16) -> tuple[Callable[[], None], int]:
+    """A function that multiplies two large matrices, and its floating-point operations."""
     if device.type not in LIMIT_SIDE:
         raise SystemExit(f"This measures CPUs and CUDA devices, not {device.type}.")
     side = LIMIT_SIDE[device.type]
-    left, right = (torch.randn(side, side, device=device).bfloat16() for _ in range(2))
+    left, right = (torch.randn(side, side, device=device).to(dtype) for _ in range(2))
     return lambda: left @ right, 2 * side**3
 
 
 def plain_step(config: WSLConfig, batch: dict[str, torch.Tensor], device: torch.device) -> Callable[[], None]:
     """The step in float32 with textbook attention."""
+    return _float32_step(config, batch, device, "eager", lambda model, inputs: model(**inputs).loss)
+
+
+def two_passes_step(config: WSLConfig, batch: dict[str, torch.Tensor], device: torch.device) -> Callable[[], None]:
+    """The step in float32 with a pass of its own for each of the two views."""
+
+    def loss_of(model: WSLForPreTraining, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
+        views, targets = two_views(
+            inputs["tokens"], inputs["token_mask"], config.noise_std, config.mask_ratio, config.denoise
+        )
+        attended = inputs["token_mask"].any(-1)
+        losses, projections = [], []
+        for view, target in zip(views.chunk(2), targets.chunk(2), strict=True):
+            output = model.wsl(**{**inputs, "tokens": view})
+            losses.append(reconstruction_loss(output.reconstruction, target, inputs["token_mask"]))
+            projections.append(model.projection(output.features, attended))
+        contrast = nt_xent(torch.cat(projections), config.temperature)
+        return (1 - config.contrastive_weight) * sum(losses) / 2 + config.contrastive_weight * contrast
+
+    return _float32_step(config, batch, device, "sdpa", loss_of)
+
+
+def _float32_step(
+    config: WSLConfig,
+    batch: dict[str, torch.Tensor],
+    device: torch.device,
+    attention: str,
+    loss_of: Callable[[WSLForPreTraining, dict[str, torch.Tensor]], torch.Tensor],
+) -> Callable[[], None]:
     torch.manual_seed(0)
-    model = WSLForPreTraining._from_config(config, attn_implementation="eager").to(device).train()
+    model = WSLForPreTraining._from_config(config, attn_implementation=attention).to(device).train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, foreach=False, fused=False)
 
     def run() -> None:
         tokens, valid, positions = (batch[name].to(device) for name in ("tokens", "valid_entries", "positions"))
         mask = torch.arange(config.token_size, device=device) < valid[..., None]
-        model(tokens.float(), token_mask=mask, positions=positions).loss.backward()
+        loss_of(model, {"tokens": tokens.float(), "token_mask": mask, "positions": positions}).backward()
         nn.utils.clip_grad_norm_(model.parameters(), 1.0, foreach=False)
         optimizer.step()
         optimizer.zero_grad()
@@ -154,6 +187,7 @@ def make_trainer(config: WSLConfig, batch_size: int, options: argparse.Namespace
         max_grad_norm=1.0,
         optim=options.optimizer,
         precision="bfloat16",
+        use_cpu=options.use_cpu,
         torch_compile=options.compile,
     )
     trainer = PretrainTrainer(model, run, DrawnWindows())
@@ -193,16 +227,18 @@ def measure(size: str, device: torch.device, options: argparse.Namespace) -> dic
     multiply, multiply_operations = large_matmul(device)
     functions = {
         "large_matmul": multiply,
+        "large_float32_matmul": large_matmul(device, torch.float32)[0],
         "own_matmuls": own_matmuls(shapes, device),
         "step": lambda: one_step(trainer, batch),
     }
     clock = time.process_time if options.processor_time else time.perf_counter
     seconds = medians(in_turn(functions, options.rounds, clock, device))
-    plain = None
+    plain = two_passes = None
     if options.plain_rounds:
         functions = {"step": lambda: one_step(trainer, batch), "plain": plain_step(config, batch, device)}
+        functions["two_passes"] = two_passes_step(config, batch, device)
         both = medians(in_turn(functions, options.plain_rounds, clock, device))
-        plain = round(both["plain"] / both["step"], 2)
+        plain, two_passes = (round(both[name] / both["step"], 2) for name in ("plain", "two_passes"))
     rate = multiply_operations / seconds["large_matmul"]
     step = seconds["step"]
     crops = batch_size / step
@@ -220,8 +256,11 @@ def measure(size: str, device: torch.device, options: argparse.Namespace) -> dic
         "limit_s": round(total / rate, 4),
         "own_matmuls_s": round(seconds["own_matmuls"], 4),
         "share_of_matmul_limit": round(total / rate / step, 3),
+        "float32_matmul_tflop_per_s": round(multiply_operations / seconds["large_float32_matmul"] / 1e12, 3),
+        "share_of_float32_limit": round(total * seconds["large_float32_matmul"] / multiply_operations / step, 3),
         "own_matmuls_share_of_step": round(seconds["own_matmuls"] / step, 3),
         "plain_over_step": plain,
+        "two_passes_over_step": two_passes,
         "tokens_per_s": round(crops * config.window_size, 1),
         "crops_per_s": round(crops, 2),
         "peak_gpu_memory_gb": peak,
@@ -244,6 +283,7 @@ def main() -> None:
     parser.add_argument("--batch-size", type=int, default=0, help="windows; 0 = the recipe's, less for hf on a CPU")
     parser.add_argument("--short-windows", type=float, default=0.0, help="share of the windows that are half empty")
     parser.add_argument("--optimizer", choices=("adamw_torch_fused", "muon"), default="adamw_torch_fused")
+    parser.add_argument("--use_cpu", action="store_true", help="stay on the CPU where a GPU is present")
     parser.add_argument("--compile", action="store_true", help="torch.compile, as --torch_compile of the trainer")
     parser.add_argument("--activation-checkpointing", action="store_true")
     parser.add_argument("--rounds", type=int, default=7)
@@ -255,7 +295,7 @@ def main() -> None:
         parser.error("--processor-time adds up what all threads take: give --threads 1 with it")
     if options.threads:
         torch.set_num_threads(options.threads)
-    device = Accelerator().device
+    device = Accelerator(cpu=options.use_cpu).device
     results = [measure(size, device, options) for size in options.sizes]
     report = {
         **machine(device),
