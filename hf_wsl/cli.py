@@ -240,7 +240,7 @@ class GenerateOptions:
 
 
 def generate(options: GenerateOptions) -> Iterator[str]:
-    from datasets_scripts.embedding.backbone_state import backbone_state
+    from datasets_scripts.embedding.embed_models import backbone_state
     from modeling_wsl.loading import load_pipeline
 
     from .run_folder import RunFolder

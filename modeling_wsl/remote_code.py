@@ -57,15 +57,13 @@ def _flatten_imports(text: str, folders: tuple[str, ...]) -> str:
 def copy_code_files(folder: str | os.PathLike) -> list[Path]:
     """Writes `code_files()` into `folder`, each under a temporary name first, and returns the paths written.
 
-    A file that holds the same text already (a model saved onto the folder that it was loaded from) is left alone.
+    All are written, also where the same text is there already: a save with `push_to_hub=True` uploads what is new.
     """
     target_folder = Path(folder)
     target_folder.mkdir(parents=True, exist_ok=True)
     written = []
     for name, text in code_files().items():
         target = target_folder / name
-        if target.is_file() and target.read_bytes() == text.encode():
-            continue
         with replacing(target) as temporary:
             temporary.write_bytes(text.encode())
         written.append(target)

@@ -1,5 +1,6 @@
 import json
 import math
+import re
 from pathlib import Path
 
 import pytest
@@ -489,9 +490,8 @@ def test_a_dummy_checkpoint_is_small_and_self_contained(tmp_path):
     WSLModel(small_config()).save_pretrained(tmp_path)
     assert (tmp_path / "model.safetensors").stat().st_size < 100_000
     config = json.loads((tmp_path / "config.json").read_text())
-    for entry in config["auto_map"].values():
-        module, _, name = entry.partition(".")
-        assert f"class {name}" in Path(tmp_path, f"{module}.py").read_text()
-    for entry in config["custom_pipelines"].values():
-        module, _, name = entry["impl"].partition(".")
+    facade = Path(tmp_path, "wsl.py").read_text()
+    for entry in [*config["auto_map"].values(), *(task["impl"] for task in config["custom_pipelines"].values())]:
+        name = entry.removeprefix("wsl.")
+        (module,) = re.findall(rf"from \.(\w+) import [^\n]*\b{name}\b", facade)
         assert f"class {name}" in Path(tmp_path, f"{module}.py").read_text()

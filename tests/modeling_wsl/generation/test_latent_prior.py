@@ -352,7 +352,7 @@ def test_a_prior_of_other_weights_and_an_option_that_does_not_exist_are_refused(
     backbone = save_backbone(tmp_path / "backbone")
     fit_and_save_prior(backbone, str(dataset), max_tokens=2000, device="cpu", progress=False)
     generator = load_pipeline("weight-generation", backbone, device="cpu", progress=False)
-    with pytest.raises(ValueError, match="num_sample: there is no such option"):
+    with pytest.raises(TypeError, match="no option 'num_sample'; did you mean 'num_samples'"):
         generator("test_vit", num_sample=2)
     assert load_pipeline("weight-generation", backbone, device="cpu", dtype="bfloat16")("test_vit", progress=False)
     with torch.no_grad():
