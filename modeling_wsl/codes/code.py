@@ -4,6 +4,7 @@ A code is a file beside this one with a subclass of `WindowCode`, and an entry i
 the model's, for their names are those of saved weights; a code says what goes through them.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -22,7 +23,7 @@ class CodedWindows(NamedTuple):
     decoder: ModelOutput
 
 
-class WindowCode:
+class WindowCode(ABC):
     """The meaning of the latents of a backbone's windows, `config.latent_code`.
 
     Attributes:
@@ -46,18 +47,19 @@ class WindowCode:
         self.config = config
 
     @property
+    @abstractmethod
     def decoder_size(self) -> int:
         """Numbers per token that the decoder reads."""
-        raise NotImplementedError
 
     @property
+    @abstractmethod
     def summary(self) -> str:
         """Words for a backbone's card, to go on after "it": a backbone's work on its tokens."""
-        raise NotImplementedError
 
-    def check_config(self) -> None:
+    def check_config(self) -> None:  # noqa: B027 - most codes allow it
         """Raises ValueError for a configuration that the code cannot work with."""
 
+    @abstractmethod
     def encode(
         self,
         model: PreTrainedModel,
@@ -68,8 +70,8 @@ class WindowCode:
         row_sizes: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """Latents [batch, tokens, latent_size]; arguments as in `WSLModel.encode`, checked already."""
-        raise NotImplementedError
 
+    @abstractmethod
     def decode(
         self,
         model: PreTrainedModel,
@@ -78,8 +80,8 @@ class WindowCode:
         attention_mask: torch.Tensor | None,
     ) -> torch.Tensor:
         """Tokens [batch, tokens, token_size]; arguments as in `WSLModel.decode`, checked already."""
-        raise NotImplementedError
 
+    @abstractmethod
     def forward(
         self,
         model: PreTrainedModel,
@@ -90,7 +92,6 @@ class WindowCode:
         **kwargs: Any,
     ) -> CodedWindows:
         """Both ways at once; arguments as in `encode`, `kwargs` for the transformers."""
-        raise NotImplementedError
 
     def decoding(
         self, model: PreTrainedModel, latents: torch.Tensor, positions: torch.Tensor
@@ -107,17 +108,17 @@ class WindowCode:
         """
         return {"latents": latents, "positions": positions}, model.decode
 
+    @abstractmethod
     def noise_scale(self, latents: torch.Tensor) -> torch.Tensor:
         """As `WSLModel.noise_scale`."""
-        raise NotImplementedError
 
     def size(self, latents: torch.Tensor) -> tuple[int, int]:
         """Of the latents of one window [tokens, latent_size]: how many are indices and counts, and how many say
         anything at all; the rest fills the window up."""
         return 0, latents.numel()
 
-    def check_interpolation(self) -> None:
+    def check_interpolation(self) -> None:  # noqa: B027 - most codes allow it
         """Raises ValueError where there is no straight line between the latents of two models."""
 
-    def check_prior(self) -> None:
+    def check_prior(self) -> None:  # noqa: B027 - most codes allow it
         """Raises ValueError where latents cannot be drawn from a prior."""
