@@ -39,7 +39,7 @@ class ModelFacts:
 
 @dataclass(frozen=True)
 class HubFacts:
-    """What the Hub says of a model: its tags, and its card's front matter with `library_name` and `pipeline_tag`."""
+    """Facts of a model on the Hub: its tags, and its card's front matter with `library_name` and `pipeline_tag`."""
 
     tags: Sequence[str] = ()
     card: Mapping[str, Any] = field(default_factory=dict)
@@ -157,7 +157,7 @@ def _card(source: ModelSource) -> Mapping[str, Any]:
 
 
 def ask_hub(source: ModelSource) -> HubFacts:
-    """What the Hub says of a model; nothing, with a warning, where it does not answer."""
+    """Asks the Hub for a model's facts; gives empty ones, with a warning, where it does not answer."""
     try:
         info = HfApi().model_info(source.location, revision=source.revision)
     except Exception as error:  # its client raises errors of three libraries; facts are no reason to stop

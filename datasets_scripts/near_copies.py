@@ -33,7 +33,7 @@ MIN_CLOSE_TENSORS = 2
 
 @dataclass(frozen=True)
 class NearCopyItem:
-    """What near copies are told by.
+    """The facts of a model that tell its near copies.
 
     Attributes:
         model_id: names the group if the model is its first.

@@ -16,9 +16,9 @@ class TokenizeError(ValueError):
 
 @dataclass(frozen=True)
 class DatasetConfig:
-    """What decides the bytes of a dataset, beside its models; and `num_workers`, which does not.
+    """Options that decide the bytes of a dataset, beside its models; and `num_workers`, which does not.
 
-    What is common to `hf-wsl tokenize` and `hf-wsl collect`.
+    They are common to `hf-wsl tokenize` and `hf-wsl collect`.
 
     Raises:
         TokenizeError: a value out of range or not among the choices.

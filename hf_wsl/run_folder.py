@@ -213,7 +213,7 @@ class RunFolder:
 
 
 def differences(before: Mapping[str, Any], now: Mapping[str, Any], prefix: str = "") -> list[str]:
-    """What differs between two runs' settings, in words; empty if nothing does.
+    """The differences between two runs' settings, in words; empty if there are none.
 
     An option that only one of them knows was off in the other, which a later or earlier version wrote.
     """

@@ -1,4 +1,4 @@
-"""What all cards share: templates filled with facts, and the checks that a card has to pass."""
+"""The common part of all cards: templates filled with facts, and the checks that a card has to pass."""
 
 import re
 from pathlib import Path, PurePosixPath, PureWindowsPath

@@ -1,4 +1,4 @@
-"""What can go wrong while publishing, for those who call it."""
+"""Errors of publishing, for those who call it."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager

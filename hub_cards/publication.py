@@ -1,4 +1,4 @@
-"""What is to be published: which file goes where, under which license, what stays behind, and what the Hub lacks."""
+"""Publications: which file goes where, under which license, what stays behind, and what the Hub lacks."""
 
 import hashlib
 import shutil

@@ -99,7 +99,7 @@ class PublishPlan:
 
 @dataclass(frozen=True)
 class PublishResult:
-    """What became of a plan.
+    """The result of a plan that was carried out.
 
     Attributes:
         commit_url: of the commit, or of the one that was there where nothing had changed.

@@ -188,7 +188,7 @@ class WSLConfig(PreTrainedConfig):
 
     @property
     def num_token_statistics(self) -> int:
-        """How many numbers the encoder gives a token's own statistics: 2 with `token_standardization`, else 0."""
+        """Counts the encoder's numbers for a token's own statistics: 2 with `token_standardization`, else 0."""
         return 2 if self.token_standardization else 0
 
     def validate_sizes(self):
@@ -240,7 +240,7 @@ class WSLConfig(PreTrainedConfig):
             raise ValueError(f"noise_std must not be negative, got {self.noise_std}.")
 
     def to_diff_dict(self) -> dict[str, Any]:
-        """What config.json holds: the values, and where the code that reads them lies."""
+        """The content of config.json: the values, and where the code that reads them lies."""
         return {**super().to_diff_dict(), "auto_map": dict(AUTO_MAP), "custom_pipelines": dict(CUSTOM_PIPELINES)}
 
     def _get_files_timestamps(self, working_dir: str | os.PathLike) -> dict[str, float]:

@@ -38,7 +38,7 @@ TRANSFORMERS_KEYS |= {"processor_class", "torch_dtype", "transformers_version"}
 
 
 class TokenizedWeights(BatchFeature):
-    """What a feature extractor gives for a model or a window of it: a `BatchFeature` whose `repr` is one line."""
+    """The output of a feature extractor for a model or a window of it: a `BatchFeature` whose `repr` is one line."""
 
     def __repr__(self) -> str:
         tokens = self.data.get("tokens")

@@ -25,7 +25,7 @@ Row = Mapping[str, Any]
 
 @dataclass(frozen=True)
 class Collection:
-    """How the models of a dataset were found on the Hub.
+    """The search of the Hub that a dataset's models come from.
 
     Attributes:
         command: the program and what it was given beside options: `("hf-wsl", "collect")`, and models if some were
@@ -197,7 +197,7 @@ def copies(accepted: Sequence[Row]) -> Iterator[str]:
 
 
 def outcomes(rows: Sequence[Row]) -> Iterator[str]:
-    """What became of every model that was looked at, with examples."""
+    """The outcomes of all models that were looked at, with examples."""
     refused = [row for row in rows if row["split"] == REFUSED]
     if not refused:
         return

@@ -109,7 +109,7 @@ def read_listing(work: WorkFolder) -> Listing:
 
 
 class Progress:
-    """How far the models are dealt with in the order of the listing, which alone tells whether there are enough.
+    """Follows the models in the order of the listing, which alone tells whether there are enough.
 
     Args:
         work: of the run.

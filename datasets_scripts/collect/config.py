@@ -17,7 +17,7 @@ ORDERS = ("downloads", "likes", "last_modified", "created_at", "random")
 
 @dataclass(frozen=True)
 class CollectConfig(DatasetConfig):
-    """What is collected from the Hub and how (paper, section 2); see `DatasetConfig` for what becomes of it.
+    """The models to collect from the Hub (paper, section 2); see `DatasetConfig` for what becomes of them.
 
     Lists are written with commas. Options that do not change the dataset are named in `NOT_SETTINGS`.
 

@@ -192,7 +192,7 @@ def describe_layers(checkpoint: Checkpoint, manifest: WeightManifest) -> list[La
 
 
 def describe_carried(checkpoint: Checkpoint, manifest: WeightManifest) -> list[CarriedTensor]:
-    """What is not tokenized, with the reason."""
+    """The tensors that are not tokenized, with the reason."""
     statistics = batch_norm_names(checkpoint.tensors)
     return [CarriedTensor(s.name, s.shape, s.dtype, _why_carried(s, statistics)) for s in manifest.carried]
 

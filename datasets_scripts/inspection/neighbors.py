@@ -1,4 +1,4 @@
-"""Which models of a table of embeddings are nearest to a model by its weights."""
+"""The models of a table of embeddings that are nearest to a model by its weights."""
 
 from dataclasses import dataclass
 from os import PathLike
@@ -99,7 +99,7 @@ class NeighborSearch:
         )
 
     def _source(self) -> str:
-        """What `expand_sources` takes for this model: an index of shards it would read as a list of models."""
+        """The source that names this model to `expand_sources`, which reads an index of shards as a list of models."""
         path = self.model.path
         if path is None:
             revision = self.commit or self.model.revision

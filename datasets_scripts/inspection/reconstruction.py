@@ -1,4 +1,4 @@
-"""How much of each layer survives the way through a backbone, beside two linear maps of each token."""
+"""The part of each layer that survives the way through a backbone, beside two linear maps of each token."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -26,7 +26,7 @@ TOKEN_STATISTICS = 2
 
 @dataclass(frozen=True)
 class Fidelity:
-    """What is left of weights after their reconstruction; in units of its zoo for a backbone that normalizes layers.
+    """Figures of reconstructed weights; in units of its zoo for a backbone that normalizes layers.
 
     Attributes:
         relative_error: |reconstruction - weights| / |weights|, Euclidean; None where all weights are 0.

@@ -164,7 +164,7 @@ def _central_moments(tensor: Tensor, mean: float, farthest: float, count: int) -
 
 
 def count_zero_outputs(matrix: Tensor) -> int:
-    """How many rows of `[outputs, rest]` are all zero."""
+    """The number of rows of `[outputs, rest]` that are all zero."""
     return sum(int((part.double() == 0).all(1).sum()) for part in _row_pieces(matrix))
 
 

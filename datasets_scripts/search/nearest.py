@@ -22,7 +22,7 @@ ROUNDING = 1e-12
 
 @dataclass(frozen=True)
 class FeatureSpace:
-    """What embeddings are compared in.
+    """The space in which embeddings are compared.
 
     Attributes:
         metric: "cosine" (one minus the cosine, 0 to 2) or "euclidean".

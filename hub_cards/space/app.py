@@ -27,7 +27,7 @@ def embedder() -> Embedder:
 
 
 def answer(first_id: str, first_file: str | None, second_id: str, second_file: str | None) -> tuple[str, list, list]:
-    """What the button does: a summary or the reason why there is none, a table of facts, a table of layers."""
+    """Answers the button: a summary or the reason why there is none, a table of facts, a table of layers."""
     try:
         model = embedder()
         first, second = model.embed(first_id, first_file), model.embed(second_id, second_file)

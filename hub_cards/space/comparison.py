@@ -1,4 +1,4 @@
-"""What the Space computes: two models, embedded by their weights on a CPU, and how alike they are.
+"""The computation of the Space: two models, embedded by their weights on a CPU, and how alike they are.
 
 The backbone is loaded with its own code (`trust_remote_code`), so hf-wsl need not be installed.
 """
@@ -199,7 +199,7 @@ def check_upload(path: str, max_bytes: int) -> str:
 
 
 def check_repository(repository: str, revision: str | None, max_bytes: int) -> tuple[ModelInfo, list[str]]:
-    """What the Hub says of a model whose weights are small enough, and its weight files; nothing is downloaded.
+    """The Hub's facts of a model whose weights are small enough, and its weight files; nothing is downloaded.
 
     Raises:
         InputError: no such model or revision, access on request, no safetensors files, too large.

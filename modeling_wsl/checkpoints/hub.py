@@ -143,7 +143,7 @@ def hub_problem(error: Exception, revision: str | None, kind: str = "model") -> 
 
 
 def upload_problem(error: Exception) -> tuple[str, str]:
-    """What an error of the Hub's client while something is published means, and what to do about it."""
+    """The meaning of an error of the Hub's client while something is published, and what to do about it."""
     status = error.response.status_code if isinstance(error, HfHubHTTPError) and error.response is not None else None
     said, again = " ".join(str(error).split()), "Run the same command again: what has arrived is not sent again"
     if isinstance(error, (GatedRepoError, RepositoryNotFoundError)) or status in (401, 403):

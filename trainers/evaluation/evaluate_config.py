@@ -36,7 +36,7 @@ FREE = ("arms", "seeds", "num_workers", "cache_dir", "output_dir", "overwrite_ou
 
 @dataclass(frozen=True)
 class EvaluateConfig:
-    """What is compared with what, and how. Raises ConfigError on values that cannot work, naming the option.
+    """Options of a comparison of arms. Raises ConfigError on values that cannot work, naming the option.
 
     The protocols' numbers are the paper's (appendix C.2): "init" draws 5 models around 1 anchor and fine-tunes the
     best, "few-shot" draws 50 around 5 anchors, keeps 10 and trains none.
@@ -140,7 +140,7 @@ class EvaluateConfig:
         return build(FinetuneOptions, ("option 'finetune'", self.finetune))
 
     def settings(self) -> dict[str, Any]:
-        """What every result in a folder must have in common; JSON-serializable."""
+        """The settings that all results in a folder must have in common; JSON-serializable."""
         resolved = {"data": asdict(self.data_config), "finetune": asdict(self.finetune_config)}
         own = {"num_candidates": self.candidates, "num_kept": self.kept}
         return {name: value for name, value in {**asdict(self), **own, **resolved}.items() if name not in FREE}

@@ -38,7 +38,7 @@ class InitialWeights:
 
 @dataclass(frozen=True)
 class Reference:
-    """What other arms need to know of the generated models of their seed.
+    """Facts of the generated models of a seed that its other arms need.
 
     Attributes:
         state: stored tensors of the best one.
@@ -52,7 +52,7 @@ class Reference:
 
 
 def why_skipped(comparison: Comparison, arm: str) -> str | None:
-    """Why an arm cannot be run at all; None where it can."""
+    """The reason why an arm cannot be run at all; None where it can."""
     protocol, anchors = comparison.protocol, len(comparison.plan.anchors)
     if arm == "PCA" and comparison.pca is None:
         return "no tokenized dataset was given to fit PCA on (option 'tokens')"
@@ -104,7 +104,7 @@ def initial_weights(
 
 
 def reference_of(comparison: Comparison, generated: InitialWeights) -> Reference:
-    """What other arms need of a generated model."""
+    """Takes from a generated model what other arms need."""
     origins = generated.model.provenance["tensors"]
     return Reference(generated.state, generated.anchor, {name: origins[name] for name in generated.state})
 

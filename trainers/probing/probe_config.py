@@ -20,7 +20,7 @@ OWN = ("pooling", "seed", "untrained", "per_layer", "fit_on")  # of EmbedConfig:
 
 @dataclass(frozen=True)
 class ProbeConfig:
-    """What is read off which embeddings, and how it is measured. Raises ConfigError, naming the option."""
+    """Tells what is read off which embeddings, and how it is measured. Raises ConfigError, naming the option."""
 
     EXAMPLE = "hf-wsl probe --models zoo --target test_accuracy,epoch --backbones backbone --output_dir probe"
 

@@ -116,7 +116,7 @@ def _r2_verdict(r2: float, lines: dict[str, float]) -> str:
 
 
 def _start(training: dict[str, Any]) -> str:
-    """What the first point of the curve is, where the backbone does not start at random."""
+    """Tells what the first point of the curve is, where the backbone does not start at random."""
     first = training["val_r2_history"][0]
     if not training["model_config"].get("linear_path") or first["step"] != 0:
         return ""
@@ -127,7 +127,7 @@ def _start(training: dict[str, Any]) -> str:
 
 
 def _arms_verdict(arms: dict[str, Any]) -> Markup:
-    """How the generated arm stands beside the arms that use no backbone, after one epoch and at the end."""
+    """Sets the generated arm beside the arms that use no backbone, after one epoch and at the end."""
 
     def after(arm: str, epoch: int) -> float:
         return 100 * arms[arm]["summary"]["by_epoch"][epoch]["mean"]

@@ -32,7 +32,7 @@ FREE = ("num_workers", "tokenize", "tokens", "output_dir", "overwrite_output_dir
 
 @dataclass(frozen=True)
 class ZooConfig:
-    """Which members a lab zoo has and how they are trained. Raises ConfigError on values that cannot work.
+    """The members of a lab zoo and their training. Raises ConfigError on values that cannot work.
 
     The defaults are the small CNN of the model-zoo literature (Unterthiner 2020; Schürholt 2022), with a checkpoint
     after every epoch.
@@ -126,7 +126,7 @@ class ZooConfig:
         )
 
     def settings(self) -> dict[str, Any]:
-        """What makes the zoo; JSON-serializable. Without a license as before there was such an option."""
+        """The settings that make the zoo; JSON-serializable. Without a license as before there was such an option."""
         resolved = {**asdict(self), **self.grid(), "data": asdict(self.data_config)}
         if self.parents:
             resolved["parents"] = str(Path(self.parents).absolute())  # the zoo may be gone on with from elsewhere
