@@ -54,16 +54,16 @@ def summary(
         together = "All checkpoints of a member of the zoo are in one split; near copies may be in several."
     elif config.split_by == "owner":
         together = "Duplicates, near copies and the models of an owner are always in one split."
-    found = ""
+    origin = ""
     if collected is not None:
-        found = (
+        origin = (
             f"They were collected from the Hub as listed on {collected.listed_on}, after section 2 of [Learning Model "
             "Representations Using Publicly Available Model Hubs](https://arxiv.org/abs/2510.02096). "
         )
     return (
         f"The weights of {len(accepted):,} trained neural networks, {parameters:,} parameters in all, as {tokens:,} "
         f"tokens of {config.token_size} numbers ({config.tokenization} tokenization, {config.dtype}). "
-        f"{1 - parameters / (tokens * config.token_size):.2%} of the numbers are padding. {found}"
+        f"{1 - parameters / (tokens * config.token_size):.2%} of the numbers are padding. {origin}"
         f"{together}"
     )
 

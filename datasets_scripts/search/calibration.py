@@ -153,10 +153,10 @@ def calibrate(
     planted += [PlantedCopy(child, parent, FINE_TUNE) for parent, child in pairs]
     children = table.select(list(dict.fromkeys(child for _, child in pairs)))
     of = dict(zip([*copies.model_ids, *children.model_ids], [*copies.embeddings, *children.embeddings], strict=True))
-    found = np.stack([of[copy.model_id] for copy in planted])
-    _check_same(table, planted, found)
+    embeddings = np.stack([of[copy.model_id] for copy in planted])
+    _check_same(table, planted, embeddings)
     metrics = {
-        metric: _measure(table, own, groups, planted, found, metric, standardize, false_positive_rate, seed)
+        metric: _measure(table, own, groups, planted, embeddings, metric, standardize, false_positive_rate, seed)
         for metric in METRICS
     }
     space = FeatureSpace.of(table.embeddings, METRICS[0], standardize)
@@ -184,11 +184,11 @@ def _entries(model: ModelSource) -> int:
         return checkpoint.num_parameters
 
 
-def _check_same(table: EmbeddingTable, planted: Sequence[PlantedCopy], found: np.ndarray) -> None:
+def _check_same(table: EmbeddingTable, planted: Sequence[PlantedCopy], embeddings: np.ndarray) -> None:
     """Refuses a table whose rows are not what the models give now."""
     exact = [i for i, copy in enumerate(planted) if copy.kind == EXACT]
     rows = table.select(list(dict.fromkeys(planted[i].original for i in exact))).embeddings
-    error = np.abs(found[exact] - rows).max(1)
+    error = np.abs(embeddings[exact] - rows).max(1)
     scale = np.abs(rows).max(1) + np.abs(table.embeddings).max() * 1e-6
     if (error > 1e-2 * scale).any():
         worst = planted[exact[int((error / scale).argmax())]].original
@@ -203,7 +203,7 @@ def _measure(
     own: EmbeddingTable,
     groups: Sequence[int],
     planted: Sequence[PlantedCopy],
-    found: np.ndarray,
+    embeddings: np.ndarray,
     metric: str,
     standardize: bool,
     rate: float,
@@ -216,10 +216,10 @@ def _measure(
     false_positives = held_out_rate(space, features, groups, rate, seed)
     row = {name: i for i, name in enumerate(table.model_ids)}
     originals = np.array([row[copy.original] for copy in planted])
-    difference = space.features(found) - space.features(table.embeddings)[originals]
+    difference = space.features(embeddings) - space.features(table.embeddings)[originals]
     distances = space.distance(np.square(difference).sum(1))
     itself = np.array([row.get(copy.model_id, -1) for copy in planted])  # a fine-tune is in the table
-    _, first = nearest(table, found, 1, metric, standardize=standardize, exclude=itself)
+    _, first = nearest(table, embeddings, 1, metric, standardize=standardize, exclude=itself)
     is_first = np.float32(distances) <= first[:, 0]
     kinds = np.array([copy.kind for copy in planted])
     exact = max(SAME_EMBEDDING[metric], distances[kinds == EXACT].max())

@@ -113,8 +113,10 @@ def _neighbors(
     if len(at) < 2:
         return set()
     held = table.select([table.model_ids[i] for i in at])
-    found, _ = nearest(held, held.embeddings, NEIGHBORS, metric, standardize=standardize, exclude=np.arange(len(held)))
-    return {(int(min(at[i], at[j])), int(max(at[i], at[j]))) for i, row in enumerate(found) for j in row}
+    neighbors, _ = nearest(
+        held, held.embeddings, NEIGHBORS, metric, standardize=standardize, exclude=np.arange(len(held))
+    )
+    return {(int(min(at[i], at[j])), int(max(at[i], at[j]))) for i, row in enumerate(neighbors) for j in row}
 
 
 def _components(links: Sequence[tuple[int, int]], count: int) -> Iterator[list[int]]:

@@ -203,11 +203,11 @@ def _faiss_candidates(rows: np.ndarray, queries: np.ndarray, k: int, index: str)
     try:
         built.train(flat)
         built.add(flat)
-        _, found = built.search(np.ascontiguousarray(queries, np.float32), min(len(rows), k + SPARE_CANDIDATES))
+        _, neighbors = built.search(np.ascontiguousarray(queries, np.float32), min(len(rows), k + SPARE_CANDIDATES))
     except RuntimeError as error:
         raise ConfigError(
             f"faiss cannot make the index '{factory}' of {len(rows)} embeddings of {rows.shape[1]} numbers "
             f"({str(error).splitlines()[-1]}). Take exact, or a smaller index"
         ) from error
-    for candidates in found:
+    for candidates in neighbors:
         yield candidates[candidates >= 0]

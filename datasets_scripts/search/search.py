@@ -51,8 +51,8 @@ def search(table: str | PathLike, query: str | None, config: SearchConfig) -> li
             "--calibrate and --lineage"
         )
     if mode == "calibrate":
-        found = _calibrate(embeddings, config)
-        content, lines = asdict(found), list(calibration_lines(found))
+        calibration = _calibrate(embeddings, config)
+        content, lines = asdict(calibration), list(calibration_lines(calibration))
     elif mode == "duplicates":
         calibration = Calibration.read(config.calibration) if config.calibration else None
         groups = find_copies(
@@ -147,12 +147,12 @@ def _calibrate(table: EmbeddingTable, config: SearchConfig) -> Calibration:
 
 def calibration_lines(calibration: Calibration) -> Iterator[str]:
     """The thresholds, and how each kind of copy is found by them."""
-    for metric, found in calibration.metrics.items():
+    for metric, figures in calibration.metrics.items():
         yield (
-            f"{metric}: threshold {found['threshold']:.3g}; of {found['strangers']} models have a stranger within one "
-            f"of other models: {_percent(found['false_positive_rate'])}"
+            f"{metric}: threshold {figures['threshold']:.3g}; of {figures['strangers']} models have a stranger within "
+            f"one of other models: {_percent(figures['false_positive_rate'])}"
         )
-        for kind, rates in found["kinds"].items():
+        for kind, rates in figures["kinds"].items():
             precision = "not known" if rates["precision"] is None else f"{rates['precision']:.3f}"
             yield (
                 f"  {kind:<12} {rates['copies']:>5} copies  recall {rates['recall']:.3f}  precision {precision}  "

@@ -31,19 +31,19 @@ def answer(first_id: str, first_file: str | None, second_id: str, second_file: s
     try:
         model = embedder()
         first, second = model.embed(first_id, first_file), model.embed(second_id, second_file)
-        found = compare(first, second, model.embed_shuffled(second))
+        result = compare(first, second, model.embed_shuffled(second))
     except InputError as error:
         return f"### Not compared\n\n{error}", [], []
-    return summary(found, model.name), facts_table(first, second), layers_table(found)
+    return summary(result, model.name), facts_table(first, second), layers_table(result)
 
 
-def summary(found: Comparison, backbone: str) -> str:
-    layers = f"{len(found.layers)} layers have the same name in both, and are compared one by one below."
-    if not found.layers:
+def summary(result: Comparison, backbone: str) -> str:
+    layers = f"{len(result.layers)} layers have the same name in both, and are compared one by one below."
+    if not result.layers:
         layers = "No layer has the same name in both, so only the wholes can be compared."
-    elif found.only_first or found.only_second:
-        layers += f" {found.only_first} are in the first only, {found.only_second} in the second only."
-    figures = f"Cosine of the whole models: {shown(found.cosine)}; with the second shuffled: {shown(found.control)}"
+    elif result.only_first or result.only_second:
+        layers += f" {result.only_first} are in the first only, {result.only_second} in the second only."
+    figures = f"Cosine of the whole models: {shown(result.cosine)}; with the second shuffled: {shown(result.control)}"
     return f"### {figures}\n\n{layers} Backbone: `{backbone}`."
 
 
@@ -59,8 +59,8 @@ def facts_table(first: EmbeddedModel, second: EmbeddedModel) -> list[list[str]]:
     return rows
 
 
-def layers_table(found: Comparison) -> list[list[str]]:
-    return [[layer.name, shown(layer.cosine), shown(layer.control)] for layer in found.layers]
+def layers_table(result: Comparison) -> list[list[str]]:
+    return [[layer.name, shown(layer.cosine), shown(layer.control)] for layer in result.layers]
 
 
 with gr.Blocks(title="Models by their weights") as demo:

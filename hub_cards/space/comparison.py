@@ -21,7 +21,7 @@ from transformers import pipeline
 HERE = Path(__file__).parent
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+", re.ASCII)
 SHARD = re.compile(r"(?:diffusion_pytorch_)?model-\d{5}-of-\d{5}\.safetensors")
-WHOLE = ("model.safetensors", "adapter_model.safetensors")
+UNSHARDED = ("model.safetensors", "adapter_model.safetensors")
 
 
 class InputError(ValueError):
@@ -148,9 +148,9 @@ class Embedder:
             return self._embed(path, Path(path).name, files=[path])
         repository, _, revision = hub_id.partition("@")
         info, names = check_repository(repository, revision or None, self.settings.max_bytes)
-        found = self._embed(repository, repository, revision=info.sha)
+        embedded = self._embed(repository, repository, revision=info.sha)
         files = [hf_hub_download(repository, name, revision=info.sha) for name in names]  # from the cache by now
-        return replace(found, said=stated_facts(info), files=files)
+        return replace(embedded, said=stated_facts(info), files=files)
 
     def embed_shuffled(self, model: EmbeddedModel, seed: int = 0) -> EmbeddedModel:
         """Embeds a model with the entries of each of its tensors in a random order.
@@ -217,8 +217,8 @@ def check_repository(repository: str, revision: str | None, max_bytes: int) -> t
     if info.gated:
         raise InputError(f"{repository}: its owner gives access on request, which this Space does not have.")
     sizes = {file.rfilename: file.size or 0 for file in info.siblings or ()}
-    whole = [name for name in WHOLE if name in sizes][:1]
-    names = whole or sorted(name for name in sizes if SHARD.fullmatch(name))
+    unsharded = [name for name in UNSHARDED if name in sizes][:1]
+    names = unsharded or sorted(name for name in sizes if SHARD.fullmatch(name))
     if not names:
         raise InputError(f"{repository}: it has no model.safetensors; other formats are not read here.")
     check_size(repository, sum(sizes[name] for name in names), max_bytes)

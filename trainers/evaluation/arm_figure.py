@@ -42,13 +42,13 @@ def arm_curves(comparison: dict[str, Any]) -> Figure:
     factor, label = scale_of(comparison["metric"])
     tokens = comparison.get("tokens_per_example")
     figure, axes = new_figure(8.6, 4.8)
-    for arm, found in comparison["arms"].items():
+    for arm, outcome in comparison["arms"].items():
         style = {"linewidth": 1.7, **ARM_STYLES[arm]}
-        points = found["summary"]["by_epoch"]
+        points = outcome["summary"]["by_epoch"]
         x = [point["examples"] * tokens / 1e6 if tokens else point["epoch"] for point in points]
         axes.plot(x, [factor * point["mean"] for point in points], markersize=5, label=arm, **style)
         curves = [
-            [factor * point["metrics"][comparison["metric"]] for point in run["history"]] for run in found["runs"]
+            [factor * point["metrics"][comparison["metric"]] for point in run["history"]] for run in outcome["runs"]
         ]
         for curve in curves if len(curves) > 1 else ():
             axes.plot(x, curve, linestyle="", marker="_", markersize=7, color=style["color"], alpha=0.6)
@@ -73,12 +73,12 @@ def arm_dots(comparison: dict[str, Any]) -> Figure:
     factor, label = scale_of(metric)
     arms = comparison["arms"]
     figure, axes = new_figure(8.6, 0.5 * len(arms) + 1.4)
-    for row, (arm, found) in enumerate(arms.items()):
+    for row, (arm, outcome) in enumerate(arms.items()):
         color = ARM_STYLES[arm]["color"]
-        values = [factor * run["test"][metric] for run in found["runs"]]
+        values = [factor * run["test"][metric] for run in outcome["runs"]]
         axes.plot(values, [row] * len(values), linestyle="", marker="o", markersize=6, color=color, alpha=0.45)
         axes.plot([mean(values)], [row], linestyle="", marker="|", markersize=20, markeredgewidth=2.2, color=color)
-        for ensemble in found.get("ensembles", ()):
+        for ensemble in outcome.get("ensembles", ()):
             x = factor * ensemble["test"][metric]
             axes.plot([x], [row], linestyle="", marker="*", markersize=13, color=color, markeredgecolor="white")
     axes.set(xlabel=f"test {label}, without fine-tuning", yticks=range(len(arms)), yticklabels=list(arms))

@@ -33,7 +33,7 @@ from .comparison import Comparison, EvaluationProtocol, backbone_generator, prio
 from .controls import cached_pca
 from .evaluate_config import FEW_SHOT, INIT, EvaluateConfig
 from .evaluate_report import write_report
-from .initial_weights import why_skipped
+from .initial_weights import skip_reason
 from .loading_check import check_loading
 
 
@@ -68,10 +68,12 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
     opener = EvaluationOpener(json.dumps({**vars(config), "cache_dir": str(cache_dir)}), name, commit)
     comparison = opener.open()
     _check_model(comparison)
-    skipped = {arm: why for arm in config.wanted_arms if (why := why_skipped(comparison, arm))}
+    skipped = {arm: reason for arm in config.wanted_arms if (reason := skip_reason(comparison, arm))}
     arms = [arm for arm in config.wanted_arms if arm not in skipped]
     if not arms:
-        raise ConfigError(f"none of the arms can be run: {'; '.join(f'{arm}: {why}' for arm, why in skipped.items())}")
+        raise ConfigError(
+            f"none of the arms can be run: {'; '.join(f'{arm}: {reason}' for arm, reason in skipped.items())}"
+        )
     data, ranked_by = comparison.splits.facts(), comparison.ranked_by
     identity = {
         "data_fingerprint": data["fingerprint"],

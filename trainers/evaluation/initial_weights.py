@@ -51,7 +51,7 @@ class Reference:
     origins: dict[str, str]
 
 
-def why_skipped(comparison: Comparison, arm: str) -> str | None:
+def skip_reason(comparison: Comparison, arm: str) -> str | None:
     """The reason why an arm cannot be run at all; None where it can."""
     protocol, anchors = comparison.protocol, len(comparison.plan.anchors)
     if arm == "PCA" and comparison.pca is None:
@@ -79,8 +79,8 @@ def initial_weights(
     if arm == "scratch":
         return [InitialWeights(comparison.scratch(seed), None, {})]
     if arm == "inherited only":
-        found = reference()
-        state = inherited_only(found.state, found.origins, comparison.scratch(seed))
+        generated = reference()
+        state = inherited_only(generated.state, generated.origins, comparison.scratch(seed))
         return [] if state is None else [InitialWeights(state, None, {})]
     if arm == "anchor + noise":
         return _best_noised(comparison, seed, reference())

@@ -20,7 +20,7 @@ from ..evaluation.arm_runs import run_arms
 from ..evaluation.comparison import Comparison, EvaluationProtocol, backbone_generator, prior_problem
 from ..evaluation.controls import cached_pca
 from ..evaluation.evaluate_config import ARMS, ON_REQUEST
-from ..evaluation.initial_weights import why_skipped
+from ..evaluation.initial_weights import skip_reason
 from ..finetuning.finetune_options import FinetuneOptions
 from ..finetuning.tasks import IMAGE_CLASSIFICATION
 from ..zoo.digits_zoo import ARCHITECTURES, read_properties
@@ -84,7 +84,7 @@ def finetune_arms(opener: QuickstartOpener, seeds: Sequence[int], num_workers: i
     """
     comparison = opener.open()
     wanted = [arm for arm in ARMS if arm not in ON_REQUEST]
-    skipped = {arm: reason for arm in wanted if (reason := why_skipped(comparison, arm))}
+    skipped = {arm: reason for arm in wanted if (reason := skip_reason(comparison, arm))}
     arms = [arm for arm in wanted if arm not in skipped]
     run = RunFolder(opener.folder / "arms", "the arms of a quickstart", records="runs")
     with run.open({"held_out": opener.held_out.name, "finetune": asdict(opener.finetune)}):

@@ -34,8 +34,8 @@ def _bars(result: Result) -> Figure:
     figure, (axes,) = _figure(1, 2.6 + 2.0 * len(datasets), 4.2)
     width = 0.8 / len(rows)
     for number, (label, entries) in enumerate(rows.items()):
-        found = [best_backbone([e for e in entries if e["dataset"] == dataset]) for dataset in datasets]
-        tests = [entry["arms"]["generated"]["summary"]["test"] for entry in found]
+        best = [best_backbone([e for e in entries if e["dataset"] == dataset]) for dataset in datasets]
+        tests = [entry["arms"]["generated"]["summary"]["test"] for entry in best]
         places = np.arange(len(datasets)) - 0.4 + (number + 0.5) * width
         deviations = [100 * (test["std"] or 0) for test in tests]
         heights = [100 * test["mean"] for test in tests]
@@ -45,7 +45,7 @@ def _bars(result: Result) -> Figure:
     for arm in _CONTROLS:
         style = {key: ARM_STYLES[arm][key] for key in ("color", "marker")}
         points = [(i, arms_of(result, e)[arm]) for i, e in enumerate(first) if arm in arms_of(result, e)]
-        values = [100 * found["summary"]["test"]["mean"] for _, found in points]
+        values = [100 * outcome["summary"]["test"]["mean"] for _, outcome in points]
         places = [place + 0.46 for place, _ in points]
         axes.plot(places, values, linestyle="", label=arm, clip_on=False, **style)
     axes.set(ylabel="test accuracy, no fine-tuning (%)", ylim=(0, 100), xticks=range(len(datasets)))
@@ -84,8 +84,8 @@ def _text_curves(result: Result) -> Figure:
     entry = result["entries"][0]
     tokens = result["controls"][f"{entry['architecture']} {entry['dataset']}"]["tokens_per_example"]
     figure, panels = _figure(4, 9.0, 6.2, columns=2)
-    for arm, found in arms_of(result, entry).items():
-        points = found["summary"]["by_epoch"]
+    for arm, outcome in arms_of(result, entry).items():
+        points = outcome["summary"]["by_epoch"]
         style = {"linewidth": 1.5, "markersize": 3, **ARM_STYLES[arm]}
         for axes, metric in zip(panels, ("loss", "perplexity", "accuracy", "f1"), strict=True):
             values = [point["metrics"][metric]["mean"] for point in points]
@@ -106,9 +106,9 @@ def _distributions(result: Result) -> Figure:
     )
     for number, entry in enumerate(result["entries"]):
         for axes, kind in zip(panels[number * len(kinds) :], kinds, strict=False):
-            found = entry["kinds"][kind]
-            axes.stairs(found["original"], found["edges"], color=GRAY, fill=True, alpha=0.5, label="original")
-            axes.stairs(found["reconstructed"], found["edges"], color=RED, linewidth=1.5, label="reconstructed")
+            counts = entry["kinds"][kind]
+            axes.stairs(counts["original"], counts["edges"], color=GRAY, fill=True, alpha=0.5, label="original")
+            axes.stairs(counts["reconstructed"], counts["edges"], color=RED, linewidth=1.5, label="reconstructed")
             axes.set_title(f"{entry['row']}\n{entry['architecture']}: {kind}", fontsize=8, loc="left")
             axes.set_yscale("log")
     figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=2, frameon=False)
