@@ -1,6 +1,5 @@
 """From the paths and Hub ids that a user names to a list of models, in an order that does not change between runs."""
 
-import hashlib
 import json
 import os
 import re
@@ -10,6 +9,7 @@ from os import PathLike
 from pathlib import Path
 from typing import Any
 
+from hf_wsl.files import sha256
 from modeling_wsl.checkpoints.errors import CheckpointError, read_json
 from modeling_wsl.checkpoints.formats import SAFETENSORS_SUFFIXES, SUFFIXES, TORCH_SUFFIXES
 from modeling_wsl.checkpoints.hub import is_hub_id
@@ -63,7 +63,7 @@ class ModelSource:
             own = [self.path, self.path.with_suffix(".json")] if self.path.is_file() else sorted(self.path.iterdir())
             files = [path for path in own if path.is_file()]
             state += [[p.name, p.stat().st_size, p.stat().st_mtime_ns] for p in files]
-        return hashlib.sha256(json.dumps(state, sort_keys=True).encode()).hexdigest()[:32]
+        return sha256(json.dumps(state, sort_keys=True))[:32]
 
 
 def expand_sources(sources: Iterable[str | PathLike]) -> list[ModelSource]:

@@ -1,12 +1,13 @@
 """Duplicates, and the models that go to validation: a function of what models share and of a seed, or of a table."""
 
-import hashlib
 import json
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import pyarrow as pa
+
+from hf_wsl.files import sha256
 
 from .schema import TEST, TRAIN, VALIDATION
 from .tokenize_config import TokenizeError
@@ -116,7 +117,7 @@ def _groups(items: Sequence[SplitItem], split_by: str) -> list[list[int]]:
 
 def properties_digest(properties: pa.Table) -> str:
     """Tells tables of properties apart."""
-    return hashlib.sha256(json.dumps(properties.to_pylist(), sort_keys=True).encode()).hexdigest()[:32]
+    return sha256(json.dumps(properties.to_pylist(), sort_keys=True))[:32]
 
 
 def check_properties(properties: pa.Table, model_ids: Sequence[str]) -> None:

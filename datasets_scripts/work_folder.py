@@ -4,15 +4,15 @@
 config `models`), all records before the first Parquet file, all files of the dataset before `tokenize.json`.
 """
 
-import hashlib
 import json
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from hf_wsl.files import remove_folder, remove_leftovers
+from hf_wsl.files import remove_folder, remove_leftovers, sha256
 from hf_wsl.run_folder import OVERWRITE, RunFolder, RunFolderError, differences
 
 from .schema import CARD_FILE, EXTRACTOR_FILE, FORMAT_VERSION, MODELS, REPORT_FILE, WORK_FOLDER
@@ -86,11 +86,8 @@ class WorkFolder(RunFolder):
 
     def begin_assembly(self, rows: Mapping[int, Mapping[str, Any]], folders: Sequence[str]) -> None:
         """Removes Parquet files that were assembled from other records or rows than there are now."""
-        digest = hashlib.sha256()
-        for index, row in rows.items():
-            digest.update(self.model_path(index).read_bytes())
-            digest.update(json.dumps(dict(row), sort_keys=True).encode())
-        plan, now = self.root / "plan.json", {"records": digest.hexdigest()}
+        parts = ((self.model_path(index), json.dumps(dict(row), sort_keys=True)) for index, row in rows.items())
+        plan, now = self.root / "plan.json", {"records": sha256(chain.from_iterable(parts))}
         if not plan.is_file() or json.loads(plan.read_text(encoding="utf-8")) != now:
             for folder in folders:
                 remove_folder(self.output / folder)

@@ -11,7 +11,7 @@ from typing import Any
 from huggingface_hub.hf_api import RepoFile
 
 from datasets_scripts.schema import CARD_FILE
-from hf_wsl.files import write_text
+from hf_wsl.files import sha256, write_text
 from modeling_wsl.checkpoints.checkpoint import open_checkpoint
 from modeling_wsl.checkpoints.errors import CheckpointError, read_json
 from modeling_wsl.checkpoints.folders import INDEX_SUFFIX, parse_index
@@ -200,9 +200,9 @@ def compare(publication: Publication, there: Mapping[str, RepoFile]) -> Iterator
 
 def has_content(local: Path, remote: RepoFile) -> bool:
     """Whether a file here has the bytes of one there, by sha256 for large files and by git's hash for others."""
+    if remote.lfs is not None:
+        return sha256(local) == remote.lfs.sha256
     with local.open("rb") as stream:
-        if remote.lfs is not None:
-            return hashlib.file_digest(stream, "sha256").hexdigest() == remote.lfs.sha256
         blob = hashlib.sha1(f"blob {local.stat().st_size}\0".encode())
         return hashlib.file_digest(stream, lambda: blob).hexdigest() == remote.blob_id
 

@@ -1,11 +1,11 @@
 """The dataset card, filled from what the run counted; nothing in it is typed by hand."""
 
-import hashlib
 import json
 from collections.abc import Mapping, Sequence
 
 from huggingface_hub import DatasetCardData
 
+from hf_wsl.files import sha256
 from modeling_wsl.hub_card import signed
 
 from ..licenses import license_ids
@@ -106,8 +106,5 @@ def dataset_card(
 
 def content_hash(rows: Sequence[Row], config: DatasetConfig, properties: str | None = None) -> str:
     """Tells datasets apart: the settings, and every model's columns; the hash of its weights and its split are two."""
-    digest = hashlib.sha256(json.dumps(config.settings(), sort_keys=True).encode())
-    digest.update((properties or "").encode())
-    for row in rows:
-        digest.update(json.dumps(dict(row), sort_keys=True).encode())
-    return digest.hexdigest()
+    models = (json.dumps(dict(row), sort_keys=True) for row in rows)
+    return sha256([json.dumps(config.settings(), sort_keys=True), properties or "", *models])

@@ -4,7 +4,6 @@ Much can be told before its weights are downloaded: from its listing, its metada
 safetensors files.
 """
 
-import hashlib
 import os
 import shutil
 from collections.abc import Iterator, Mapping
@@ -17,6 +16,7 @@ from typing import Any
 from filelock import FileLock
 from huggingface_hub import ModelInfo
 
+from hf_wsl.files import sha256
 from modeling_wsl.checkpoints.checkpoint import Checkpoint, open_checkpoint
 from modeling_wsl.checkpoints.errors import CheckpointError, NotTokenizableError, NoWeightsError, parse_json
 from modeling_wsl.checkpoints.folders import INDEX_SUFFIX, ShardIndex, choose_weights, parse_index, read_config
@@ -247,7 +247,7 @@ class HubTask(ModelTask):
         with empty_folder(work.temporary / f"examined-{self.index}") as folder:
             with refusing(self.source):
                 examined = examine(self.candidate, self.hub, self.config, folder)
-            key = examined.weights_key and hashlib.sha256(examined.weights_key.encode()).hexdigest()
+            key = examined.weights_key and sha256(examined.weights_key)
             record = self._known_copy(work, examined, key) or self._fetched(work, examined, folder)
         if key:
             work.write_text(work.mark(key), str(self.index))

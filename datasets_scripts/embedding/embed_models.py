@@ -1,7 +1,6 @@
 """`hf-wsl embed`: models to a table of their embeddings, by a backbone or by a method that needs none; and further
 models as a table was made."""
 
-import hashlib
 import json
 import logging
 import math
@@ -16,7 +15,7 @@ import numpy as np
 from tqdm.auto import tqdm
 from transformers.utils.logging import is_progress_bar_enabled
 
-from hf_wsl.files import write_json
+from hf_wsl.files import sha256, write_json
 from hf_wsl.options import ConfigError, build
 from hf_wsl.workers import one_thread
 from modeling_wsl import CheckpointError, open_checkpoint
@@ -149,7 +148,7 @@ def _made_by(
 
 def _digest(shapes: Mapping[str, tuple[int, ...]]) -> str:
     """Tells architectures apart, whose numbers stand side by side in an embedding."""
-    return hashlib.sha256(json.dumps(list(shapes.items())).encode()).hexdigest()[:32]
+    return sha256(json.dumps(list(shapes.items())))[:32]
 
 
 def _absolute(source: str | PathLike) -> str:
@@ -167,12 +166,9 @@ def backbone_state(backbone: str | PathLike, revision: str | None = None) -> str
     name, commit = find_backbone(backbone, revision=revision)
     if commit:
         return commit
-    folder, digest = Path(name).expanduser(), hashlib.sha256()
-    for path in sorted({path for pattern in BACKBONE_FILES for path in folder.glob(pattern)}):
-        digest.update(path.name.encode() + b"\0")
-        with path.open("rb") as file:
-            digest.update(hashlib.file_digest(file, "sha256").digest())
-    return digest.hexdigest()[:32]
+    folder = Path(name).expanduser()
+    files = sorted({path for pattern in BACKBONE_FILES for path in folder.glob(pattern)})
+    return sha256(part for path in files for part in (f"{path.name}\0", bytes.fromhex(sha256(path))))[:32]
 
 
 def embed_like(

@@ -1,6 +1,5 @@
 """Copies of models that one knows to be copies: to measure how well copies are found."""
 
-import hashlib
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -9,7 +8,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 
-from hf_wsl.files import write_json
+from hf_wsl.files import sha256, write_json
 from modeling_wsl.tokens.manifest import batch_norm_names
 
 from ..sources import ModelSource
@@ -96,8 +95,8 @@ def copies_of(
 
 
 def _generator(seed: int, *names: str) -> torch.Generator:
-    digest = hashlib.sha256("\0".join([str(seed), *names]).encode()).digest()
-    return torch.Generator().manual_seed(int.from_bytes(digest[:8], "big") >> 1)
+    digest = sha256("\0".join([str(seed), *names]))
+    return torch.Generator().manual_seed(int(digest[:16], 16) >> 1)
 
 
 def permute_hidden(state: Mapping[str, torch.Tensor], generator: torch.Generator) -> dict[str, torch.Tensor] | None:
