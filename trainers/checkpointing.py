@@ -98,10 +98,18 @@ def save_model(
         shutil.copymode(folder / "config.json", file)  # safetensors writes files that nobody else may read
 
 
-def publish_files(partial: Path, final: Path) -> None:
-    """Moves every file of a finished folder into an existing one, config.json last, and deletes the emptied folder."""
+@contextmanager
+def finished_model(folder: Path) -> Iterator[Path]:
+    """An empty folder for the files of a finished model; at the end they move into `folder`, config.json last.
+
+    After an error nothing is moved. What a killed process left is deleted by the next one.
+    """
+    partial = folder / ".partial-model"
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    yield partial
     for file in sorted(partial.iterdir(), key=lambda file: file.name == "config.json"):
-        os.replace(file, final / file.name)
+        os.replace(file, folder / file.name)
     partial.rmdir()
 
 

@@ -4,7 +4,6 @@ launch -m trainers.finetune` on several processes."""
 from __future__ import annotations
 
 import logging
-import shutil
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -24,7 +23,7 @@ from modeling_wsl.checkpoints.checkpoint import open_checkpoint
 from modeling_wsl.generation.generated_model import package_versions
 from modeling_wsl.generation.targets import Target, resolve_target
 
-from .checkpointing import publish_files
+from .checkpointing import finished_model
 from .data.data_config import ImageDataConfig, TextDataConfig
 from .data.images.image_data import ImageSplits, load_images
 from .data.text_data import TextSplits, load_text
@@ -163,15 +162,12 @@ def save_finetuned(
     target: Target, model: nn.Module, folder: Path, tokenizer: PreTrainedTokenizerBase | None = None
 ) -> None:
     """Writes what the target's own library loads into an existing folder, config.json last."""
-    partial = folder / ".partial-model"
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    target.save(model.cpu().state_dict(), partial)
-    if tokenizer is not None:
-        tokenizer.save_pretrained(partial)
-    for path in partial.iterdir():
-        path.chmod(0o644)  # safetensors leaves weight files readable by their owner only
-    publish_files(partial, folder)
+    with finished_model(folder) as partial:
+        target.save(model.cpu().state_dict(), partial)
+        if tokenizer is not None:
+            tokenizer.save_pretrained(partial)
+        for path in partial.iterdir():
+            path.chmod(0o644)  # safetensors leaves weight files readable by their owner only
 
 
 def main(argv: Sequence[str] | None = None) -> dict[str, Any]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import platform
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +19,7 @@ from modeling_wsl import WSLConfig
 from modeling_wsl.codes.registry import code_of
 from modeling_wsl.generation.latent_prior import PRIOR_FILE
 
-from ..checkpointing import publish_files, read_state, save_model
+from ..checkpointing import finished_model, read_state, save_model
 from ..data.windows.training_batches import StoredBatches
 from ..data.windows.window_data import WindowDataset
 from ..distribution import is_sharded
@@ -163,11 +162,8 @@ def save_finished(trainer: PretrainTrainer, output_dir: Path) -> None:
     weights = trainer.accelerator.get_state_dict(model) if is_sharded(trainer.accelerator) else None
     if not trainer.is_world_process_zero():
         return
-    partial = output_dir / ".partial-model"
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir()
-    save_model(partial, model, trainer.processing_class, weights)
-    publish_files(partial, output_dir)
+    with finished_model(output_dir) as partial:
+        save_model(partial, model, trainer.processing_class, weights)
 
 
 def save_prior(config: PretrainConfig, model_config: WSLConfig, commit: str | None, device: torch.device) -> None:
