@@ -1,6 +1,6 @@
 """The `hf-wsl` command: a table of commands, and for each of them what it prints.
 
-`options.py` reads the arguments. Everything else is imported when its turn comes: help and errors need none of it.
+`command_line.py` reads the arguments. All else is imported when its turn comes: help and errors need none of it.
 """
 
 from __future__ import annotations
