@@ -18,10 +18,10 @@ from huggingface_hub import ModelInfo
 
 from hf_wsl.files import sha256
 from modeling_wsl.checkpoints.checkpoint import Checkpoint, open_checkpoint
+from modeling_wsl.checkpoints.containers.safetensors_files import LENGTH_BYTES, header_length, parse_header
 from modeling_wsl.checkpoints.errors import CheckpointError, NotTokenizableError, NoWeightsError, parse_json
 from modeling_wsl.checkpoints.folders import INDEX_SUFFIX, ShardIndex, choose_weights, parse_index, read_config
 from modeling_wsl.checkpoints.hub import CONFIG_NAMES
-from modeling_wsl.checkpoints.safetensors_files import LENGTH_BYTES, header_length, parse_header
 from modeling_wsl.tokens.manifest import TensorSpec
 
 from ..licenses import is_redistributable, license_ids

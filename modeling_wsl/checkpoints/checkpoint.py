@@ -42,6 +42,7 @@ class Checkpoint:
         tensors: every stored tensor once, in state-dict order.
         tied: alias -> stored name.
         tensor_order: all names, tied ones too, in state-dict order.
+        stored_as, constants, ignored: see `Contents`; what a reader of the file must know beside its tensors.
         allow_nonfinite: whether `check_finite` lets NaN and infinite entries pass.
     """
 
@@ -73,6 +74,9 @@ class Checkpoint:
                 self.tensors[name] = contents.specs[name]
             else:
                 self.tied[name] = stored
+        self.stored_as = contents.stored_as
+        self.constants = contents.constants
+        self.ignored = tuple(contents.ignored)
         self._contents = contents
 
     def read(self, name: str) -> torch.Tensor:

@@ -8,11 +8,12 @@ from typing import Any
 import torch
 
 from ..tokens.manifest import TensorSpec
+from .containers.safetensors_files import SafetensorsFile
+from .containers.torch_files import load_torch_file
 from .errors import CheckpointError, read_json
 from .folders import INDEX_SUFFIX, find_shard, parse_index, refuse_json
 from .formats import identify
-from .safetensors_files import SafetensorsFile
-from .torch_files import find_state_dict, load_torch_file, split_aliases
+from .state_dicts import find_state_dict, split_aliases
 
 
 @dataclass
@@ -26,6 +27,10 @@ class Contents:
         metadata: `__metadata__` of safetensors files.
         in_state_dict_order: the order found is the state dict's.
         nested: the state dict was found inside a larger checkpoint.
+        stored_as: name of a stored tensor -> how the file stores it, where that is not the tensor itself
+            ("gptq, 4 bits, groups of 128"). `specs` and `read` have the dequantized tensor.
+        constants: stored tensors that the architecture computes (causal masks, rotary tables): not weights.
+        ignored: what the file holds beside the weights and was not read, one line each.
         close: lets go of mapped files.
     """
 
@@ -35,6 +40,9 @@ class Contents:
     metadata: dict[str, str] = field(default_factory=dict)
     in_state_dict_order: bool = True
     nested: bool = False
+    stored_as: dict[str, str] = field(default_factory=dict)
+    constants: set[str] = field(default_factory=set)
+    ignored: list[str] = field(default_factory=list)
     close: Callable[[], None] = lambda: None
 
     @property
@@ -101,5 +109,8 @@ def sharded_contents(path: Path, content: Any) -> Contents:
         owners,
         metadata={name: value for part in parts.values() for name, value in part.metadata.items()},
         in_state_dict_order=all(part.in_state_dict_order for part in parts.values()),
+        stored_as={name: how for part in parts.values() for name, how in part.stored_as.items()},
+        constants=set().union(*(part.constants for part in parts.values())),
+        ignored=[line for part in parts.values() for line in part.ignored],
         close=close,
     )

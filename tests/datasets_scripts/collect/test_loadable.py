@@ -9,8 +9,8 @@ from transformers import TimmWrapperConfig, TimmWrapperForImageClassification
 
 from datasets_scripts.collect.loadable import check_loadable, write_hollow_file
 from datasets_scripts.outcomes import RefusedModel
+from modeling_wsl.checkpoints.containers.safetensors_files import LENGTH_BYTES, read_header
 from modeling_wsl.checkpoints.folders import read_config
-from modeling_wsl.checkpoints.safetensors_files import LENGTH_BYTES, read_header
 
 
 MODELS = {model.repo_id: model for model in mixed_models()}

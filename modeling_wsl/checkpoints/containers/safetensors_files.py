@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 
-from ..tokens.manifest import TensorSpec
-from .errors import MAX_JSON_BYTES, CheckpointError, parse_json, shorten
+from ...tokens.manifest import TensorSpec
+from ..errors import MAX_JSON_BYTES, CheckpointError, parse_json, shorten
 
 
 # Bits of one element, and torch's name; no name: the format knows the type, torch does not. Two F4 make one element
