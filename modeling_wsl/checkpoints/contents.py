@@ -1,54 +1,17 @@
 """The contents of weight files and of state dicts in memory, before their tensors are put into order."""
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from ..tokens.manifest import TensorSpec
+from .containers.container import Contents
 from .containers.safetensors_files import SafetensorsFile
 from .containers.torch_files import load_torch_file
 from .errors import CheckpointError, read_json
 from .folders import INDEX_SUFFIX, find_shard, parse_index, refuse_json
 from .formats import identify
 from .state_dicts import find_state_dict, split_aliases
-
-
-@dataclass
-class Contents:
-    """The contents of files or of an object, before their tensors are put into order.
-
-    Attributes:
-        specs: every name, tied ones too, in the order found.
-        read: name of a stored tensor -> its data.
-        owners: alias -> the name under which `read` has it.
-        metadata: `__metadata__` of safetensors files.
-        in_state_dict_order: the order found is the state dict's.
-        nested: the state dict was found inside a larger checkpoint.
-        stored_as: name of a stored tensor -> how the file stores it, where that is not the tensor itself
-            ("gptq, 4 bits, groups of 128"). `specs` and `read` have the dequantized tensor.
-        constants: stored tensors that the architecture computes (causal masks, rotary tables): not weights.
-        ignored: what the file holds beside the weights and was not read, one line each.
-        close: lets go of mapped files.
-    """
-
-    specs: dict[str, TensorSpec]
-    read: Callable[[str], torch.Tensor]
-    owners: dict[str, str] = field(default_factory=dict)
-    metadata: dict[str, str] = field(default_factory=dict)
-    in_state_dict_order: bool = True
-    nested: bool = False
-    stored_as: dict[str, str] = field(default_factory=dict)
-    constants: set[str] = field(default_factory=set)
-    ignored: list[str] = field(default_factory=list)
-    close: Callable[[], None] = lambda: None
-
-    @property
-    def listed(self) -> list[str]:
-        """The names that the file itself lists; aliases in the metadata of a safetensors file are not."""
-        return [name for name in self.specs if self.in_state_dict_order or name not in self.owners]
 
 
 def memory_contents(name: str, content: Mapping[str, Any], key: str | None) -> Contents:
@@ -110,6 +73,7 @@ def sharded_contents(path: Path, content: Any) -> Contents:
         metadata={name: value for part in parts.values() for name, value in part.metadata.items()},
         in_state_dict_order=all(part.in_state_dict_order for part in parts.values()),
         stored_as={name: how for part in parts.values() for name, how in part.stored_as.items()},
+        layouts={name: axes for part in parts.values() for name, axes in part.layouts.items()},
         constants=set().union(*(part.constants for part in parts.values())),
         ignored=[line for part in parts.values() for line in part.ignored],
         close=close,
