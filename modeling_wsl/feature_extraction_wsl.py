@@ -3,7 +3,7 @@
 import functools
 import json
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
 from os import PathLike, fspath
 from pathlib import Path
@@ -49,9 +49,10 @@ class TokenizedWeights(BatchFeature):
 class WSLFeatureExtractor(FeatureExtractionMixin):
     """Turns models into token sequences and token sequences into models.
 
-    Every floating-point tensor is tokenized, whatever its name. Integers and batch-norm running statistics are carried
-    beside the tokens (in `manifest.carried_values`), tied tensors are stored once, and `decode` gives back the same
-    names, shapes, dtypes and bits (of a NaN, admitted by `allow_nonfinite`, only that it is one).
+    Every floating-point weight is tokenized, whatever its name. Integers, batch-norm running statistics and constants
+    that the architecture computes (causal masks, rotary tables) are carried beside the tokens (in
+    `manifest.carried_values`), tied tensors are stored once, and `decode` gives back the same names, shapes, dtypes
+    and bits (of a NaN, admitted by `allow_nonfinite`, only that it is one).
 
     Args:
         tokenization: "dense" flattens each layer and cuts it into tokens, the last one zero-padded; "sparse" cuts each
@@ -110,12 +111,14 @@ class WSLFeatureExtractor(FeatureExtractionMixin):
         tensors: Mapping[str, TensorSpec],
         tied: Mapping[str, str] | None = None,
         tensor_order: Sequence[str] | None = None,
+        constants: Collection[str] = (),
     ) -> WeightManifest:
         """The manifest of tensors known by name, shape and dtype only (see `WeightManifest.from_tensors`)."""
         return WeightManifest.from_tensors(
             tensors,
             tied,
             tensor_order=tensor_order,
+            constants=constants,
             tokenization=self.tokenization,
             token_size=self.token_size,
             position_unit=self.position_unit,
@@ -125,7 +128,7 @@ class WSLFeatureExtractor(FeatureExtractionMixin):
     def manifest(self, source: Source, **options: Any) -> WeightManifest:
         """The manifest of a model; reads its header, none of its weights. Options as in `open_checkpoint`."""
         with open_checkpoint(source, **options) as checkpoint:
-            return self.layout(checkpoint.tensors, checkpoint.tied, checkpoint.tensor_order)
+            return self.layout(checkpoint.tensors, checkpoint.tied, checkpoint.tensor_order, checkpoint.constants)
 
     def __call__(
         self, source: Source | Sequence[Source], return_tensors: str | None = None, **options: Any
@@ -237,7 +240,7 @@ class WSLFeatureExtractor(FeatureExtractionMixin):
         return batch
 
     def _manifest_with_values(self, checkpoint: Checkpoint) -> WeightManifest:
-        manifest = self.layout(checkpoint.tensors, checkpoint.tied, checkpoint.tensor_order)
+        manifest = self.layout(checkpoint.tensors, checkpoint.tied, checkpoint.tensor_order, checkpoint.constants)
         if self.layer_normalization is not None:
             check_layers(manifest, self.layer_normalization, checkpoint.source)
         values = {}

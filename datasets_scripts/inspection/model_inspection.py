@@ -1,6 +1,7 @@
 """A model looked at closely: who made it, its layers, oddities. One tensor is in memory at a time."""
 
 from collections import Counter
+from collections.abc import Collection
 from dataclasses import asdict, dataclass
 from itertools import chain
 from os import PathLike
@@ -120,7 +121,7 @@ def inspect_model(
         # First, so that a table that will not do costs no inspection.
         search = NeighborSearch.begin(table, model, checkpoint.revision) if table is not None else None
         # Kinds of layers and their statistics do not depend on how a backbone cuts tokens, except for their number.
-        manifest = extractor.layout(checkpoint.tensors, checkpoint.tied, checkpoint.tensor_order)
+        manifest = extractor.layout(checkpoint.tensors, checkpoint.tied, checkpoint.tensor_order, checkpoint.constants)
         layers = describe_layers(checkpoint, manifest)
         tensors = [tensor for layer in layers for tensor in layer.tensors]
         unusable = _why_unusable(tensors)
@@ -194,10 +195,15 @@ def describe_layers(checkpoint: Checkpoint, manifest: WeightManifest) -> list[La
 def describe_carried(checkpoint: Checkpoint, manifest: WeightManifest) -> list[CarriedTensor]:
     """The tensors that are not tokenized, with the reason."""
     statistics = batch_norm_names(checkpoint.tensors)
-    return [CarriedTensor(s.name, s.shape, s.dtype, _why_carried(s, statistics)) for s in manifest.carried]
+    return [
+        CarriedTensor(s.name, s.shape, s.dtype, _why_carried(s, statistics, checkpoint.constants))
+        for s in manifest.carried
+    ]
 
 
-def _why_carried(spec: TensorSpec, statistics: set[str]) -> str:
+def _why_carried(spec: TensorSpec, statistics: set[str], constants: Collection[str]) -> str:
+    if spec.name in constants:
+        return "constant that the architecture computes"
     if spec.name in statistics:
         return "running statistic of a batch norm"
     if spec.numel == 0:

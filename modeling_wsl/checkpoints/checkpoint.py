@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from ..tokens.manifest import TensorSpec
+from .constants import with_constants
 from .contents import Contents, file_contents, memory_contents
 from .errors import (
     CheckpointError,
@@ -96,12 +97,12 @@ class Checkpoint:
     def check_finite(self, name: str, tensor: torch.Tensor) -> None:
         """Refuses NaN and infinite entries in (a part of) the tensor `name`, unless `allow_nonfinite`.
 
-        Costs one sum: only where that is not finite are the entries looked at. Integers always pass.
+        Costs one sum: only where that is not finite are the entries looked at. Integers and constants always pass.
 
         Raises:
             NonFiniteWeightsError: with the first such entry, and its index if `tensor` is the whole tensor.
         """
-        if self.allow_nonfinite:
+        if self.allow_nonfinite or name in self.constants:
             return
         if tensor.is_complex():
             tensor = torch.view_as_real(tensor.resolve_conj())
@@ -139,8 +140,9 @@ class Checkpoint:
 
     @property
     def num_parameters(self) -> int:
-        """Floating-point entries, tied ones once (batch-norm statistics among them)."""
-        return sum(spec.numel for spec in self.tensors.values() if spec.torch_dtype.is_floating_point)
+        """Floating-point entries, tied ones once (batch-norm statistics among them, constants not)."""
+        weights = (spec for name, spec in self.tensors.items() if name not in self.constants)
+        return sum(spec.numel for spec in weights if spec.torch_dtype.is_floating_point)
 
     def close(self) -> None:
         """Lets go of mapped files. Tensors that were read stay valid, and `read` maps the file again."""
@@ -256,6 +258,7 @@ def open_checkpoint(
         known = "a state dict, a module, a path, a Hub id or a Checkpoint"
         raise TypeError(f"open_checkpoint reads {known}, not {type(source).__name__}.")
 
+    contents = with_constants(contents)
     names = order_names(
         name,
         list(contents.specs),
@@ -284,6 +287,9 @@ def check_size(checkpoint: Checkpoint, nested: bool, min_parameters: int | None)
     if not checkpoint.num_parameters:
         kinds = sorted({spec.dtype for spec in checkpoint.tensors.values()})
         reason = f"holds no floating-point tensor ({len(checkpoint.tensors)} tensors: {', '.join(kinds) or 'none'})"
+        if checkpoint.constants:
+            named = ", ".join(sorted(checkpoint.constants)[:3])
+            reason = f"holds no weights: all its floating-point tensors are constants ({shorten(named)})"
         raise NotTokenizableError(checkpoint.source, reason, "Dequantize the weights first, or pass another file")
     minimum = min_parameters if min_parameters is not None else MIN_NESTED_PARAMETERS * nested
     if checkpoint.num_parameters < minimum:

@@ -6,7 +6,7 @@ needs to turn tokens back into the tensors they came from, and it round-trips th
 
 import json
 from bisect import bisect_right
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from math import prod
@@ -158,7 +158,7 @@ class WeightManifest:
         token_size: d_t, entries per token.
         position_unit: k counts tokens ("token") or output rows ("row", sparse only: what fits SANE's 550 positions).
         layers: the tokenized tensors, grouped by module prefix, in state-dict order.
-        carried: tensors that are not tokenized (integers, batch-norm running statistics).
+        carried: tensors that are not tokenized (integers, batch-norm running statistics, constants).
         tied: alias -> name of the tensor that it shares memory with; stored once.
         tensor_order: every name of the source, in state-dict order.
         carried_values: the carried tensors themselves; in memory only, never part of the JSON.
@@ -184,21 +184,23 @@ class WeightManifest:
         position_unit: str = "token",
         batch_norm_statistics: str = "carry",
         tensor_order: Sequence[str] | None = None,
+        constants: Collection[str] = (),
     ) -> "WeightManifest":
         """Lays out tensors, given in state-dict order, as tokens. Empty tensors are carried: they hold no entry.
 
-        `tensor_order` says where the tied names stand among the others; by default they come last.
+        `tensor_order` says where the tied names stand among the others; by default they come last. `constants` names
+        tensors that are not weights (causal masks), which are carried too.
 
         Raises:
             ValueError: an unknown tokenization, position unit or treatment of batch-norm statistics.
         """
         check_layout(tokenization, token_size, position_unit)
         check_choice("batch_norm_statistics", batch_norm_statistics, ("carry", "tokenize"))
-        statistics = batch_norm_names(tensors) if batch_norm_statistics == "carry" else set()
+        aside = {*constants, *(batch_norm_names(tensors) if batch_norm_statistics == "carry" else ())}
         groups: dict[str, list[TensorSpec]] = {}
         carried = []
         for name, spec in tensors.items():
-            if spec.torch_dtype in TOKENIZED_DTYPES and name not in statistics and spec.numel > 0:
+            if spec.torch_dtype in TOKENIZED_DTYPES and name not in aside and spec.numel > 0:
                 groups.setdefault(split_name(name)[0], []).append(spec)
             else:
                 carried.append(spec)
