@@ -140,7 +140,7 @@ def measure_small(backbone: str, folder: Path, copies: int) -> dict[str, Any]:
     start = time.perf_counter()
     table, _ = embed_models(backbone, [folder])
     together = time.perf_counter() - start
-    embedder = load_pipeline("weight-embedding", backbone, progress=False)
+    embedder = load_pipeline("weight-embedding", backbone, progress=False, pooling="mean")
     start = time.perf_counter()
     rows = np.stack([embedder(str(folder / name))["embedding"] for name in table.model_ids])
     singly = time.perf_counter() - start

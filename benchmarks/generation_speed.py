@@ -114,7 +114,7 @@ def measure(name: str, heads: int, options: dict[str, Any], repeats: int, plain:
     anchor: nn.Module = timm.create_model(name)
     parts = {"model": WSLModel(config).eval(), "feature_extractor": WSLFeatureExtractor(), "device": "cpu"}
     generator = pipeline("weight-generation", progress=False, **parts)
-    embedder = pipeline("weight-embedding", progress=False, **parts)
+    embedder = pipeline("weight-embedding", progress=False, pooling="mean", **parts)
     manifest = parts["feature_extractor"].manifest(anchor)
     windows = HaloedWindows(manifest.num_tokens, config.window_size, HALO)
     flops = forward_flops(config, windows)

@@ -16,6 +16,7 @@ if TYPE_CHECKING:  # for type checkers and editors; the same names as below
     from .checkpoints.checkpoint import Checkpoint, open_checkpoint
     from .checkpoints.errors import CheckpointError, NonFiniteWeightsError
     from .configuration_wsl import WSLConfig
+    from .embedding.model_embedding import ModelEmbedding, embed_model
     from .feature_extraction_wsl import WSLFeatureExtractor
     from .generation.generated_model import GeneratedModel
     from .loading import DEFAULT_BACKBONE
@@ -31,6 +32,7 @@ _MODULES = {
     "checkpoints.checkpoint": ("Checkpoint", "open_checkpoint"),
     "checkpoints.errors": ("CheckpointError", "NonFiniteWeightsError"),
     "configuration_wsl": ("WSLConfig",),
+    "embedding.model_embedding": ("ModelEmbedding", "embed_model"),
     "feature_extraction_wsl": ("WSLFeatureExtractor",),
     "generation.generated_model": ("GeneratedModel",),
     "loading": ("DEFAULT_BACKBONE",),
@@ -46,6 +48,7 @@ __all__ = [
     "DEFAULT_BACKBONE",
     "GeneratedModel",
     "LayerSpec",
+    "ModelEmbedding",
     "NonFiniteWeightsError",
     "R2Accumulator",
     "TensorSpec",
@@ -60,6 +63,7 @@ __all__ = [
     "WeightGenerationPipeline",
     "WeightManifest",
     "__version__",
+    "embed_model",
     "nt_xent",
     "open_checkpoint",
     "reconstruction_loss",

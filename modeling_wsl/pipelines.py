@@ -17,7 +17,8 @@ from .backbone.encoding import STREAM_WINDOW, encode_stream
 from .backbone.inference import inference_backbone
 from .checkpoints.checkpoint import Checkpoint, open_checkpoint
 from .checkpoints.errors import CheckpointError, check_keywords, keywords_of
-from .embedding.pooling import LatentPool
+from .embedding.model_embedding import SECTIONS, embed_checkpoint
+from .embedding.pooling import POOLINGS, LatentPool
 from .feature_extraction_wsl import Source
 from .generation.anchors import AnchorSource
 from .generation.generate import generate
@@ -25,12 +26,15 @@ from .generation.generated_model import GeneratedModel
 from .generation.latent_prior import LatentPrior
 from .generation.plan import list_anchors, plan_generation
 from .generation.settings import GenerationSettings
+from .loading import DEFAULT_BACKBONE
+from .tokens.manifest import check_choice
 
 
 logger = logging.get_logger(__name__)
 # One source or target, though Python can iterate over it.
 ONE_SOURCE = (str, PathLike, Mapping, nn.Module, Checkpoint, PreTrainedConfig)
 OPEN_OPTIONS = keywords_of(open_checkpoint)
+SECTIONS_POOLING = "sections"  # by the weights alone, without the backbone
 
 
 class WeightPipeline(Pipeline):
@@ -121,21 +125,28 @@ def _brief(value: Any) -> str:
 
 
 class WeightEmbeddingPipeline(WeightPipeline):
-    """Embeds models by their weights: the mean of `WSLModel.token_features`, the paper's latents (section 3.4).
+    """Embeds models: by the sections of their weights (`ModelEmbedding`), or by the latents of a backbone.
 
     ```python
+    embedder = pipeline("weight-embedding")
+    embedder("org/some-model")  # {"embedding": ..., "profile": ..., "position": ..., "probe": ..., "manifest": ...}
     embedder = pipeline("weight-embedding", model="org/hf-wsl-large")
     embedder("org/some-model")  # {"embedding": ..., "per_layer": ..., "manifest": ...}
     ```
 
-    Called with a source that `open_checkpoint` reads (state dict, module, file, folder, Hub id) it returns a dict:
-    `embedding` float32 numpy `[latent_size]` (longer with another pooling), `per_layer` {layer name: float32
-    `[latent_size]`} and the model's `WeightManifest`. A list gives a list, with `{"error": ..., "index": ...}` for a
-    source that cannot be read; see `WeightPipeline`. A model is read and encoded in haloed windows, one batch after
-    the other: memory does not grow with its size.
+    Without a backbone of the caller's the sections are the default: they told neighbors, copies and properties better
+    than the features of any backbone so far. `embedding` is float32 numpy `[529]`, profile, position and probe one
+    after the other, each under its own name too, and `layers` names the matrices that were looked at.
+
+    With a backbone it is the mean of `WSLModel.token_features`, the paper's latents (section 3.4): `embedding` float32
+    numpy `[latent_size]` (longer with another pooling), `per_layer` {layer name: float32 `[latent_size]`}. `manifest`
+    is the model's `WeightManifest`. A list gives a list, with `{"error": ..., "index": ...}` for a
+    source that cannot be read; see `WeightPipeline`. A source is what `open_checkpoint` reads: state dict, module,
+    file, folder, Hub id. It is read in haloed windows or layer by layer: memory does not grow with its size.
 
     Args (of the call, or of `pipeline` as defaults):
-        pooling: "mean", "moments" or "layers"; see `LatentPool`.
+        pooling: "sections", or of a backbone's latents "mean", "moments" or "layers", see `LatentPool`; default: mean
+            where a backbone was named, else sections.
         window_size: tokens per window; default: the window that the backbone was trained on.
         halo: tokens of context on both sides of a window; default 64.
         batch_size: windows per forward pass; default 8.
@@ -173,9 +184,18 @@ class WeightEmbeddingPipeline(WeightPipeline):
             "precision": precision,
             "progress": progress,
         }
+        if pooling is not None:
+            check_choice("pooling", pooling, (SECTIONS_POOLING, *POOLINGS))
+            open_options["pooling"] = pooling
         return open_options, {name: value for name, value in forward.items() if value is not None}, {}
 
-    def preprocess(self, source: Source, **open_options: Any) -> dict[str, Any]:
+    def preprocess(self, source: Source, pooling: str | None = None, **open_options: Any) -> dict[str, Any]:
+        if pooling is None and self.model.name_or_path == DEFAULT_BACKBONE:
+            pooling = SECTIONS_POOLING
+        if pooling == SECTIONS_POOLING:
+            with open_checkpoint(source, **open_options) as checkpoint:
+                sections = embed_checkpoint(checkpoint)
+                return {"sections": sections, "manifest": self.feature_extractor.manifest(checkpoint)}
         windows = self.feature_extractor.stream(source, window_size=STREAM_WINDOW, **open_options)
         first = next(windows, None)
         if first is None:
@@ -192,6 +212,8 @@ class WeightEmbeddingPipeline(WeightPipeline):
         precision: str = "auto",
         **options: Any,
     ) -> dict[str, Any]:
+        if "sections" in model_inputs:
+            return dict(model_inputs)
         manifest = model_inputs["manifest"]
         model, autocast_dtype = inference_backbone(self.model, autocast_dtype, precision)
         pool = LatentPool(manifest.layers, self.model.config.latent_size, pooling)
@@ -207,6 +229,12 @@ class WeightEmbeddingPipeline(WeightPipeline):
         return {"pool": pool, "manifest": manifest}
 
     def postprocess(self, model_outputs: Mapping[str, Any]) -> WeightEmbedding:
+        if sections := model_outputs.get("sections"):
+            named = {name: getattr(sections, name) for name in SECTIONS}
+            embedding = np.concatenate([*named.values()])
+            return WeightEmbedding(
+                embedding=embedding, **named, layers=sections.layers, manifest=model_outputs["manifest"]
+            )
         pool, manifest = model_outputs["pool"], model_outputs["manifest"]
         return WeightEmbedding(
             embedding=pool.embedding(),

@@ -7,7 +7,7 @@ import pytest
 import torch
 from transformers import AutoModel, pipeline
 
-from modeling_wsl import DEFAULT_BACKBONE, WSLConfig, WSLFeatureExtractor, WSLForPreTraining, WSLModel
+from modeling_wsl import DEFAULT_BACKBONE, WSLConfig, WSLFeatureExtractor, WSLForPreTraining, WSLModel, embed_model
 from modeling_wsl.loading import DEFAULT_FOLDER, find_backbone, load_pipeline
 
 
@@ -28,15 +28,30 @@ def test_it_is_small_and_has_a_card_with_the_licenses_of_what_it_was_trained_on(
 
 def test_it_is_used_where_no_model_is_named():
     net = torch.nn.Sequential(torch.nn.Linear(40, 30), torch.nn.ReLU(), torch.nn.Linear(30, 5))
-    embedder = pipeline("weight-embedding")
-    found = embedder(net)["embedding"]
-    assert found.shape == (128,) and np.isfinite(found).all()
-    named = load_pipeline("weight-embedding", "default")
-    assert np.array_equal(named(net)["embedding"], found)
-    assert np.array_equal(load_pipeline("weight-embedding")(net)["embedding"], found)
+    embedder = pipeline("weight-embedding", pooling="mean")
+    embedding = embedder(net)["embedding"]
+    assert embedding.shape == (128,) and np.isfinite(embedding).all()
+    named = load_pipeline("weight-embedding", "default", pooling="mean")
+    assert np.array_equal(named(net)["embedding"], embedding)
+    assert np.array_equal(load_pipeline("weight-embedding", pooling="mean")(net)["embedding"], embedding)
     (model,) = pipeline("weight-generation")(net, anchors=[net], bandwidth=0.0, progress=False)
     for name, value in net.state_dict().items():
         assert (model.state_dict[name] - value).norm() < 0.7 * value.norm()
+
+
+def test_without_a_backbone_of_one_s_own_models_are_embedded_by_their_sections(tmp_path):
+    net = torch.nn.Sequential(torch.nn.Linear(40, 30), torch.nn.ReLU(), torch.nn.Linear(30, 5))
+    torch.save(net.state_dict(), tmp_path / "net.pt")
+    embedder = pipeline("weight-embedding")
+    result, own = embedder(tmp_path / "net.pt"), embed_model(net)
+    assert result["embedding"].shape == (529,)
+    assert np.array_equal(result["embedding"], np.concatenate([own.profile, own.position, own.probe]))
+    for section in ("profile", "position", "probe"):
+        assert np.array_equal(result[section], getattr(own, section))
+    assert result["layers"] == ("0.weight", "2.weight") and result["manifest"].num_parameters == 1385
+    assert embedder([net, "missing.pt"])[1]["index"] == 1
+    with pytest.raises(ValueError, match="pooling='median' is not known; choose one of 'sections', 'mean'"):
+        embedder(net, pooling="median")
 
 
 def test_the_library_s_own_classes_take_its_name_and_transformers_its_path():

@@ -1,0 +1,93 @@
+"""The embedding of a model from its weights alone, in three sections: profile, position, probe."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+from ..checkpoints.checkpoint import Checkpoint, open_checkpoint
+from ..checkpoints.errors import NotTokenizableError
+from .fingerprints import SIZE, Position, Probe
+from .network_layers import plan_layers, read_layers
+from .profile import Profile
+
+
+SECTIONS = ("profile", "position", "probe")
+
+
+@dataclass(frozen=True, repr=False)
+class ModelEmbedding:
+    """The sections of an embedding.
+
+    Attributes:
+        profile: float32 `[273]`; what kind of network it is and how it was trained: neighbors, properties. It does not
+            depend on the order of neurons. Columns are of unlike scale: standardize them over a table.
+        position: float32 `[128]` of norm 1; the weights where they stand. Cosines of copies are near 1.
+        probe: float32 `[128]` of norm 1; responses to fixed inputs. Copies whose neurons are permuted or rescaled
+            stay near; compare after the mean of a table is taken off.
+        layers: the layers that were looked at, in order.
+    """
+
+    profile: np.ndarray
+    position: np.ndarray
+    probe: np.ndarray
+    layers: tuple[str, ...]
+
+    def __repr__(self) -> str:
+        sections = ", ".join(f"{name}={getattr(self, name).shape[0]}" for name in SECTIONS)
+        return f"ModelEmbedding({len(self.layers)} layers, {sections})"
+
+
+def embed_model(source: Any, *, size: int = SIZE, **open_options: Any) -> ModelEmbedding:
+    """Embeds a model by its weights alone: no backbone is needed.
+
+    ```python
+    embed_model("org/some-model").position @ embed_model("copy.pt").position  # near 1 for copies
+    ```
+
+    Args:
+        source: what `open_checkpoint` reads: state dict, module, file, folder, Hub id.
+        size: numbers of position and of probe.
+        open_options: of `open_checkpoint`.
+
+    Raises:
+        CheckpointError: the source cannot be read safely, or holds no matrix.
+    """
+    with open_checkpoint(source, **open_options) as checkpoint:
+        return embed_checkpoint(checkpoint, size=size)
+
+
+def embed_checkpoint(
+    checkpoint: Checkpoint, *, size: int = SIZE, advance: Callable[[int], object] | None = None
+) -> ModelEmbedding:
+    """Embeds an open checkpoint; layers are read one at a time.
+
+    Args:
+        checkpoint: weights of any network. Constants that it names are passed over.
+        size: numbers of position and of probe.
+        advance: called with the number of entries of each layer that is done.
+
+    Raises:
+        NotTokenizableError: it has no matrix.
+        NonFiniteWeightsError: a weight is NaN or infinite, and the checkpoint does not allow it.
+    """
+    plans = plan_layers(spec for name, spec in checkpoint.tensors.items() if name not in checkpoint.constants)
+    if not plans:
+        advice = "Pass a model with a tensor of two dimensions or more"
+        raise NotTokenizableError(checkpoint.source, "holds no matrix to embed", advice)
+
+    def read(name: str) -> Tensor:
+        tensor = checkpoint.read(name)
+        checkpoint.check_finite(name, tensor)
+        return tensor
+
+    profile, position, probe = Profile(), Position(size), Probe(size)
+    for layer in read_layers(plans, read):
+        for section in (profile, position, probe):
+            section.add(layer)
+        if advance is not None:
+            advance(layer.plan.numel)
+    names = tuple(dict.fromkeys(plan.name for plan in plans))
+    return ModelEmbedding(profile.vector(), position.vector(), probe.vector(), names)
