@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help quickstart test lint format
+.PHONY: help quickstart test conformance lint format
 
 help: ## Show this help
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "make %-12s %s\n", $$1, $$2}'
@@ -21,6 +21,9 @@ quickstart: $(VENV)/.installed ## Train a zoo, tokenize it, pretrain, embed, gen
 
 test: $(VENV)/.installed ## Run the tests
 	$(BIN)/python -m pytest -q -n 2 --dist worksteal
+
+conformance: $(VENV)/.installed ## Try checkpoints of every kind; writes the table in docs/checkpoints.md
+	PYTHONPATH=. $(BIN)/python tests/conformance/report.py
 
 lint: $(VENV)/.installed ## Check style
 	$(BIN)/ruff check .

@@ -11,7 +11,7 @@ from typing import Any
 
 from hf_wsl.files import sha256
 from modeling_wsl.checkpoints.errors import CheckpointError, read_json
-from modeling_wsl.checkpoints.formats import SAFETENSORS_SUFFIXES, SUFFIXES, TORCH_SUFFIXES
+from modeling_wsl.checkpoints.formats import FRAMEWORK_WEIGHTS, SAFETENSORS_SUFFIXES, SUFFIXES, TORCH_SUFFIXES
 from modeling_wsl.checkpoints.hub import is_hub_id
 
 from .tokenize_config import TokenizeError
@@ -20,7 +20,8 @@ from .tokenize_config import TokenizeError
 LIST_SUFFIXES = (".txt", ".json", ".jsonl")
 CARD_SUFFIXES = (".md", ".txt", ".yaml", ".json")  # of SUFFIXES: beside models everywhere, never meant as one
 # A file of one of these kinds stands for a model. Some are refused when opened: then they are rows with a reason.
-MODEL_SUFFIXES = (*SAFETENSORS_SUFFIXES, *TORCH_SUFFIXES, *(s for s in SUFFIXES if s not in CARD_SUFFIXES), ".jit")
+MODEL_SUFFIXES = (*SAFETENSORS_SUFFIXES, *TORCH_SUFFIXES, *FRAMEWORK_WEIGHTS, ".jit")
+MODEL_SUFFIXES += tuple(suffix for suffix in SUFFIXES if suffix not in CARD_SUFFIXES)
 # A folder with one of these is one model, whatever else lies in it.
 MODEL_FOLDER_MARKS = ("config.json", "adapter_config.json", "model.json", "model_index.json")
 # A folder with these two is a zoo: its models have the ids of its table, "member_0003/epoch_005".

@@ -21,6 +21,7 @@ from modeling_wsl.checkpoints.checkpoint import Checkpoint, open_checkpoint
 from modeling_wsl.checkpoints.containers.safetensors_files import LENGTH_BYTES, header_length, parse_header
 from modeling_wsl.checkpoints.errors import CheckpointError, NotTokenizableError, NoWeightsError, parse_json
 from modeling_wsl.checkpoints.folders import INDEX_SUFFIX, ShardIndex, choose_weights, parse_index, read_config
+from modeling_wsl.checkpoints.formats import FRAMEWORK_WEIGHTS
 from modeling_wsl.checkpoints.hub import CONFIG_NAMES
 from modeling_wsl.tokens.manifest import TensorSpec
 
@@ -156,7 +157,11 @@ def hub_files(info: ModelInfo) -> dict[str, HubFile]:
 
 def _choose(source: str, names: list[str]) -> str:
     try:
-        return choose_weights(source, names)
+        chosen = choose_weights(source, names)
+        if chosen.lower().endswith(FRAMEWORK_WEIGHTS):
+            reason = f"has weights of another framework alone ({chosen})"
+            raise NoWeightsError(source, reason, "Tokenize it by its id")
+        return chosen
     except NoWeightsError:
         raise
     except CheckpointError as error:  # there are several; which one is meant cannot be asked

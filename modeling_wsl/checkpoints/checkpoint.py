@@ -43,7 +43,7 @@ class Checkpoint:
         tensors: every stored tensor once, in state-dict order.
         tied: alias -> stored name.
         tensor_order: all names, tied ones too, in state-dict order.
-        stored_as, constants, ignored: see `Contents`; what a reader of the file must know beside its tensors.
+        stored_as, layouts, constants, ignored: see `Contents`; what a reader of the file must know beside its tensors.
         allow_nonfinite: whether `check_finite` lets NaN and infinite entries pass.
     """
 
@@ -76,6 +76,7 @@ class Checkpoint:
             else:
                 self.tied[name] = stored
         self.stored_as = contents.stored_as
+        self.layouts = contents.layouts
         self.constants = contents.constants
         self.ignored = tuple(contents.ignored)
         self._contents = contents

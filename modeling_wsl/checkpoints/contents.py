@@ -1,17 +1,47 @@
 """The contents of weight files and of state dicts in memory, before their tensors are put into order."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
+
+import torch
 
 from ..tokens.manifest import TensorSpec
-from .containers.container import Contents
+from .containers.axes import axes_by_format, unknown_axes
+from .containers.container import Contents, StoredArray, array_contents
+from .containers.hdf5_files import hdf5_contents, keras_contents
+from .containers.msgpack_files import msgpack_contents
+from .containers.numpy_files import npy_contents, npz_contents
+from .containers.onnx_files import onnx_contents
 from .containers.safetensors_files import SafetensorsFile
+from .containers.tensorflow_files import tensorflow_contents
 from .containers.torch_files import load_torch_file
-from .errors import CheckpointError, read_json
+from .errors import CheckpointError, read_json, shorten
 from .folders import INDEX_SUFFIX, find_shard, parse_index, refuse_json
 from .formats import identify
 from .state_dicts import find_state_dict, split_aliases
+
+
+class Framework(NamedTuple):
+    """Another framework's kind of file: its name for messages, and its reader."""
+
+    name: str
+    read: Callable[[Path, str | None], Contents]
+
+
+# By the kind that `identify` names.
+FRAMEWORKS = {
+    "flax": Framework("MessagePack of Flax", msgpack_contents),
+    "hdf5": Framework("HDF5", hdf5_contents),
+    "keras": Framework("an archive of Keras", keras_contents),
+    "npy": Framework("an array of NumPy", npy_contents),
+    "npz": Framework("an archive of NumPy", npz_contents),
+    "onnx": Framework("ONNX", onnx_contents),
+    "tensorflow": Framework("a table of TensorFlow", tensorflow_contents),
+}
 
 
 def memory_contents(name: str, content: Mapping[str, Any], key: str | None) -> Contents:
@@ -27,20 +57,60 @@ def file_contents(path: Path, key: str | None) -> Contents:
     kind = identify(path)
     if kind in ("torch archive", "torch legacy"):
         return memory_contents(str(path), load_torch_file(path, kind), key)
+    if kind in FRAMEWORKS:
+        return framework_contents(path, kind, key)
     if key is not None:
         raise CheckpointError(path, f"is a {kind} file: it has no nested state dict for key={key!r}", "Leave key= out")
     if kind == "safetensors":
         file = SafetensorsFile(path)
+        stored = written_elsewhere(path, file)
         owners = saved_aliases(file.header.metadata, file.header.tensors)
-        specs = file.header.tensors | {
-            alias: TensorSpec(alias, file.header.tensors[owner].shape, file.header.tensors[owner].dtype)
+        stored.specs |= {
+            alias: TensorSpec(alias, stored.specs[owner].shape, stored.specs[owner].dtype)
             for alias, owner in owners.items()
         }
-        return Contents(specs, file.read, owners, file.header.metadata, in_state_dict_order=False, close=file.close)
+        told = {"metadata": file.header.metadata, "in_state_dict_order": False}
+        return replace(stored, owners=owners, close=file.close, **told)
     content = read_json(path, "the file")
     if not path.name.endswith(INDEX_SUFFIX) and not (isinstance(content, dict) and "weight_map" in content):
         refuse_json(path, content)
     return sharded_contents(path, content)
+
+
+def framework_contents(path: Path, kind: str, key: str | None) -> Contents:
+    """Contents of a file of another framework; whatever its library makes of a damaged file is a `CheckpointError`."""
+
+    @contextmanager
+    def telling(what: str) -> Iterator[None]:
+        try:
+            yield
+        except (CheckpointError, MemoryError):
+            raise
+        except Exception as error:  # their parsers fail in many ways, some of C
+            reason = f"{what} cannot be read as {FRAMEWORKS[kind].name} ({type(error).__name__}: {shorten(error)})"
+            raise CheckpointError(path, reason, "The file is damaged or forged; fetch or write it again") from error
+
+    with telling("the file"):
+        contents = FRAMEWORKS[kind].read(path, key)
+
+    def read(name: str) -> torch.Tensor:
+        with telling(shorten(name)):
+            return contents.read(name)
+
+    return replace(contents, read=read)
+
+
+def written_elsewhere(path: Path, file: SafetensorsFile) -> Contents:
+    """Tensors of a safetensors file, those of Flax, TensorFlow and MLX brought to `[out, in, ...]`."""
+    shapes = {name: spec.shape for name, spec in file.header.tensors.items()}
+    axes, unknown = axes_by_format(file.header.metadata.get("format", ""), shapes)
+    if not axes:
+        return Contents(dict(file.header.tensors), file.read, ignored=unknown_axes(unknown))
+    arrays = {
+        name: StoredArray(spec.shape, spec.dtype, partial(file.read, name))
+        for name, spec in file.header.tensors.items()
+    }
+    return array_contents(path, arrays, axes, ignored=unknown_axes(unknown))
 
 
 def saved_aliases(metadata: Mapping[str, str], tensors: Mapping[str, TensorSpec]) -> dict[str, str]:

@@ -7,7 +7,15 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from .errors import CheckpointError, NoWeightsError, read_json, shorten
-from .formats import CONVERT, FOREIGN_SUFFIXES, READABLE, SAFETENSORS_SUFFIXES, SUFFIXES, TORCH_SUFFIXES
+from .formats import (
+    CONVERT,
+    FOREIGN_SUFFIXES,
+    FRAMEWORK_WEIGHTS,
+    READABLE,
+    SAFETENSORS_SUFFIXES,
+    SUFFIXES,
+    TORCH_SUFFIXES,
+)
 
 
 # In the order in which transformers, timm and PEFT look for them; safetensors first.
@@ -43,7 +51,7 @@ def choose_weights(source: object, names: Iterable[str]) -> str:
     if adapters or standard:
         return (adapters or standard)[0]
     weights = [name for name in names if not name.startswith(NOT_WEIGHTS)]
-    for suffixes in (SAFETENSORS_SUFFIXES, TORCH_SUFFIXES):
+    for suffixes in (SAFETENSORS_SUFFIXES, TORCH_SUFFIXES, FRAMEWORK_WEIGHTS):
         indices = [n for n in weights if n.endswith(tuple(suffix + INDEX_SUFFIX for suffix in suffixes))]
         files = [n for n in weights if n.lower().endswith(suffixes)]
         shards = [n for n in files if "-of-0" in n]

@@ -37,8 +37,6 @@ CONTENTS = (
     (b"GGUF", "is a GGUF file: weights packed for llama.cpp", UNPACK),
     (b"lmgg", "is a GGML file: weights packed for llama.cpp", UNPACK),
     (b"tjgg", "is a GGML file: weights packed for llama.cpp", UNPACK),
-    (b"\x89HDF\r\n\x1a\n", "is an HDF5 file (Keras .h5)", CONVERT),
-    (b"\x93NUMPY", "is one NumPy array without a name", "Save named arrays with safetensors.numpy.save_file"),
     (b"\x1f\x8b", "is a gzip archive", "Unpack it first"),
     (b"\xfd7zXZ", "is an xz archive", "Unpack it first"),
     (b"7z\xbc\xaf\x27\x1c", "is a 7z archive", "Unpack it first"),
@@ -46,31 +44,39 @@ CONTENTS = (
     (b"<!DOCTYPE", "is a web page; the download went wrong", "Download the file itself"),
     (b"<html", "is a web page; the download went wrong", "Download the file itself"),
 )
+# Of other frameworks, and read: (first bytes, the kind).
+FRAMEWORK_MARKS = ((b"\x89HDF\r\n\x1a\n", "hdf5"), (b"\x93NUMPY", "npy"))
+FRAMEWORK_SUFFIXES = {".onnx": "onnx", ".msgpack": "flax"}
+# Suffixes by which folders and lists tell them; a lone .npy or .index is as often something else.
+FRAMEWORK_WEIGHTS = (".onnx", ".h5", ".hdf5", ".keras", ".msgpack", ".npz")
+TABLE_MARK = bytes.fromhex("57fb808b247547db")  # the end of a TensorFlow checkpoint's index
 # Told by the suffix, where the content has no mark of its own.
 SUFFIXES = {
-    ".onnx": ("is an ONNX graph", EXPORT),
     ".pb": ("is a TensorFlow graph (SavedModel or frozen graph)", CONVERT),
     ".tflite": ("is a TensorFlow Lite model", EXPORT),
     ".mlmodel": ("is a Core ML model", EXPORT),
-    ".msgpack": ("is a Flax checkpoint", CONVERT),
     ".pdparams": ("is a PaddlePaddle checkpoint", CONVERT),
     ".caffemodel": ("is a Caffe model", CONVERT),
     ".engine": ("is a TensorRT engine", EXPORT),
-    ".h5": ("is a Keras model", CONVERT),
-    ".keras": ("is a Keras model", CONVERT),
     ".gguf": ("is a GGUF file: weights packed for llama.cpp", UNPACK),
-    ".npz": ("is a NumPy archive", CONVERT),
     ".md": ("is text, not weights", "Pass the folder or the weight file"),
     ".txt": ("is text, not weights", "Pass the folder or the weight file"),
     ".yaml": ("is text, not weights", "Pass the folder or the weight file"),
     ".json": ("is not valid JSON, nor weights", "Pass the folder or the weight file"),
 }
-FOREIGN_SUFFIXES = (".onnx", ".pb", ".tflite", ".mlmodel", ".msgpack", ".pdparams", ".h5", ".keras", ".gguf", ".npz")
-READABLE = "Readable: safetensors and torch.save files, shards with their index, PEFT adapters, and folders of these"
+FOREIGN_SUFFIXES = (".pb", ".tflite", ".mlmodel", ".pdparams", ".gguf")
+READABLE = (
+    "Readable: safetensors and torch.save files, shards with their index, PEFT adapters, Keras, Flax, ONNX, NumPy and "
+    "TensorFlow checkpoints, and folders of these"
+)
 
 
-def identify(path: Path) -> Literal["safetensors", "torch archive", "torch legacy", "json"]:
+def identify(path: Path) -> str:
     """Names the format of a file by its content; nothing is unpickled.
+
+    Returns:
+        "safetensors", "torch archive", "torch legacy", "json", or one of other frameworks: "flax", "hdf5", "keras",
+        "npy", "npz", "onnx", "tensorflow".
 
     Raises:
         CheckpointError: the file is empty, not a regular file, or of a kind that is refused, which is named.
@@ -80,14 +86,19 @@ def identify(path: Path) -> Literal["safetensors", "torch archive", "torch legac
         raise CheckpointError(path, "is not a regular file", "Pass a file or a folder with weights")
     with path.open("rb") as stream:
         head = stream.read(512)
+        stream.seek(-min(8, os.fstat(stream.fileno()).st_size), os.SEEK_END)
+        end = stream.read(8)
     if not head:
         raise CheckpointError(path, "is an empty file", "Fetch or write it again")
     for mark, what, advice in CONTENTS:
         if head.startswith(mark):
             raise CheckpointError(path, what, advice)
+    for mark, kind in FRAMEWORK_MARKS:
+        if head.startswith(mark):
+            return kind
     suffix = path.suffix.lower()
     if head.startswith(b"PK\x03\x04"):
-        return "torch archive"
+        return archive_kind(path)
     if head[8:9] == b"{" and int.from_bytes(head[:8], "little") < 1 << 40:
         return "safetensors"
     if head[:1] == b"\x80" and head[1:2] in (b"\x02", b"\x03", b"\x04", b"\x05"):
@@ -102,9 +113,13 @@ def identify(path: Path) -> Literal["safetensors", "torch archive", "torch legac
     if head.startswith(b"\x08\x01\x12"):
         raise CheckpointError(path, *SUFFIXES[".pb"])
     if head[:1] == b"\x08" and b"\x03" <= head[1:2] <= b"\x20" and head[2:3] in b"\x12\x1a\x22\x3a\x42":
-        raise CheckpointError(path, *SUFFIXES[".onnx"])
+        return "onnx"
+    if end == TABLE_MARK:
+        return "tensorflow"
     if suffix in SAFETENSORS_SUFFIXES:
         return "safetensors"
+    if suffix in FRAMEWORK_SUFFIXES or is_msgpack(head):
+        return FRAMEWORK_SUFFIXES.get(suffix, "flax")
     if head.lstrip()[:1] in (b"{", b"["):
         return "json"
     if suffix in SUFFIXES:
@@ -112,6 +127,27 @@ def identify(path: Path) -> Literal["safetensors", "torch archive", "torch legac
     if suffix in TORCH_SUFFIXES and pickle_globals(head):  # protocol 0 and 1: torch.save never wrote them
         refuse_pickle(path)
     raise CheckpointError(path, f"is of no known format (first bytes {head[:8].hex(' ')})", READABLE)
+
+
+def is_msgpack(head: bytes) -> bool:
+    """Whether a file begins as a mapping of MessagePack whose first key is a short text, as a Flax checkpoint does."""
+    start = {0xDE: 3, 0xDF: 5}.get(head[0], 1 if 0x81 <= head[0] <= 0x8F else 0)
+    if not start or len(head) <= start or not 0xA1 <= head[start] <= 0xBF:
+        return False
+    key = head[start + 1 : start + 1 + (head[start] & 0x1F)]
+    return key.isascii() and key.decode("ascii").isprintable()
+
+
+def archive_kind(path: Path) -> Literal["torch archive", "keras", "npz"]:
+    """Names the kind of a zip archive by what is in it; one that cannot be listed is refused as torch's."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            names = archive.namelist()
+    except (zipfile.BadZipFile, NotImplementedError, OverflowError, ValueError, EOFError, OSError):
+        return "torch archive"
+    if "model.weights.h5" in names:
+        return "keras"
+    return "npz" if names and all(name.endswith(".npy") for name in names) else "torch archive"
 
 
 def refuse_pickle(path: Path) -> None:
@@ -212,10 +248,6 @@ def refuse_foreign_archive(path: Path, names: list[str]) -> None:
         what, advice = "is a program saved by torch.export", EXPORT
     elif "policy.pth" in leaves:
         what, advice = "is a Stable-Baselines3 archive", "Unpack it and pass its policy.pth"
-    elif "model.weights.h5" in leaves:
-        what, advice = "is a Keras archive", CONVERT
-    elif names and all(name.endswith(".npy") for name in names):
-        what, advice = "is a NumPy archive (.npz)", "Save its arrays with safetensors.numpy.save_file"
     elif len(set(names)) < len(names):
         what, advice = "is a zip archive that names a record twice", "Write it again with torch.save"
     elif len(roots) != 1:

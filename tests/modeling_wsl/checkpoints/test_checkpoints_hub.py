@@ -108,10 +108,10 @@ def test_a_gated_model_needs_its_token(hub):
 def test_what_the_hub_does_not_have_is_told(hub):
     with pytest.raises(CheckpointError, match="org/none: is neither a local path nor a model on the Hub"):
         open_checkpoint("org/none")
-    hub.add("org/keras", {"tf_model.h5": b"x", "config.json": "{}"})
-    with pytest.raises(CheckpointError, match="there is config.json, tf_model.h5. tf_model.h5 is a Keras model"):
-        open_checkpoint("org/keras")
-    assert hub.downloaded("org/keras") == []
+    hub.add("org/graph", {"saved_model.pb": b"x", "config.json": "{}"})
+    with pytest.raises(CheckpointError, match="there is config.json, saved_model.pb. saved_model.pb is a TensorFlow"):
+        open_checkpoint("org/graph")
+    assert hub.downloaded("org/graph") == []
     for name in ("org/none.safetensors", "../none/x", "a/b/c", "none"):
         hub.requests.clear()
         with pytest.raises(CheckpointError, match="is no file or folder"):

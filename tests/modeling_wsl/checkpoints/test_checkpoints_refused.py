@@ -198,8 +198,8 @@ def test_a_tensor_that_shows_few_bytes_as_very_many_is_refused(tmp_path):
 def test_other_zip_archives_are_refused_by_what_they_are(tmp_path):
     for names, match in (
         (["policy.pth", "data"], "Stable-Baselines3.*policy.pth"),
-        (["config.json", "model.weights.h5"], "Keras archive"),
-        (["a.npy", "b.npy"], "NumPy archive"),
+        (["config.json", "model.weights.h5"], "the file cannot be read as an archive of Keras"),
+        (["a.npy", "b.npy"], "the header of its array 'a' cannot be read"),
         (["x/archive_format", "x/models/model.json"], "torch.export"),
         (["a.txt"], "torch.save did not write .it holds 'a.txt'"),
         ([], "is a zip archive|is of no known format"),
@@ -325,7 +325,7 @@ def test_folders_without_weights_list_what_is_there(tmp_path):
     torch.save({"state": {}, "param_groups": []}, tmp_path / "optimizer.pt")
     refused(tmp_path, "there is config.json, optimizer.pt, unet/")
     (tmp_path / "tf_model.h5").write_bytes(b"x")
-    refused(tmp_path, "tf_model.h5 is a Keras model")
+    refused(tmp_path, "is of no known format")
 
 
 def test_folders_with_several_models_name_them(tmp_path):
@@ -346,16 +346,16 @@ FOREIGN = {
     "empty.safetensors": (b"", "is an empty file"),
     "model.safetensors": (LFS, "Git LFS pointer.*git lfs pull"),
     "pytorch_model.bin": (LFS, "Git LFS pointer"),
-    "model.onnx": (b"\x08\x07\x12\x07pytorch", "ONNX"),
-    "renamed.bin": (b"\x08\x07\x12\x07pytorch", "ONNX"),
+    "model.onnx": (b"\x08\x07\x12\x07pytorch", "holds no array of numbers"),
+    "renamed.bin": (b"\x08\x07\x12\x99pytorch", "cannot be read as ONNX"),
     "saved_model.pb": (b"\x08\x01\x12\xf0\x812", "TensorFlow graph"),
     "frozen.pb": (b"\n$\n\x05input", "TensorFlow graph"),
-    "model.h5": (b"\x89HDF\r\n\x1a\n....", "HDF5 file .Keras"),
-    "weights.keras": (b"\x89HDF\r\n\x1a\n....", "HDF5"),
+    "model.h5": (b"\x89HDF\r\n\x1a\n....", "cannot be read as HDF5"),
+    "weights.keras": (b"\x89HDF\r\n\x1a\n....", "cannot be read as HDF5"),
     "model.gguf": (b"GGUF\x03\0\0\0", "GGUF.*original model"),
     "model.tflite": (b"\x1c\0\0\0TFL3", "TensorFlow Lite"),
-    "array.npy": (b"\x93NUMPY\x01\0", "NumPy array"),
-    "flax_model.msgpack": (b"\x81\xa6params", "Flax"),
+    "array.npy": (b"\x93NUMPY\x01\0", "the header of its array 'array.npy' cannot be read"),
+    "flax_model.msgpack": (b"\x81\xa6params", "cannot be read as MessagePack of Flax"),
     "model.tar.gz": (b"\x1f\x8b\x08\0", "gzip"),
     "model.pth.tar": (b"\0" * 257 + b"ustar" + b"\0" * 300, "tar archive"),
     "page.bin": (b"<!DOCTYPE html><html>", "web page"),

@@ -1,0 +1,199 @@
+"""The parts of the conformance table: a file of a kind that people have, and what the reader has to make of it."""
+
+import importlib
+import json
+import tempfile
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from importlib import metadata, util
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from safetensors.torch import load_file, save_file
+
+from modeling_wsl import WSLFeatureExtractor
+from modeling_wsl.checkpoints.checkpoint import open_checkpoint
+from modeling_wsl.checkpoints.errors import CheckpointError
+
+
+HERE = Path(__file__).parent
+FIXTURES = HERE.parent / "fixtures" / "checkpoints"
+State = dict[str, torch.Tensor]
+Outcome = Literal["read", "dequantized", "refused"]
+# A path or reference for `open_checkpoint`, below the folder that was given; and the state dict that must come out of
+# it, None where the file is refused or nothing but the file itself can tell.
+Made = tuple[Any, State | None]
+
+
+@dataclass(frozen=True)
+class Case:
+    """A row of the table.
+
+    A module `*_cases.py` of this folder lists its cases in `CASES`. Where the packages of `needs` are not installed,
+    the files that `make_fixtures.py` wrote are taken, and without these the case is left out.
+
+    Attributes:
+        name: unlike all others; also the name of its folder of committed files.
+        kind: rows of one kind stand together ("Quantized weights").
+        layout: what the file is, in a few words.
+        maker: the package that writes it (its version is read when it does), or words ("by hand").
+        make: writes the files into an empty folder; gives the source and its truth. Same bytes at every call.
+        outcome: "read" bit for bit, "dequantized" within `bound`, or "refused".
+        says: words that the reader must say: in the reason of a refusal, in `stored_as`, in `constants` or `ignored`.
+        bound: largest difference from the truth, relative to the largest entry of the tensor.
+        options: of `open_checkpoint`.
+        needs: modules without which it cannot be made.
+    """
+
+    name: str
+    kind: str
+    layout: str
+    maker: str
+    make: Callable[[Path], Made]
+    outcome: Outcome = "read"
+    says: tuple[str, ...] = ()
+    bound: float = 0.0
+    options: Mapping[str, Any] = field(default_factory=dict)
+    needs: tuple[str, ...] = ()
+
+    @property
+    def fixture(self) -> Path:
+        return FIXTURES / self.name
+
+    @property
+    def can_be_made(self) -> bool:
+        return all(util.find_spec(module) for module in self.needs)
+
+    def prepare(self, folder: Path, *, anew: bool) -> tuple[Any, State | None, str]:
+        """The source, its truth and its maker.
+
+        Args:
+            folder: an empty one.
+            anew: make the files even where committed ones are there, if that can be done.
+        """
+        if self.can_be_made and (anew or not self.fixture.is_dir()):
+            return *self.make(folder), with_version(self.maker)
+        facts = json.loads((self.fixture / "made.json").read_text())
+        truth = self.fixture / "truth.safetensors"
+        source = str(self.fixture / "files") + facts["source"]
+        return source, load_file(truth) if truth.exists() else None, facts["maker"]
+
+    def keep(self) -> None:
+        """Writes the files into the repository, for machines that lack the packages of `needs`."""
+        files = self.fixture / "files"
+        files.mkdir(parents=True)
+        source, truth = self.make(files)
+        if truth is not None:
+            save_file(
+                {name: tensor.contiguous().clone() for name, tensor in truth.items()}, files / "../truth.safetensors"
+            )
+        facts = {"maker": with_version(self.maker), "source": str(source).removeprefix(str(files))}
+        (self.fixture / "made.json").write_text(json.dumps(facts) + "\n")
+
+
+@dataclass(frozen=True)
+class Report:
+    """How the reader took a case.
+
+    Attributes:
+        outcome: as in `Case`, or "failed": another error than a refusal.
+        says: the reason of the refusal, or what the reader says about the file beside its tensors.
+        error: largest relative difference from the truth, 0.0 where every bit is the same, None without a truth.
+        problem: how this differs from what the case asks for; empty if it does not.
+    """
+
+    outcome: str
+    says: str
+    error: float | None
+    problem: str
+
+
+def try_case(case: Case, source: Any, truth: State | None) -> Report:
+    """Opens a source, tokenizes and decodes it, and compares that with the truth."""
+    try:
+        with open_checkpoint(source, **case.options) as checkpoint:
+            extractor = WSLFeatureExtractor()
+            batch = extractor(checkpoint)
+            state = extractor.decode(batch["tokens"], batch["manifest"])
+            schemes = sorted(set(checkpoint.stored_as.values()))
+            constants = f"constants: {', '.join(sorted(checkpoint.constants))}" if checkpoint.constants else ""
+            says = "; ".join(filter(None, [*schemes, constants, *checkpoint.ignored]))
+            outcome = "dequantized" if schemes else "read"
+    except CheckpointError as error:
+        outcome, says, state = "refused", error.reason, {}
+    except Exception as error:  # a row like any other: the table shows it
+        outcome, says, state = "failed", f"{type(error).__name__}: {error}"[:300], {}
+    problems = [f"is {outcome} ({says or 'without a word'}), not {case.outcome}"] * (outcome != case.outcome)
+    problems += [f"does not say {words!r} but {says!r}" for words in case.says if words not in says]
+    difference = None
+    if state and truth is not None:
+        difference, problem = compare(state, truth)
+        problems += [problem] * bool(problem)
+        if difference is not None and difference > case.bound:
+            problems.append(f"differs by {difference:.2g} of the largest entry, more than {case.bound:.2g}")
+    elif state and case.outcome != "refused":
+        problems.append("has no truth to be compared with")
+    return Report(outcome, says, difference, "; ".join(problems))
+
+
+def compare(state: State, truth: State) -> tuple[float | None, str]:
+    """The largest relative difference (0.0: the same bits), or None and how names, shapes or dtypes differ."""
+    if set(state) != set(truth):
+        lost, added = sorted(set(truth) - set(state)), sorted(set(state) - set(truth))
+        return None, f"lacks {lost[:3]}, has {added[:3]} beyond the truth"
+    largest = 0.0
+    for name, expected in truth.items():
+        tensor = state[name]
+        if (tensor.shape, tensor.dtype) != (expected.shape, expected.dtype):
+            return None, f"{name} is {tensor.dtype} {list(tensor.shape)}, not {expected.dtype} {list(expected.shape)}"
+        if not same_bits(tensor, expected):
+            wide, other = (t.to(torch.complex128 if t.is_complex() else torch.float64) for t in (tensor, expected))
+            scale = float(other.abs().max()) or 1.0
+            # Another NaN or zero of another sign is a difference too.
+            largest = max(largest, float((wide - other).abs().max()) / scale, torch.finfo(torch.float64).tiny)
+    return largest, ""
+
+
+def same_bits(tensor: torch.Tensor, other: torch.Tensor) -> bool:
+    first, second = (t.resolve_conj().contiguous().reshape(-1).view(torch.uint8) for t in (tensor, other))
+    return torch.equal(first, second)
+
+
+def with_version(maker: str) -> str:
+    try:
+        return f"{maker} {metadata.version(maker)}"
+    except (metadata.PackageNotFoundError, ValueError):
+        return maker
+
+
+def all_cases() -> list[Case]:
+    """The cases of all modules `*_cases.py`, those of one kind together."""
+    cases = [case for path in sorted(HERE.glob("*_cases.py")) for case in importlib.import_module(path.stem).CASES]
+    names = [case.name for case in cases]
+    assert len(set(names)) == len(names), sorted({name for name in names if names.count(name) > 1})
+    kinds = list(dict.fromkeys(case.kind for case in cases))
+    return sorted(cases, key=lambda case: kinds.index(case.kind))
+
+
+def available() -> list[Case]:
+    return [case for case in all_cases() if case.can_be_made or case.fixture.is_dir()]
+
+
+def weights(*, dtype: torch.dtype = torch.float32, width: int = 24) -> State:
+    """A small network's tensors in state-dict order, which no sort gives, of one dtype."""
+    generator = torch.Generator().manual_seed(0)
+    shapes = {
+        "stem.weight": (width, 3, 3, 3),
+        "stem.bias": (width,),
+        "blocks.10.weight": (2 * width, width),
+        "blocks.2.weight": (width, 2 * width),
+        "blocks.2.bias": (width,),
+        "head.weight": (10, width),
+    }
+    return {name: (torch.randn(shape, generator=generator) * 0.1).to(dtype) for name, shape in shapes.items()}
+
+
+def in_new_folder(function: Callable[[Path], Any]) -> Any:
+    with tempfile.TemporaryDirectory() as folder:
+        return function(Path(folder))
