@@ -33,7 +33,7 @@ def loop_over_tokens(state: dict[str, torch.Tensor], token_size: int) -> torch.T
 def tokens_alone(fx: WSLFeatureExtractor, state: dict[str, torch.Tensor]) -> torch.Tensor:
     """The tokens without mask, positions and check for NaN."""
     checkpoint = open_checkpoint(state)
-    manifest = fx.layout(checkpoint.tensors, checkpoint.tied, checkpoint.tensor_order, checkpoint.constants)
+    manifest = fx.layout_of(checkpoint)
     tokens = torch.empty(manifest.num_tokens, manifest.token_size)
     for block in manifest.blocks:
         out = tokens[block.first_token : block.end_token]

@@ -223,9 +223,7 @@ def write_part(checkpoint: Checkpoint, source: ModelSource, config: DatasetConfi
     schema = window_schema(config.token_size, config.part_dtype)
     moments: list[dict[str, list[float]]] = []
     with refusing(source):
-        manifest = feature_extractor(config).layout(
-            checkpoint.tensors, checkpoint.tied, checkpoint.tensor_order, checkpoint.constants
-        )
+        manifest = feature_extractor(config).layout_of(checkpoint)
         if not manifest.num_tokens:
             reason = "holds nothing that is tokenized (batch-norm statistics and integers are not)"
             raise NotTokenizableError(checkpoint.source, reason, "Tokenize with batch_norm_statistics tokenize")

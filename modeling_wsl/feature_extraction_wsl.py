@@ -112,6 +112,7 @@ class WSLFeatureExtractor(FeatureExtractionMixin):
         tied: Mapping[str, str] | None = None,
         tensor_order: Sequence[str] | None = None,
         constants: Collection[str] = (),
+        layouts: Mapping[str, tuple[int, ...]] | None = None,
     ) -> WeightManifest:
         """The manifest of tensors known by name, shape and dtype only (see `WeightManifest.from_tensors`)."""
         return WeightManifest.from_tensors(
@@ -119,16 +120,22 @@ class WSLFeatureExtractor(FeatureExtractionMixin):
             tied,
             tensor_order=tensor_order,
             constants=constants,
+            layouts=layouts,
             tokenization=self.tokenization,
             token_size=self.token_size,
             position_unit=self.position_unit,
             batch_norm_statistics=self.batch_norm_statistics,
         )
 
+    def layout_of(self, checkpoint: Checkpoint) -> WeightManifest:
+        """The manifest of an open checkpoint, from what is known of its tensors; none is read."""
+        facts = checkpoint.tensors, checkpoint.tied, checkpoint.tensor_order, checkpoint.constants, checkpoint.layouts
+        return self.layout(*facts)
+
     def manifest(self, source: Source, **options: Any) -> WeightManifest:
         """The manifest of a model; reads its header, none of its weights. Options as in `open_checkpoint`."""
         with open_checkpoint(source, **options) as checkpoint:
-            return self.layout(checkpoint.tensors, checkpoint.tied, checkpoint.tensor_order, checkpoint.constants)
+            return self.layout_of(checkpoint)
 
     def __call__(
         self, source: Source | Sequence[Source], return_tensors: str | None = None, **options: Any
@@ -240,7 +247,7 @@ class WSLFeatureExtractor(FeatureExtractionMixin):
         return batch
 
     def _manifest_with_values(self, checkpoint: Checkpoint) -> WeightManifest:
-        manifest = self.layout(checkpoint.tensors, checkpoint.tied, checkpoint.tensor_order, checkpoint.constants)
+        manifest = self.layout_of(checkpoint)
         if self.layer_normalization is not None:
             check_layers(manifest, self.layer_normalization, checkpoint.source)
         values = {}

@@ -169,7 +169,8 @@ class WeightStatistics:
                     rows.append(tensor_statistics(self._read(checkpoint, spec)))
                 elif len(spec.shape) > 1:
                     with torch_threads(self.threads if spec.numel >= LARGE_MATRIX else 1):
-                        rows.append(matrix_norms(self._read(checkpoint, spec), is_output_last(spec.name)))
+                        output_last = is_output_last(spec.name) and spec.name not in checkpoint.layouts
+                        rows.append(matrix_norms(self._read(checkpoint, spec), output_last))
             advance(layer.num_tokens)
         if not rows:
             raise CheckpointError(checkpoint.source, "has no matrix, so no spectral norm", "Use another method")

@@ -121,7 +121,7 @@ def inspect_model(
         # First, so that a table that will not do costs no inspection.
         search = NeighborSearch.begin(table, model, checkpoint.revision) if table is not None else None
         # Kinds of layers and their statistics do not depend on how a backbone cuts tokens, except for their number.
-        manifest = extractor.layout(checkpoint.tensors, checkpoint.tied, checkpoint.tensor_order, checkpoint.constants)
+        manifest = extractor.layout_of(checkpoint)
         layers = describe_layers(checkpoint, manifest)
         tensors = [tensor for layer in layers for tensor in layer.tensors]
         unusable = _why_unusable(tensors)
@@ -184,7 +184,9 @@ def describe_layers(checkpoint: Checkpoint, manifest: WeightManifest) -> list[La
                 spec.shape,
                 spec.dtype,
                 spec.numel,
-                tensor_statistics(checkpoint.read(spec.name), is_output_last(spec.name)),
+                tensor_statistics(
+                    checkpoint.read(spec.name), is_output_last(spec.name) and spec.name not in checkpoint.layouts
+                ),
             )
             for spec in layer.tensors
         ]

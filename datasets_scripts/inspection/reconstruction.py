@@ -97,7 +97,7 @@ def reconstruct_layers(
         model, extractor: the backbone and what belongs to it.
         checkpoint: open; it has tokens, and its weights are finite.
     """
-    manifest = extractor.layout(checkpoint.tensors, checkpoint.tied, checkpoint.tensor_order, checkpoint.constants)
+    manifest = extractor.layout_of(checkpoint)
     rank = min(model.config.latent_size - TOKEN_STATISTICS, extractor.token_size)
     random = random_projection(rank, extractor.token_size, seed=0)
     maps = {"random projection": (random, random)}  # of the tokens of even index, and of the others

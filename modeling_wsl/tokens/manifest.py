@@ -161,6 +161,8 @@ class WeightManifest:
         carried: tensors that are not tokenized (integers, batch-norm running statistics, constants).
         tied: alias -> name of the tensor that it shares memory with; stored once.
         tensor_order: every name of the source, in state-dict order.
+        layouts: name -> the axes with which `permute` gives a tensor the layout that its file has; without those that
+            the file has as they are tokenized (`[out, in, ...]`).
         carried_values: the carried tensors themselves; in memory only, never part of the JSON.
     """
 
@@ -171,6 +173,7 @@ class WeightManifest:
     tied: Mapping[str, str] = field(default_factory=dict)
     tensor_order: tuple[str, ...] = ()
     position_unit: str = "token"
+    layouts: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     carried_values: Mapping[str, torch.Tensor] | None = field(default=None, compare=False)
 
     @classmethod
@@ -185,6 +188,7 @@ class WeightManifest:
         batch_norm_statistics: str = "carry",
         tensor_order: Sequence[str] | None = None,
         constants: Collection[str] = (),
+        layouts: Mapping[str, tuple[int, ...]] | None = None,
     ) -> "WeightManifest":
         """Lays out tensors, given in state-dict order, as tokens. Empty tensors are carried: they hold no entry.
 
@@ -213,6 +217,7 @@ class WeightManifest:
             tied=dict(tied or {}),
             tensor_order=tuple(tensor_order or (*tensors, *(tied or {}))),
             position_unit=position_unit,
+            layouts=dict(layouts or {}),
         )
 
     @cached_property
@@ -322,6 +327,11 @@ class WeightManifest:
             raise IndexError(f"Tokens [{start}, {stop}) lie outside of the {self.num_tokens} tokens of this manifest.")
         return start, stop
 
+    def in_file_layout(self, state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """The tensors that `decode` gives, with their axes as the file of another framework has them: views."""
+        stored = {name: self.layouts.get(self.tied.get(name, name)) for name in state}
+        return {name: state[name] if axes is None else state[name].permute(axes) for name, axes in stored.items()}
+
     def to_json(self) -> str:
         """The manifest as JSON; `carried_values` stay out of it."""
         record = {
@@ -333,6 +343,8 @@ class WeightManifest:
             "tied": dict(self.tied),
             "tensor_order": self.tensor_order,
         }
+        if self.layouts:
+            record["layouts"] = dict(self.layouts)
         return json.dumps(record, separators=(",", ":"))
 
     @classmethod
@@ -354,6 +366,7 @@ class WeightManifest:
                 tied=record["tied"],
                 tensor_order=tuple(record["tensor_order"]),
                 position_unit=record["position_unit"],
+                layouts={name: tuple(axes) for name, axes in record.get("layouts", {}).items()},
             )
         except (ArithmeticError, LookupError, TypeError, ValueError) as error:
             raise ValueError(f"This is not a weight manifest written by WeightManifest.to_json: {error!r}.") from error

@@ -9,6 +9,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from modeling_wsl import WeightManifest, WSLFeatureExtractor
 from modeling_wsl.checkpoints.checkpoint import CheckpointError, open_checkpoint
 
 
@@ -421,6 +422,28 @@ def test_an_onnx_tensor_that_claims_more_entries_than_it_has_is_refused(tmp_path
         onnx_model(tmp_path / "m.onnx", [], [("w", tensor)])
         with pytest.raises(CheckpointError, match="has 20 entries"):
             open_checkpoint(tmp_path / "m.onnx")
+
+
+# --- tokens ----------------------------------------------------------------------------------------------------------
+
+
+def test_tokens_follow_outputs_first_and_decode_to_the_file_s_layout_bit_for_bit(tmp_path):
+    stored = {"Dense_0/kernel": array(5, 4), "Dense_0/bias": array(4), "Conv_0/kernel": array(3, 3, 4, 2)}
+    np.savez(tmp_path / "m.npz", **stored)
+    fx = WSLFeatureExtractor(token_size=7, tokenization="sparse")
+    batch = fx(tmp_path / "m.npz")
+    assert np.array_equal(batch["tokens"][0, :6].numpy(), [*stored["Dense_0/kernel"][:, 0], stored["Dense_0/bias"][0]])
+    manifest = WeightManifest.from_json(batch["manifest"].to_json())
+    state = fx.decode(batch["tokens"], manifest)
+    assert state["Conv_0/kernel"].shape == (2, 4, 3, 3)
+    back = manifest.in_file_layout(state)
+    assert list(back) == list(stored)
+    assert all(np.array_equal(back[name].numpy(), value) for name, value in stored.items())
+
+
+def test_a_manifest_of_torch_s_layout_says_nothing_of_layouts(tmp_path):
+    manifest = WSLFeatureExtractor().manifest({"weight": torch.ones(3, 4)})
+    assert "layouts" not in manifest.to_json() and manifest.in_file_layout({}) == {}
 
 
 # --- safetensors of other frameworks ---------------------------------------------------------------------------------
