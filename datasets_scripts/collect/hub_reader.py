@@ -4,12 +4,10 @@ The Hub's client caches whole files, gives up on a reset connection and takes wr
 file. A collection needs headers alone, no cache, all transient faults survived and all bytes checked.
 """
 
-import hashlib
 import logging
 import os
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -20,6 +18,7 @@ from tqdm.auto import tqdm
 from transformers.utils.logging import is_progress_bar_enabled
 
 from hf_wsl.errors import RunError, one_line
+from modeling_wsl.checkpoints.downloads import HubFile
 from modeling_wsl.checkpoints.errors import shorten
 
 from ..outcomes import RefusedModel, final_outcome
@@ -38,32 +37,6 @@ MISMATCH_TRIALS = 3
 
 class MismatchError(RuntimeError):
     """A file came with another size or hash than the Hub says it has."""
-
-
-@dataclass(frozen=True)
-class HubFile:
-    """A file of a repository at one commit.
-
-    Attributes:
-        path: within the repository.
-        size: bytes.
-        sha256: of a file in large-file storage.
-        blob_id: git's SHA-1 of any other file.
-    """
-
-    path: str
-    size: int
-    sha256: str | None = None
-    blob_id: str | None = None
-
-    def new_digest(self) -> Any:
-        if self.sha256:
-            return hashlib.sha256()
-        return hashlib.sha1(f"blob {self.size}\0".encode(), usedforsecurity=False)
-
-    @property
-    def digest(self) -> str | None:
-        return self.sha256 or self.blob_id
 
 
 class Pace:

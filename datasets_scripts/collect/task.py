@@ -19,6 +19,7 @@ from huggingface_hub import ModelInfo
 from hf_wsl.files import sha256
 from modeling_wsl.checkpoints.checkpoint import Checkpoint, open_checkpoint
 from modeling_wsl.checkpoints.containers.safetensors_files import LENGTH_BYTES, header_length, parse_header
+from modeling_wsl.checkpoints.downloads import HubFile
 from modeling_wsl.checkpoints.errors import CheckpointError, NotTokenizableError, NoWeightsError, parse_json
 from modeling_wsl.checkpoints.folders import INDEX_SUFFIX, ShardIndex, choose_weights, parse_index, read_config
 from modeling_wsl.checkpoints.formats import FRAMEWORK_WEIGHTS
@@ -32,7 +33,7 @@ from ..outcomes import RefusedModel
 from ..work_folder import ModelRecord, WorkFolder
 from .config import CollectConfig, split_list
 from .hub_listing import Candidate
-from .hub_reader import HubFile, HubReader, Pace
+from .hub_reader import HubReader, Pace
 from .loadable import check_loadable, write_hollow_file
 
 
@@ -147,12 +148,7 @@ def check_listing(candidate: Candidate, config: CollectConfig) -> None:
 
 def hub_files(info: ModelInfo) -> dict[str, HubFile]:
     """The files of a model by path, from an answer with `files_metadata`."""
-    return {
-        file.rfilename: HubFile(
-            file.rfilename, file.size or 0, sha256=file.lfs.sha256 if file.lfs else None, blob_id=file.blob_id
-        )
-        for file in info.siblings or ()
-    }
+    return {file.rfilename: HubFile.of(file.rfilename, file) for file in info.siblings or ()}
 
 
 def _choose(source: str, names: list[str]) -> str:

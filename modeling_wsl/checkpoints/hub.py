@@ -2,8 +2,9 @@
 
 import re
 from pathlib import Path, PurePosixPath
+from typing import Any
 
-from huggingface_hub import HfApi, hf_hub_download, snapshot_download
+from huggingface_hub import HfApi, snapshot_download
 from huggingface_hub.errors import (
     EntryNotFoundError,
     GatedRepoError,
@@ -16,6 +17,7 @@ from huggingface_hub.errors import (
 from transformers.utils import logging
 
 from .architectures import import_timm, is_timm_name
+from .downloads import fetch
 from .errors import CheckpointError, read_json, shorten
 from .folders import INDEX_SUFFIX, choose_weights, local_subfolder, parse_index
 from .formats import SAFETENSORS_SUFFIXES, SUFFIXES, TORCH_SUFFIXES
@@ -52,22 +54,27 @@ def download(repo_id: str, *, revision: str | None, token: str | bool | None, su
     """
     repo_id = with_default_tag(repo_id)
     source = f"{repo_id}/{subfolder}" if subfolder else repo_id
+    prefix = f"{subfolder.strip('/')}/" if subfolder.strip("/") else ""
+    options: dict[str, Any] = {"token": token}
     try:
         info = HfApi().model_info(repo_id, revision=revision, token=token)
+        listed = [file.rfilename for file in info.siblings or ()]
     except Exception as error:  # HTTP errors of two httpx generations, OSError, RuntimeError (Xet)
         if isinstance(error, (GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError)):
             raise hub_error(source, revision, error) from error
-        return cached(source, repo_id, revision, subfolder, error)
-    prefix = f"{subfolder.strip('/')}/" if subfolder.strip("/") else ""
-    inside = [s.rfilename.removeprefix(prefix) for s in info.siblings or () if s.rfilename.startswith(prefix)]
+        folder = cached(source, repo_id, revision, error)
+        local_subfolder(folder, subfolder)
+        listed = [file.relative_to(folder).as_posix() for file in folder.rglob("*") if file.is_file()]
+        revision, options = folder.name, options | {"local_files_only": True}
+    inside = [name.removeprefix(prefix) for name in listed if name.startswith(prefix)]
     names = sorted({name.split("/")[0] + "/" * ("/" in name) for name in inside})
 
-    def fetch(name: str, at: str | None) -> Path:
-        return Path(hf_hub_download(repo_id, prefix + name, revision=at, token=token))
+    def get(name: str, at: str | None) -> Path:
+        return fetch(repo_id, prefix + name, revision=at, **options)
 
     weights = choose_weights(source, names)
     try:
-        path = fetch(weights, revision)  # by its branch, which the cache then knows; the rest at the commit it gave
+        path = get(weights, revision)  # by its branch, which the cache then knows; the rest at the commit it gave
         commit = path.parents[(prefix + weights).count("/")].name
         if weights.endswith(INDEX_SUFFIX):
             for shard in parse_index(path, read_json(path, "the index")).shards:
@@ -75,9 +82,9 @@ def download(repo_id: str, *, revision: str | None, token: str | bool | None, su
                     raise CheckpointError(
                         source, f"lacks the shard {shard} of {weights}", "Ask its owner to upload it"
                     )
-                fetch(shard, commit)
+                get(shard, commit)
         for name in set(CONFIG_NAMES) & set(names):
-            fetch(name, commit)
+            get(name, commit)
     except CheckpointError:
         raise
     except Exception as error:
@@ -104,7 +111,9 @@ def download_config(repo_id: str, *, revision: str | None = None, token: str | b
         CheckpointError: the repository, revision or config is missing, access is gated, or the Hub is out of reach.
     """
     try:
-        return Path(hf_hub_download(repo_id, "config.json", revision=revision, token=token)).parent
+        return fetch(repo_id, "config.json", revision=revision, token=token).parent
+    except CheckpointError:
+        raise
     except Exception as error:  # as in `download`
         if isinstance(error, EntryNotFoundError) and not isinstance(error, LocalEntryNotFoundError):
             advice = f"Give open_checkpoint({repo_id!r}) for its tensors, or a module of it"
@@ -112,13 +121,12 @@ def download_config(repo_id: str, *, revision: str | None = None, token: str | b
         raise hub_error(repo_id, revision, error) from error
 
 
-def cached(source: str, repo_id: str, revision: str | None, subfolder: str, error: Exception) -> tuple[Path, str]:
+def cached(source: str, repo_id: str, revision: str | None, error: Exception) -> Path:
     """The snapshot in the local cache, where the Hub cannot be asked."""
     try:
-        folder = Path(snapshot_download(repo_id, revision=revision, local_files_only=True))
+        return Path(snapshot_download(repo_id, revision=revision, local_files_only=True))
     except LocalEntryNotFoundError:
         raise hub_error(source, revision, error) from error
-    return (local_subfolder(folder, subfolder) if subfolder else folder), folder.name
 
 
 def hub_error(source: str, revision: str | None, error: Exception) -> CheckpointError:
