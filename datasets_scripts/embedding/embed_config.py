@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 # What is not a backbone. Anything else that `embed` is given is one: a folder, or a Hub id.
-METHODS = ("statistics", "pooled-statistics", "spectral-norms", "random-projection", "pca")
+METHODS = ("profile", "statistics", "pooled-statistics", "spectral-norms", "random-projection", "pca")
 TOKEN_METHODS = ("random-projection", "pca")  # embed each token, as a backbone does
 POOLINGS = ("mean", "moments", "layers")  # those of `modeling_wsl.embedding.pooling`, without its imports
 
@@ -82,7 +82,7 @@ class EmbedOptions(EmbedConfig):
     sources: list = argument("Models, folders of models, Hub ids (org/name@revision), or lists of these.")
     output_file: Path = option(
         REQUIRED,
-        "Parquet file: model_id, revision, embedding, x, y.",
+        "Parquet file: model_id, revision, embedding, x, y; of the method profile also position and probe.",
         metavar="FILE",
         group="output",
         was=("output", "output_dir"),

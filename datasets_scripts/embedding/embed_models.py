@@ -26,7 +26,7 @@ from ..sources import ModelSource, expand_sources
 from .embed_config import METHODS, TOKEN_METHODS, EmbedConfig
 from .embedding_table import EmbeddingTable
 from .packed_encoding import PackedEncoder
-from .plain_methods import TokenProjection, WeightStatistics, make_projection
+from .plain_methods import TokenProjection, WeightSections, WeightStatistics, make_projection
 
 
 logger = logging.getLogger(__name__)
@@ -87,6 +87,8 @@ def embed_models(
     if method in TOKEN_METHODS:
         fit_on = expand_sources(config.fit_on) if config.fit_on else models
         embedder = TokenProjection(make_projection(method, config, fit_on), config)
+    elif method == "profile":
+        embedder = WeightSections(config)
     elif method in METHODS:
         embedder = WeightStatistics(method, config)
     else:
@@ -120,12 +122,13 @@ def embed_models(
         list(commits.values()),
         made_by=_made_by(method, config, embedder),
         layers=[rows[name][1] for name in commits] if config.per_layer else None,
+        fingerprints=embedder.fingerprints(commits) if isinstance(embedder, WeightSections) else {},
     )
     return table, refused
 
 
 def _made_by(
-    method: str, config: EmbedConfig, embedder: PackedEncoder | TokenProjection | WeightStatistics
+    method: str, config: EmbedConfig, embedder: PackedEncoder | TokenProjection | WeightSections | WeightStatistics
 ) -> dict[str, str]:
     facts = {"method": method}
     settings = ("batch_norm_statistics",)
@@ -136,6 +139,8 @@ def _made_by(
         settings = BACKBONE_SETTINGS
     elif isinstance(embedder, TokenProjection):
         settings = (*PROJECTION_SETTINGS, "fit_on" if method == "pca" else "seed")
+    elif isinstance(embedder, WeightSections):
+        settings = ()
     else:
         facts["pooled_over_tensors"] = str(embedder.is_pooled).lower()
         if not embedder.is_pooled:

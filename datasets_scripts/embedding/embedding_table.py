@@ -12,6 +12,7 @@ import pyarrow.parquet as pq
 from hf_wsl.files import replacing
 
 
+FINGERPRINTS = ("position", "probe")
 LAYERS_TYPE = pa.list_(pa.struct([("name", pa.string()), ("embedding", pa.list_(pa.float32()))]))
 
 
@@ -28,6 +29,8 @@ class EmbeddingTable:
             `backbone_revision` or, of a folder, `backbone_weights` (`backbone_state`), the settings that the method
             looks at, and `tensors` (a hash of names and shapes) where numbers of tensors stand side by side.
         layers: for each model, layer name -> float32 `[d]`; None where they were not asked for.
+        fingerprints: "position" and "probe" -> float32 `[models, n]`, of the method that makes them (see
+            `modeling_wsl.embedding.fingerprints`); else empty.
 
     Raises:
         ValueError: not as many embeddings as models, or a model twice.
@@ -39,6 +42,7 @@ class EmbeddingTable:
     points: np.ndarray | None = None
     made_by: dict[str, str] = field(default_factory=dict)
     layers: list[dict[str, np.ndarray]] | None = None
+    fingerprints: dict[str, np.ndarray] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         count = len(self.model_ids)
@@ -61,13 +65,13 @@ class EmbeddingTable:
         Raises:
             ValueError: a model that the table does not hold.
         """
-        rows = {name: row for row, name in enumerate(self.model_ids)}
-        missing = [name for name in model_ids if name not in rows]
+        row_of = {name: row for row, name in enumerate(self.model_ids)}
+        missing = [name for name in model_ids if name not in row_of]
         if missing:
             raise ValueError(
                 f"The table of embeddings has no row for {_some(missing)}. Embed them too, or leave them out."
             )
-        chosen = [rows[name] for name in model_ids]
+        chosen = [row_of[name] for name in model_ids]
         return EmbeddingTable(
             list(model_ids),
             self.embeddings[chosen],
@@ -75,18 +79,19 @@ class EmbeddingTable:
             self.points[chosen],
             dict(self.made_by),
             None if self.layers is None else [self.layers[row] for row in chosen],
+            {name: rows[chosen] for name, rows in self.fingerprints.items()},
         )
 
     def write(self, path: str | PathLike) -> None:
         """Writes Parquet: `model_id`, `revision`, `embedding` (fixed-size list of float32), `x`, `y` and, where there
-        are any, `layers` (list of name and embedding); `made_by` as the file's metadata."""
-        flat = pa.array(np.ascontiguousarray(self.embeddings, dtype=np.float32).reshape(-1))
+        are any, `position`, `probe` and `layers` (list of name and embedding); `made_by` as the file's metadata."""
         columns = {
             "model_id": pa.array(self.model_ids, pa.string()),
             "revision": pa.array(self.revisions, pa.string()),
-            "embedding": pa.FixedSizeListArray.from_arrays(flat, self.embeddings.shape[1]),
+            "embedding": _column(self.embeddings),
             "x": self.points[:, 0],
             "y": self.points[:, 1],
+            **{name: _column(rows) for name, rows in self.fingerprints.items()},
         }
         if self.layers is not None:
             rows = [[{"name": name, "embedding": of} for name, of in layers.items()] for layers in self.layers]
@@ -113,7 +118,6 @@ class EmbeddingTable:
             raise ValueError(
                 f"{path}: columns are missing: {', '.join(sorted(missing))}. Make the table with `hf-wsl embed`."
             )
-        embeddings = table["embedding"].combine_chunks()
         layers = None
         if "layers" in table.column_names:
             layers = [
@@ -122,12 +126,23 @@ class EmbeddingTable:
             ]
         return cls(
             table["model_id"].to_pylist(),
-            embeddings.flatten().to_numpy(zero_copy_only=False).reshape(len(embeddings), -1).astype(np.float32),
+            _rows(table["embedding"]),
             table["revision"].to_pylist(),
             np.stack([table["x"].to_numpy(), table["y"].to_numpy()], axis=1).astype(np.float32),
             {key.decode(): value.decode() for key, value in (table.schema.metadata or {}).items()},
             layers,
+            {name: _rows(table[name]) for name in FINGERPRINTS if name in table.column_names},
         )
+
+
+def _column(rows: np.ndarray) -> pa.FixedSizeListArray:
+    flat = pa.array(np.ascontiguousarray(rows, dtype=np.float32).reshape(-1))
+    return pa.FixedSizeListArray.from_arrays(flat, rows.shape[1])
+
+
+def _rows(column: pa.ChunkedArray) -> np.ndarray:
+    lists = column.combine_chunks()
+    return lists.flatten().to_numpy(zero_copy_only=False).reshape(len(lists), -1).astype(np.float32)
 
 
 def principal_map(embeddings: np.ndarray) -> np.ndarray:

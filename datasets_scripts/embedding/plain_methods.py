@@ -1,5 +1,5 @@
-"""Methods that embed models without a backbone, which a backbone must beat: a linear map of each token, statistics of
-tensors, spectral norms of matrices."""
+"""Methods that embed models without a backbone, which a backbone must beat: the profile of their layers, a linear map
+of each token, statistics of tensors, spectral norms of matrices."""
 
 import logging
 from collections.abc import Callable, Iterable
@@ -11,11 +11,13 @@ from hf_wsl.workers import one_thread, torch_threads
 from modeling_wsl import CheckpointError, open_checkpoint
 from modeling_wsl.backbone.losses import MIN_STD
 from modeling_wsl.checkpoints.checkpoint import Checkpoint
+from modeling_wsl.embedding.model_embedding import ModelEmbedding, embed_checkpoint
 from modeling_wsl.embedding.pooling import LatentPool
 from modeling_wsl.tokens.manifest import TensorSpec, WeightManifest, split_name
 
 from ..sources import ModelSource
 from .embed_config import EmbedConfig
+from .embedding_table import FINGERPRINTS
 from .linear_projection import Covariance, LinearBaseline, random_projection, standardize
 
 
@@ -68,6 +70,32 @@ class SameTensors:
 
 def _shape(shapes: dict[str, tuple[int, ...]], name: str) -> str:
     return str(list(shapes[name])) if name in shapes else "missing"
+
+
+class WeightSections:
+    """The profile of a model's layers, and beside it the two fingerprints that tell copies; see `embed_model`."""
+
+    same = None  # models of any tensors stand side by side
+
+    def __init__(self, config: EmbedConfig):
+        self.extractor = config.feature_extractor()
+        self.embeddings: dict[str, ModelEmbedding] = {}
+
+    def add(
+        self, name: str, checkpoint: Checkpoint, manifest: WeightManifest, advance: Callable[[int], object]
+    ) -> None:
+        """Embeds a model; see `PackedEncoder.add`."""
+        self.embeddings[name] = embed_checkpoint(checkpoint)
+        advance(manifest.num_tokens)
+
+    def finish(self) -> dict[str, tuple[np.ndarray, None]]:
+        """Name -> profile float32 `[273]`, and None: there are none of layers."""
+        return {name: (embedding.profile, None) for name, embedding in self.embeddings.items()}
+
+    def fingerprints(self, names: Iterable[str]) -> dict[str, np.ndarray]:
+        """ "position" and "probe" of models: float32 `[models, 128]` each."""
+        rows = [self.embeddings[name] for name in names]
+        return {section: np.stack([getattr(row, section) for row in rows]) for section in FINGERPRINTS}
 
 
 class TokenProjection:

@@ -6,7 +6,7 @@ import torch
 from embed_fixtures import network, write_model
 from safetensors.torch import save_file
 
-from datasets_scripts.embedding import METHODS, EmbedConfig
+from datasets_scripts.embedding import METHODS, EmbedConfig, EmbeddingTable
 from datasets_scripts.embedding.embed_models import embed_models
 from datasets_scripts.embedding.linear_projection import random_projection, standardize
 from hf_wsl.options import ConfigError
@@ -152,3 +152,16 @@ def test_a_zoo_s_models_have_the_ids_of_its_table(tmp_path):
     assert embed_models("statistics", [tmp_path / "one"])[0].model_ids == ["member_0000/epoch_001"]
     both = embed_models("statistics", [tmp_path / "one", tmp_path / "two"])[0].model_ids
     assert both == ["one/member_0000/epoch_001", "two/member_0000/epoch_001"]
+
+
+def test_profile_writes_two_fingerprints_that_find_copies_beside_the_profile(alike, tmp_path):
+    table, _ = embed_models("profile", [alike])
+    assert table.embeddings.shape == (4, 273) and table.made_by == {"method": "profile"}
+    table.write(tmp_path / "table.parquet")
+    read = EmbeddingTable.read(tmp_path / "table.parquet").select(table.model_ids[::-1])
+    for name in ("position", "probe"):
+        rows = read.fingerprints[name]
+        np.testing.assert_array_equal(rows[::-1], table.fingerprints[name])
+        np.testing.assert_allclose(np.linalg.norm(rows, axis=1), 1, rtol=1e-5)
+    with pytest.raises(ConfigError, match="per_layer: profile has no embeddings of layers"):
+        embed_models("profile", [alike], EmbedConfig(per_layer=True))
