@@ -22,7 +22,7 @@ def test_the_example_of_the_readme_runs(tmp_path, monkeypatch):
     names = {}
     exec(compile(example, str(README), "exec"), names)
     assert names["state"].keys() == names["anchor"].state_dict().keys()
-    assert names["embedding"].shape == (128,)
+    assert names["embedding"]["position"].shape == (128,)
     assert len(names["models"]) == 2
     assert (tmp_path / "generated" / "provenance.json").is_file()
 
