@@ -44,6 +44,7 @@ class Case:
         bound: largest difference from the truth, relative to the largest entry of the tensor.
         options: of `open_checkpoint`.
         needs: modules without which it cannot be made.
+        reads_with: modules without which it cannot be read: the case is left out.
     """
 
     name: str
@@ -56,6 +57,7 @@ class Case:
     bound: float = 0.0
     options: Mapping[str, Any] = field(default_factory=dict)
     needs: tuple[str, ...] = ()
+    reads_with: tuple[str, ...] = ()
 
     @property
     def fixture(self) -> Path:
@@ -177,7 +179,10 @@ def all_cases() -> list[Case]:
 
 
 def available() -> list[Case]:
-    return [case for case in all_cases() if case.can_be_made or case.fixture.is_dir()]
+    def readable(case: Case) -> bool:
+        return all(util.find_spec(module) for module in case.reads_with)
+
+    return [case for case in all_cases() if readable(case) and (case.can_be_made or case.fixture.is_dir())]
 
 
 def weights(*, dtype: torch.dtype = torch.float32, width: int = 24) -> State:
