@@ -1,8 +1,8 @@
 """From the paths and Hub ids that a user names to a list of models, in an order that does not change between runs."""
 
 import json
+import logging
 import os
-import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from os import PathLike
@@ -11,23 +11,20 @@ from typing import Any
 
 from hf_wsl.files import sha256
 from modeling_wsl.checkpoints.errors import CheckpointError, read_json
-from modeling_wsl.checkpoints.formats import FRAMEWORK_WEIGHTS, SAFETENSORS_SUFFIXES, SUFFIXES, TORCH_SUFFIXES
+from modeling_wsl.checkpoints.folders import survey
 from modeling_wsl.checkpoints.hub import is_hub_id
 
 from .tokenize_config import TokenizeError
 
 
 LIST_SUFFIXES = (".txt", ".json", ".jsonl")
-CARD_SUFFIXES = (".md", ".txt", ".yaml", ".json")  # of SUFFIXES: beside models everywhere, never meant as one
-# A file of one of these kinds stands for a model. Some are refused when opened: then they are rows with a reason.
-MODEL_SUFFIXES = (*SAFETENSORS_SUFFIXES, *TORCH_SUFFIXES, *FRAMEWORK_WEIGHTS, ".jit")
-MODEL_SUFFIXES += tuple(suffix for suffix in SUFFIXES if suffix not in CARD_SUFFIXES)
-# A folder with one of these is one model, whatever else lies in it.
-MODEL_FOLDER_MARKS = ("config.json", "adapter_config.json", "model.json", "model_index.json")
 # A folder with these two is a zoo: its models have the ids of its table, "member_0003/epoch_005".
 ZOO_TABLE, ZOO_MODELS = "properties.parquet", "models"
 PROPERTIES_FILE = "properties.json"  # beside a model of a zoo
-SHARD = re.compile(r".*-\d{5}-of-\d{5}\.(safetensors|bin)$")
+MAX_DEPTH = 64  # of folders in folders
+
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -126,7 +123,7 @@ def _expand(source: str, base: Path, facts: dict[str, Any]) -> list[ModelSource]
     path = Path(os.path.abspath(base / Path(source).expanduser()))
     path = path / ZOO_MODELS if zoo_folder(path) else path
     if path.is_dir():
-        models = [_local_model(p, path, facts) for p in _models_below(path)]
+        models = [_local_model(p, path, facts) for p in _models_below(path, path, set())]
         if not models:
             raise TokenizeError(f"{source}: this folder holds no model: no weight file at any depth, no config.json.")
         return models
@@ -141,19 +138,30 @@ def _expand(source: str, base: Path, facts: dict[str, Any]) -> list[ModelSource]
     raise TokenizeError(f"{source}: there is no such file or folder, and it is not a Hub id (org/name[@revision]).")
 
 
-def _models_below(folder: Path) -> list[Path]:
-    """Files and folders that are models, in order of names."""
-    entries = sorted(p for p in folder.iterdir() if not p.name.startswith("."))
-    files = [p for p in entries if p.is_file()]
-    weights = [p for p in files if p.suffix.lower() in MODEL_SUFFIXES]
-    marked = any(p.name in MODEL_FOLDER_MARKS or p.name.endswith(".index.json") for p in files)
-    folders = [p for p in entries if p.is_dir()]
-    sharded = any(SHARD.match(p.name) for p in files)
-    # A config.json above folders of models, without weights of its own, describes the collection.
-    readable = any(p.suffix.lower() in (*SAFETENSORS_SUFFIXES, *TORCH_SUFFIXES) for p in files)
-    if sharded or (marked and (readable or not folders)) or (len(weights) == 1 and not folders):
-        return [folder]
-    return [model for p in entries for model in (_models_below(p) if p.is_dir() else [p] if p in weights else [])]
+def _models_below(folder: Path, root: Path, seen: set[str]) -> list[Path]:
+    """Files and folders that are models, in order of names. A folder that was seen, by whatever name, is not again."""
+    real, top = os.path.realpath(folder), os.path.realpath(root)
+    inside = folder.relative_to(root)
+    if folder != root and (Path(real).is_relative_to(top) and folder.is_symlink() or Path(top).is_relative_to(real)):
+        # What it leads to has its turn under its own name.
+        logger.info("%s: passed over, a link to a folder that is looked through anyway", inside)
+        return []
+    if real in seen or len(inside.parts) > MAX_DEPTH:
+        logger.info("%s: passed over, %s", inside, "seen by another name" if real in seen else "too deep")
+        return []
+    seen.add(real)
+    try:
+        there = survey(folder)
+    except OSError as error:
+        logger.warning("%s: passed over, it cannot be looked through (%s)", inside, error)
+        return []
+    for line in there.passed_over:
+        logger.info("%s", inside / line)
+    models = [folder] if there.is_model else []
+    for name in sorted([*there.files, *there.folders]):
+        path = folder / name
+        models += _models_below(path, root, seen) if name in there.folders else [path]
+    return models
 
 
 def _local_model(path: Path, root: Path, facts: dict[str, Any]) -> ModelSource:

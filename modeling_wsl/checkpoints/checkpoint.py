@@ -20,9 +20,11 @@ from .errors import (
     refuses_unknown_keywords,
     shorten,
 )
-from .folders import ADAPTER_NAMES, WEIGHT_NAMES, choose_weights, list_files, local_subfolder, read_config
+from .file_names import ADAPTER_NAMES, WEIGHT_NAMES, variant_of
+from .folders import choose_local, local_subfolder, read_config
 from .hub import download, hub_source
 from .order import SIDECAR, Order, order_names
+from .parts.layouts import refuse_single_part
 
 
 CHUNK_BYTES = 1 << 24
@@ -249,12 +251,17 @@ def open_checkpoint(
             raise CheckpointError(name, "is no file or folder" + " (a broken link)" * path.is_symlink(), advice)
         elif subfolder:
             path = local_subfolder(path, subfolder)
+        passed_over: list[str] = []
         if path.is_dir():
-            library, config = read_config(path)
-            path = path / choose_weights(path, list_files(path))
-        elif path.name in (*WEIGHT_NAMES, *ADAPTER_NAMES):
-            library, config = read_config(path.parent)
+            choice = choose_local(path)
+            library, config = read_config(choice.folder)
+            path, passed_over = choice.path, choice.passed_over
+        else:
+            refuse_single_part(path)
+            if path.name in (*WEIGHT_NAMES, *ADAPTER_NAMES) or variant_of(path.name):
+                library, config = read_config(path.parent)
         contents = file_contents(path, key)
+        contents.ignored = passed_over + contents.ignored
     else:
         known = "a state dict, a module, a path, a Hub id or a Checkpoint"
         raise TypeError(f"open_checkpoint reads {known}, not {type(source).__name__}.")
@@ -264,7 +271,7 @@ def open_checkpoint(
         name,
         list(contents.specs),
         order,
-        sidecar=path.parent / SIDECAR if path else None,
+        sidecar=(path if path.is_dir() else path.parent) / SIDECAR if path else None,
         metadata=contents.metadata,
         config=config if library != "peft" else {},
         in_state_dict_order=contents.in_state_dict_order,

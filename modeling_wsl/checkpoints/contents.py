@@ -20,8 +20,10 @@ from .containers.safetensors_files import SafetensorsFile
 from .containers.tensorflow_files import tensorflow_contents
 from .containers.torch_files import load_torch_file
 from .errors import CheckpointError, read_json, shorten
-from .folders import INDEX_SUFFIX, find_shard, parse_index, refuse_json
+from .file_names import is_index
+from .folders import find_shard, parse_index, refuse_json
 from .formats import identify
+from .parts.joining import parts_contents
 from .state_dicts import find_state_dict, split_aliases
 
 
@@ -53,7 +55,9 @@ def memory_contents(name: str, content: Mapping[str, Any], key: str | None) -> C
 
 
 def file_contents(path: Path, key: str | None) -> Contents:
-    """Contents of a weight file, or of the shards of an index."""
+    """Contents of a weight file, of the shards of an index, or of a folder of parts."""
+    if path.is_dir():
+        return parts_contents(path, key)
     kind = identify(path)
     if kind in ("torch archive", "torch legacy"):
         return memory_contents(str(path), load_torch_file(path, kind), key)
@@ -72,7 +76,7 @@ def file_contents(path: Path, key: str | None) -> Contents:
         told = {"metadata": file.header.metadata, "in_state_dict_order": False}
         return replace(stored, owners=owners, close=file.close, **told)
     content = read_json(path, "the file")
-    if not path.name.endswith(INDEX_SUFFIX) and not (isinstance(content, dict) and "weight_map" in content):
+    if not is_index(path.name) and not (isinstance(content, dict) and "weight_map" in content):
         refuse_json(path, content)
     return sharded_contents(path, content)
 

@@ -1,12 +1,28 @@
-"""Folders of weights: which file is the one to read, and shards that agree with their index."""
+"""Folders of weights: which files are the model, what is passed over, and shards that agree with their index."""
 
 import os
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from .containers.safetensors_files import read_header
 from .errors import CheckpointError, NoWeightsError, read_json, shorten
+from .file_names import (
+    ADAPTER_NAMES,
+    INDEX_SUFFIX,
+    MODEL_SUFFIXES,
+    SHARD,
+    TWIN_FOLDERS,
+    WEIGHT_NAMES,
+    holds_weights,
+    is_beside_weights,
+    is_index,
+    is_weight_name,
+    part_of,
+    shards_of,
+    variant_of,
+)
 from .formats import (
     CONVERT,
     FOREIGN_SUFFIXES,
@@ -16,56 +32,226 @@ from .formats import (
     SUFFIXES,
     TORCH_SUFFIXES,
 )
+from .parts.layouts import find_parts, parts_folders
 
 
-# In the order in which transformers, timm and PEFT look for them; safetensors first.
-WEIGHT_NAMES = (
-    "model.safetensors",
-    "model.safetensors.index.json",
-    "pytorch_model.bin",
-    "pytorch_model.bin.index.json",
-    "diffusion_pytorch_model.safetensors",
-    "diffusion_pytorch_model.safetensors.index.json",
-    "open_clip_model.safetensors",
-    "open_clip_pytorch_model.bin",
-)
-ADAPTER_NAMES = ("adapter_model.safetensors", "adapter_model.bin")
-# What trainers leave beside the weights.
-NOT_WEIGHTS = ("training_args.bin", "optimizer.", "optimizer_", "scheduler.", "scaler.", "rng_state", "random_states")
-INDEX_SUFFIX = ".index.json"
+PIPELINE = "model_index.json"  # of diffusers: its components are models of their own
+# A folder with one of these and weights is one model.
+MODEL_FOLDER_MARKS = ("config.json", "adapter_config.json", "model.json")
 
 
-def choose_weights(source: object, names: Iterable[str]) -> str:
-    """The one weight file (or index of shards) among the file names of a folder.
+@dataclass(frozen=True)
+class Choice:
+    """What is read of a folder.
+
+    Attributes:
+        path: a weight file, an index of shards, or a folder of parts.
+        folder: where its config lies.
+        passed_over: a line for each thing that could be taken for weights and is not read.
+    """
+
+    path: Path
+    folder: Path
+    passed_over: list[str] = field(default_factory=list)
+
+
+def choose_local(folder: Path) -> Choice:
+    """The model of a local folder, chosen by names and, where these do not tell, by content.
+
+    Raises:
+        NoWeightsError, CheckpointError: as `choose_weights`.
+    """
+    names = list_files(folder)
+    if not _has_plain_name(names) and PIPELINE not in names and (parts := find_parts(folder, names)):
+        return Choice(parts, folder, _passed_over(names, None))
+    try:
+        chosen = choose_weights(folder, names, lambda file, index: _complete_one(folder, file, index))
+    except NoWeightsError as error:
+        unnamed = [name for name in names if not name.endswith("/") and holds_weights(folder / name)]
+        if len(unnamed) > 1:
+            raise _several(folder, unnamed) from error
+        if not unnamed and (module := _transformer_of(folder)):
+            inside = choose_local(folder / module)
+            return Choice(inside.path, inside.folder, [f"read is the model in {module}/", *inside.passed_over])
+        holding = [n for n in names if n.endswith("/") and not is_beside_weights(n) and _shows_weights(folder / n)]
+        if unnamed:
+            chosen = unnamed[0]
+        elif holding:
+            advice = f"Its folders {', '.join(holding[:8])} hold weights: pass one of them (`:` and its name behind)"
+            raise NoWeightsError(folder, error.reason, advice) from error
+        else:
+            raise
+    return Choice(folder / chosen, folder, _passed_over(names, chosen))
+
+
+def _has_plain_name(names: Iterable[str]) -> bool:
+    return any(name in (*WEIGHT_NAMES, *ADAPTER_NAMES) or variant_of(name) for name in names)
+
+
+def _complete_one(folder: Path, file: str, index: str) -> str:
+    """Of a file and the index of shards beside it the one that is the model.
+
+    The file, as in transformers, if it holds every tensor of the shards with its shape, or if shards are missing;
+    otherwise it is a leftover (a quantized copy, a part).
+    """
+    try:
+        promised = parse_index(folder / index, read_json(folder / index, "the index"))
+        shards = [find_shard(folder / index, shard) for shard in promised.shards]
+    except CheckpointError:
+        return file
+    try:
+        own = read_header(folder / file).tensors
+        theirs = {name: spec for shard in shards for name, spec in read_header(shard).tensors.items()}
+    except (CheckpointError, OSError):  # no safetensors: nothing tells but the index
+        return index
+    return file if all(name in own and own[name].shape == spec.shape for name, spec in theirs.items()) else index
+
+
+def _transformer_of(folder: Path) -> str | None:
+    """The folder of the first module of a sentence-transformers model that has weights (`0_Transformer`)."""
+    path = folder / "modules.json"
+    if not path.is_file():
+        return None
+    modules = read_json(path, "modules.json", unique_keys=False)
+    paths = [module.get("path") for module in modules if isinstance(module, dict)] if isinstance(modules, list) else []
+    inside = [p for p in paths if isinstance(p, str) and p and "/" not in p and p not in (".", "..")]
+    return next((p for p in inside if (folder / p).is_dir() and _shows_weights(folder / p)), None)
+
+
+def _shows_weights(folder: Path) -> bool:
+    try:
+        return any(is_weight_name(name) or name == ".metadata" for name in os.listdir(folder))
+    except OSError:
+        return False
+
+
+def _passed_over(names: Iterable[str], chosen: str | None) -> list[str]:
+    """A line for each file and folder beside the chosen one that could be taken for weights."""
+    variant = variant_of(chosen or "")
+    lines = [f"{chosen}: a variant ({variant['variant']}), as the plain weights are not there"] if variant else []
+    shards = set(shards_of(chosen, names)) if chosen and is_index(chosen) else set()
+    for name in names:
+        if name == chosen or name in shards or name.startswith("."):
+            continue
+        if name.endswith("/"):
+            if name[:-1] in TWIN_FOLDERS:
+                lines.append(f"{name}: passed over, the model once more, for another use")
+        elif is_beside_weights(name):
+            lines.append(f"{name}: passed over, a state of training, no weights")
+        elif chosen and (name.lower().endswith(MODEL_SUFFIXES) or is_index(name)):
+            lines.append(f"{name}: passed over for {chosen}")
+    return lines
+
+
+@dataclass(frozen=True)
+class Survey:
+    """A folder as one sees it who looks for models.
+
+    Attributes:
+        is_model: the folder is one model.
+        files: names of files that are a model each.
+        folders: names of the folders in which to look further.
+        passed_over: one line each for what could be taken for a model and is none of its own.
+    """
+
+    is_model: bool
+    files: list[str]
+    folders: list[str]
+    passed_over: list[str]
+
+
+def survey(folder: Path) -> Survey:
+    """Tells which of a folder's files and folders are models; nothing but names and first bytes are read."""
+    names = list_files(folder)
+    folders = [name[:-1] for name in names if name.endswith("/") and not name.startswith(".")]
+    files = [name for name in names if not name.endswith("/") and not name.startswith(".")]
+    beside = [name for name in files if is_beside_weights(name) and name.lower().endswith(TORCH_SUFFIXES)]
+    weights = [
+        n for n in files if n not in beside and (n.lower().endswith(MODEL_SUFFIXES) or holds_weights(folder / n))
+    ]
+    inner = parts_folders(folder, names)  # of the parts of this very model
+    inner += ["blobs"] if "snapshots" in folders else []  # of the Hub's cache: files by their hashes
+    further = [name for name in folders if name not in inner and not is_beside_weights(name)]
+    lines = [f"{name}: passed over, a state of training, no weights" for name in beside]
+    if PIPELINE not in names and _is_one_model(folder, names, files, weights, folders):
+        twins = [name for name in further if name in TWIN_FOLDERS]
+        lines += [f"{name}/: passed over, the model once more, for another use" for name in twins]
+        return Survey(True, [], [name for name in further if name not in twins], lines)
+    return Survey(False, weights, further, lines)
+
+
+def _is_one_model(folder: Path, names: list[str], files: list[str], weights: list[str], folders: list[str]) -> bool:
+    if _has_plain_name(files) or any(is_index(name) or SHARD.fullmatch(name) for name in files):
+        return True
+    if parts := find_parts(folder, names):  # not where `latest` names one of several steps: each is a model
+        return parts == folder or parts.name in parts_folders(folder, names)
+    readable = [name for name in weights if is_weight_name(name) or holds_weights(folder / name)]
+    if any(mark in files for mark in MODEL_FOLDER_MARKS):
+        # A config.json above folders of models, without weights of its own, describes the collection.
+        return len(readable) == 1 or (not readable and not folders)
+    return len(weights) == 1 and not folders
+
+
+def choose_weights(source: object, names: Iterable[str], prefer: Callable[[str, str], str] | None = None) -> str:
+    """The one weight file (or index of shards) among the file names of a folder; folders end in a slash.
+
+    Of several spellings of one model it takes safetensors before torch, the plain one before its variants, and the
+    index before a single file of its stem, which is often a leftover; `prefer(file, index)` decides otherwise.
 
     Raises:
         NoWeightsError: there is none; what is there is listed, and named if its format is known.
-        CheckpointError: there are several.
+        CheckpointError: there are several, or parts of one model.
     """
     names = sorted(names)
+    if PIPELINE in names:
+        folders = ", ".join(name for name in names if name.endswith("/")) or "none is here"
+        reason = f"is a diffusers pipeline, whose components are models of their own ({folders})"
+        raise CheckpointError(source, reason, "Pass one of these folders (`:` and its name behind this one)")
     adapters = [name for name in ADAPTER_NAMES if name in names]
     standard = [name for name in WEIGHT_NAMES if name in names]
     if adapters and standard:
         reason = f"holds a model ({standard[0]}) and an adapter ({adapters[0]})"
         raise CheckpointError(source, reason, "Pass the path of the file that is meant")
     if adapters or standard:
-        return (adapters or standard)[0]
-    weights = [name for name in names if not name.startswith(NOT_WEIGHTS)]
-    for suffixes in (SAFETENSORS_SUFFIXES, TORCH_SUFFIXES, FRAMEWORK_WEIGHTS):
-        indices = [n for n in weights if n.endswith(tuple(suffix + INDEX_SUFFIX for suffix in suffixes))]
-        files = [n for n in weights if n.lower().endswith(suffixes)]
-        shards = [n for n in files if "-of-0" in n]
-        if len(indices) == 1:
-            return indices[0]
-        if shards and not indices:
-            reason = f"holds shards ({shorten(shards[0], 60)}, {len(shards)} in all) without their index"
-            raise CheckpointError(source, reason, f"Fetch the {INDEX_SUFFIX} file that belongs to them")
-        if len(indices or files) > 1:
-            listed = ", ".join((indices or files)[:8])
-            reason = f"holds {len(indices or files)} weight files: {listed}"
-            raise CheckpointError(source, reason, "Pass the path of the one that is meant")
-        if files:
-            return files[0]
+        chosen = (adapters or standard)[0]
+        index = chosen + INDEX_SUFFIX
+        if index not in standard or not shards_of(index, names):
+            return chosen
+        return prefer(chosen, index) if prefer else index
+    weights = [name for name in names if not is_beside_weights(name)]
+    plain = [name for name in weights if not variant_of(name)]
+    for suffixes in (SAFETENSORS_SUFFIXES, TORCH_SUFFIXES, *((suffix,) for suffix in FRAMEWORK_WEIGHTS)):
+        for of_kind in (plain, [name for name in weights if name not in plain]):
+            if chosen := _only_one(source, of_kind, suffixes):
+                return chosen
+    raise _nothing(source, names)
+
+
+def _only_one(source: object, names: list[str], suffixes: tuple[str, ...]) -> str | None:
+    """The one index or file of these suffixes, None if there is none."""
+    indices = [n for n in names if is_index(n) and any(f"{suffix}." in n for suffix in suffixes)]
+    files = [n for n in names if n.lower().endswith(suffixes)]
+    if len(indices) == 1:
+        return indices[0]
+    shards = [n for n in files if (match := SHARD.fullmatch(n)) and int(match["world"]) > 1]
+    if shards and not indices:
+        reason = f"holds shards ({shorten(shards[0], 60)}, {len(shards)} in all) without their index"
+        raise CheckpointError(source, reason, f"Fetch the {INDEX_SUFFIX} file that belongs to them")
+    parts = [part for n in files if (part := part_of(n, files))]
+    if parts and not indices:
+        reason = f"holds {len(parts)} parts of a model, from {parts[0].maker}"
+        raise CheckpointError(source, reason, "Download the folder and pass its path: there they are joined")
+    if len(indices or files) > 1:
+        raise _several(source, indices or files)
+    return files[0] if files else None
+
+
+def _several(source: object, files: list[str]) -> CheckpointError:
+    reason = f"holds {len(files)} weight files: {', '.join(files[:8])}"
+    return CheckpointError(source, reason, "Pass the path of the one that is meant")
+
+
+def _nothing(source: object, names: list[str]) -> NoWeightsError:
     listed = ", ".join(names[:12]) or "nothing"
     if len(names) > 12:
         listed += f" and {len(names) - 12} more"
@@ -74,7 +260,7 @@ def choose_weights(source: object, names: Iterable[str]) -> str:
     if foreign:
         what, fix = SUFFIXES[PurePosixPath(foreign[0]).suffix.lower()]
         advice = f"{foreign[0]} {what}. {fix}"
-    raise NoWeightsError(source, f"holds no weights that can be read; there is {listed}", advice)
+    return NoWeightsError(source, f"holds no weights that can be read; there is {listed}", advice)
 
 
 @dataclass(frozen=True)

@@ -48,7 +48,7 @@ CONTENTS = (
 FRAMEWORK_MARKS = ((b"\x89HDF\r\n\x1a\n", "hdf5"), (b"\x93NUMPY", "npy"))
 FRAMEWORK_SUFFIXES = {".onnx": "onnx", ".msgpack": "flax"}
 # Suffixes by which folders and lists tell them; a lone .npy or .index is as often something else.
-FRAMEWORK_WEIGHTS = (".onnx", ".h5", ".hdf5", ".keras", ".msgpack", ".npz")
+FRAMEWORK_WEIGHTS = (".keras", ".h5", ".hdf5", ".msgpack", ".npz", ".onnx")  # an exported graph is taken last
 TABLE_MARK = bytes.fromhex("57fb808b247547db")  # the end of a TensorFlow checkpoint's index
 # Told by the suffix, where the content has no mark of its own.
 SUFFIXES = {

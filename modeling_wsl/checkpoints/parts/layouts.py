@@ -1,0 +1,115 @@
+"""Folders whose files are parts of one model: which layout it is, and a single part that was taken for a model."""
+
+import os
+import re
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Literal
+
+from ..errors import CheckpointError
+from ..file_names import SHARD, is_weight_name, part_of
+
+
+Layout = Literal["dcp", "zero", "megatron", "ranks"]
+DCP_METADATA = ".metadata"
+DCP_SUFFIX = ".distcp"
+DCP_FOLDER = re.compile(r"(pytorch_model_fsdp|model)(_\d+)?")  # where accelerate and others put it
+ZERO_FILE = re.compile(
+    r"(\w*zero_pp_rank_\d+_)?mp_rank_\d+_(model|optim)_states\.pt|layer_\d+-model_\d+-model_states\.pt"
+)
+MEGATRON_FOLDER = re.compile(r"mp_rank_(?P<tensor>\d+)(_(?P<pipeline>\d+))?(_\d+)?")
+MEGATRON_FILES = ("model_optim_rng.pt", "model_rng.pt", "model_optim_rng.safetensors")
+STEP_FOLDER = re.compile(r"(global_step|iter_)\d+(_universal)?|release")
+MAX_NAME = 200  # of a folder that `latest` names
+
+
+def layout_of(folder: Path, names: Iterable[str]) -> Layout | None:
+    """The layout of the parts that lie directly in a folder; None where there are none."""
+    names = list(names)
+    if DCP_METADATA in names and any(name.endswith(DCP_SUFFIX) for name in names):
+        return "dcp"
+    if any(ZERO_FILE.fullmatch(name) for name in names):
+        return "zero"
+    if megatron_files(folder, names):
+        return "megatron"
+    weights = [name for name in names if is_weight_name(name)]
+    parts = [part_of(name, names) for name in weights]
+    return "ranks" if parts and None not in parts and len({part.group for part in parts}) == 1 else None
+
+
+def megatron_files(folder: Path, names: Iterable[str]) -> list[Path]:
+    """The files of Megatron's ranks, `mp_rank_00/model_optim_rng.pt` and so on, in order of ranks."""
+    ranks = sorted(name[:-1] for name in names if name.endswith("/") and MEGATRON_FOLDER.fullmatch(name[:-1]))
+    return [folder / rank / file for rank in ranks for file in MEGATRON_FILES if (folder / rank / file).is_file()]
+
+
+def find_parts(folder: Path, names: Iterable[str]) -> Path | None:
+    """The folder that holds the parts of the model of `folder`: itself, or the one that it points to."""
+    names = list(names)
+    if layout_of(folder, names):
+        return folder
+    if any(is_weight_name(name) for name in names):
+        return None
+    if latest := latest_step(folder):
+        return latest
+    for inner in parts_folders(folder, names):
+        inside = folder / inner
+        if inside.is_dir() and layout_of(inside, names_in(inside)):
+            return inside
+    return None
+
+
+def parts_folders(folder: Path, names: Iterable[str]) -> list[str]:
+    """Names of the folders that hold parts of the model of `folder`, not a model of their own; the newest first.
+
+    Where several steps lie side by side each is a checkpoint of its own, and there are none.
+    """
+    folders = [name[:-1] for name in names if name.endswith("/")]
+    steps = [name for name in folders if STEP_FOLDER.fullmatch(name)]
+    inner = [name for name in folders if DCP_FOLDER.fullmatch(name) and (folder / name / DCP_METADATA).is_file()]
+    ranks = [name for name in folders if MEGATRON_FOLDER.fullmatch(name)]
+    return (steps if len(steps) == 1 else []) + (inner if len(inner) == 1 else []) + ranks
+
+
+def latest_step(folder: Path) -> Path | None:
+    """The folder of a step that DeepSpeed's `latest` or Megatron's counter names."""
+    for name, pattern in (("latest", "{}"), ("latest_checkpointed_iteration.txt", "iter_{:0>7}")):
+        path = folder / name
+        if path.is_file() and path.stat().st_size <= MAX_NAME:
+            said = path.read_text(encoding="utf-8", errors="replace").strip()
+            step = said if said == "release" else pattern.format(said)
+            if STEP_FOLDER.fullmatch(step) and (folder / step).is_dir():
+                return folder / step
+    return None
+
+
+def names_in(folder: Path) -> list[str]:
+    """File names directly in a folder, sorted; folders end in a slash."""
+    return sorted(entry.name + "/" * entry.is_dir() for entry in os.scandir(folder))
+
+
+def refuse_single_part(path: Path) -> None:
+    """Refuses a file that is one of several parts of a model, by its name and what lies beside it.
+
+    Raises:
+        CheckpointError: with the number of the part, how many there are, and what to pass instead.
+    """
+    name, folder = path.name, path.parent
+    if name in MEGATRON_FILES and (match := MEGATRON_FOLDER.fullmatch(folder.name)):
+        files = megatron_files(folder.parent, names_in(folder.parent))
+        if len(files) > 1 or int(match["tensor"]):
+            reason = f"is part {int(match['tensor'])} of {max(len(files), int(match['tensor']) + 1)}, from Megatron"
+            raise CheckpointError(path, reason, f"Pass the folder of all parts ({folder.parent})")
+        return
+    if name.endswith("_optim_states.pt"):
+        raise CheckpointError(path, "is a part of the state of an optimizer, from ZeRO", f"Pass its folder ({folder})")
+    if not is_weight_name(name):
+        return
+    if (match := SHARD.fullmatch(name)) and int(match["world"]) > 1:
+        reason = f"is shard {int(match['rank'])} of {int(match['world'])} of a model"
+        raise CheckpointError(path, reason, f"Pass its folder, with the index of the shards ({folder})")
+    if part := part_of(name, names_in(folder)):
+        reason = f"is part {part.rank} of {part.world} of a model, from {part.maker}"
+        if part.world == 1:
+            reason = f"is part {part.rank} of a model by its name, from {part.maker}"
+        raise CheckpointError(path, reason, f"Pass the folder of all parts ({folder}), or rename it if it is all")
