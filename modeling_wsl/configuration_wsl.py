@@ -7,6 +7,7 @@ from typing import Any, Literal
 from huggingface_hub.dataclasses import strict
 from transformers import GenerationConfig
 from transformers.configuration_utils import PreTrainedConfig
+from transformers.utils import CONFIG_NAME
 
 from .checkpoints.errors import check_keywords
 from .codes.registry import code_of
@@ -160,7 +161,11 @@ class WSLConfig(PreTrainedConfig):
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike, **kwargs) -> "WSLConfig":
         """As `PreTrainedConfig.from_pretrained`; "default" is the backbone that comes with the library."""
-        return super().from_pretrained(resolve_default(pretrained_model_name_or_path), **kwargs)
+        from .checkpoints.hub import verify  # here, for the Auto classes that it imports
+
+        name = resolve_default(pretrained_model_name_or_path)
+        verify(name, CONFIG_NAME, kwargs)
+        return super().from_pretrained(name, **kwargs)
 
     @classmethod
     def from_dict(cls, config_dict: dict[str, Any], **kwargs) -> "WSLConfig":

@@ -16,8 +16,9 @@ from transformers.feature_extraction_utils import BatchFeature, FeatureExtractio
 
 from .checkpoints.checkpoint import Checkpoint, open_checkpoint
 from .checkpoints.errors import check_keywords
+from .checkpoints.hub import verify
 from .configuration_wsl import FROM_FILE
-from .loading import resolve_default
+from .loading import FEATURE_EXTRACTOR_NAME, resolve_default
 from .remote_code import AUTO_MAP, copy_code_files, without_code_files
 from .tokens.layer_normalization import (
     LayerStatistics,
@@ -94,7 +95,9 @@ class WSLFeatureExtractor(FeatureExtractionMixin):
         cls, pretrained_model_name_or_path: str | PathLike, *args: Any, **kwargs: Any
     ) -> "WSLFeatureExtractor":
         """As `FeatureExtractionMixin.from_pretrained`; "default" is that of the backbone of the library."""
-        return super().from_pretrained(resolve_default(pretrained_model_name_or_path), *args, **kwargs)
+        name = resolve_default(pretrained_model_name_or_path)
+        verify(name, FEATURE_EXTRACTOR_NAME, kwargs)
+        return super().from_pretrained(name, *args, **kwargs)
 
     @classmethod
     def from_dict(cls, feature_extractor_dict: dict[str, Any], **kwargs: Any) -> "WSLFeatureExtractor":

@@ -10,6 +10,7 @@ from .checkpoints.errors import CheckpointError, shorten
 if TYPE_CHECKING:
     from transformers import Pipeline
 
+FEATURE_EXTRACTOR_NAME = "preprocessor_config.json"  # transformers' own constant costs a second
 MODEL_TYPE = "wsl"  # of a backbone, in its config.json
 DEFAULT_NAME = "default"  # what commands and this library's own classes take for the backbone that comes along
 DEFAULT_FOLDER = Path(__file__).parent / "default"  # package data, with a card that says what it was trained on
@@ -73,7 +74,7 @@ def find_backbone(
     """
     # Here, for the configuration imports this module: reading checkpoints needs torch and transformers' Auto classes.
     from .checkpoints.folders import read_config
-    from .checkpoints.hub import download_config, hub_source
+    from .checkpoints.hub import download_config, hub_source, verify
 
     name = resolve_default(backbone)
     folder, commit = Path(name).expanduser(), None
@@ -89,4 +90,7 @@ def find_backbone(
     kind = config.get("model_type")
     if library != "peft" and kind != MODEL_TYPE:  # an adapter names its backbone, which is loaded with it
         raise CheckpointError(name, f"is no backbone: its model_type is {shorten(kind)}", "Name a trained backbone")
+    if commit is not None:  # transformers, which loads them from the cache, looks at no byte
+        for path in ("", FEATURE_EXTRACTOR_NAME):
+            verify(name, path, {"revision": commit, "token": token})
     return name, commit

@@ -19,6 +19,7 @@ from transformers.utils import ModelOutput, TransformersKwargs
 from transformers.utils.generic import merge_with_config_defaults
 from transformers.utils.output_capturing import capture_outputs
 
+from ..checkpoints.hub import verify
 from ..configuration_wsl import WSLConfig
 from ..hub_card import BACKBONE_CARD, signed
 from ..loading import resolve_default
@@ -150,6 +151,7 @@ class WSLPreTrainedModel(PreTrainedModel):
         name = pretrained_model_name_or_path
         if name is not None:  # None where `config` and `state_dict` say it all
             name = resolve_default(name)
+            verify(name, "", kwargs)
         loaded = super().from_pretrained(name, *model_args, **kwargs)
         revision = kwargs.get("revision") or ""
         revision = getattr(revision, "resolved", revision)  # newer Auto classes look a branch or tag up beforehand

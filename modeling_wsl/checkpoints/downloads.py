@@ -7,6 +7,7 @@ is hashed the first time that it is used; a note beside it in the cache says so 
 import hashlib
 import re
 from dataclasses import dataclass
+from os import PathLike
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from huggingface_hub import HfApi, hf_hub_download
 from huggingface_hub.utils import WeakFileLock
 
 from ..files import write_text
-from .errors import CheckpointError
+from .errors import DamagedFileError
 
 
 NOTES = ".verified"  # folder in the cache of a repository: a file a digest, with size and time of what was hashed
@@ -66,6 +67,7 @@ def fetch(
     revision: str | None = None,
     token: str | bool | None = None,
     repo_type: str = "model",
+    cache_dir: str | PathLike[str] | None = None,
     local_files_only: bool = False,
 ) -> Path:
     """A file of the Hub on this machine, as `hf_hub_download`, but with the bytes that the Hub states.
@@ -74,13 +76,13 @@ def fetch(
     gives to the file in its cache; on a disk without links the Hub is asked for it.
 
     Raises:
-        CheckpointError: the bytes were wrong twice (then nothing is kept), or they are wrong in the cache and cannot
+        DamagedFileError: the bytes were wrong twice (then nothing is kept), or they are wrong in the cache and cannot
             be fetched or dropped now.
         Exception: as `hf_hub_download`.
     """
 
     def download() -> Path:
-        options = {"revision": revision, "token": token, "local_files_only": local_files_only}
+        options = {"revision": revision, "token": token, "cache_dir": cache_dir, "local_files_only": local_files_only}
         return Path(hf_hub_download(repo_id, path, repo_type=repo_type, **options))
 
     file = download()
@@ -106,15 +108,15 @@ def fetch(
                 file = download()
             except Exception as error:
                 reason = f"{wrong} in the cache, and cannot be fetched again now ({type(error).__name__})"
-                raise CheckpointError(repo_id, reason, "Run again when the Hub can be reached") from error
+                raise DamagedFileError(repo_id, reason, "Run again when the Hub can be reached") from error
             if is_verified(file, stated, folder):
                 return file
             drop(file)
     except OSError as error:
         reason = f"{wrong}, and the cache cannot be changed ({error.strerror or error})"
-        raise CheckpointError(repo_id, reason, f"Delete {file.resolve()} and run again") from error
+        raise DamagedFileError(repo_id, reason, f"Delete {file.resolve()} and run again") from error
     advice = "Try again later; if that does not help, the disk, the way to the Hub or the upload is damaged"
-    raise CheckpointError(repo_id, f"{wrong}, although it was fetched twice", advice)
+    raise DamagedFileError(repo_id, f"{wrong}, although it was fetched twice", advice)
 
 
 def is_verified(file: Path, stated: str, folder: Path) -> bool:

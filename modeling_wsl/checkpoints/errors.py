@@ -39,6 +39,10 @@ class NoWeightsError(CheckpointError):
     """A folder or repository has no weight file of a format that is read."""
 
 
+class DamagedFileError(CheckpointError):
+    """A file of the Hub has other bytes than the Hub states, and did not come right when it was fetched again."""
+
+
 class NotTokenizableError(CheckpointError):
     """A checkpoint has no tensor that tokens could be made of."""
 

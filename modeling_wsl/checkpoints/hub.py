@@ -1,6 +1,8 @@
 """Weights from the Hugging Face Hub: only the weight files and the configs are fetched, into the usual cache."""
 
 import re
+from collections.abc import Mapping
+from os import PathLike, fspath
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -18,7 +20,7 @@ from transformers.utils import logging
 
 from .architectures import import_timm, is_timm_name
 from .downloads import fetch
-from .errors import CheckpointError, read_json, shorten
+from .errors import CheckpointError, DamagedFileError, read_json, shorten
 from .folders import INDEX_SUFFIX, choose_weights, local_subfolder, parse_index
 from .formats import SAFETENSORS_SUFFIXES, SUFFIXES, TORCH_SUFFIXES
 from .order import SIDECAR
@@ -43,8 +45,16 @@ def hub_source(source: str, revision: str | None = None) -> tuple[str, str | Non
     return (repo_id, own or revision) if is_hub_id(repo_id) else None
 
 
-def download(repo_id: str, *, revision: str | None, token: str | bool | None, subfolder: str) -> tuple[Path, str]:
-    """Downloads the weight files and configs of a Hub model, at one commit.
+def download(
+    repo_id: str,
+    *,
+    revision: str | None,
+    token: str | bool | None,
+    subfolder: str = "",
+    cache_dir: str | PathLike[str] | None = None,
+    local_files_only: bool = False,
+) -> tuple[Path, str]:
+    """Downloads the weight files and configs of a Hub model, at one commit, and makes sure of their bytes.
 
     Returns:
         the local folder that holds them (with `subfolder`), and the commit.
@@ -55,14 +65,16 @@ def download(repo_id: str, *, revision: str | None, token: str | bool | None, su
     repo_id = with_default_tag(repo_id)
     source = f"{repo_id}/{subfolder}" if subfolder else repo_id
     prefix = f"{subfolder.strip('/')}/" if subfolder.strip("/") else ""
-    options: dict[str, Any] = {"token": token}
+    options: dict[str, Any] = {"token": token, "cache_dir": cache_dir, "local_files_only": local_files_only}
     try:
+        if local_files_only:
+            raise OfflineModeIsEnabled("local_files_only is set")
         info = HfApi().model_info(repo_id, revision=revision, token=token)
         listed = [file.rfilename for file in info.siblings or ()]
     except Exception as error:  # HTTP errors of two httpx generations, OSError, RuntimeError (Xet)
         if isinstance(error, (GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError)):
             raise hub_error(source, revision, error) from error
-        folder = cached(source, repo_id, revision, error)
+        folder = cached(source, repo_id, revision, cache_dir, error)
         local_subfolder(folder, subfolder)
         listed = [file.relative_to(folder).as_posix() for file in folder.rglob("*") if file.is_file()]
         revision, options = folder.name, options | {"local_files_only": True}
@@ -90,6 +102,34 @@ def download(repo_id: str, *, revision: str | None, token: str | bool | None, su
     except Exception as error:
         raise hub_error(source, revision, error) from error
     return path.parent, commit
+
+
+def verify(repo_id: str | PathLike[str], path: str, options: Mapping[str, Any]) -> None:
+    """Makes sure of the bytes of a file (of the weights and configs, for "") that transformers is about to load.
+
+    Args:
+        repo_id: or a folder, which is left alone.
+        options: of `from_pretrained`.
+
+    Raises:
+        DamagedFileError: see `fetch`. What else goes wrong is left for transformers to find, and to say.
+    """
+    name = fspath(repo_id)
+    if Path(name).exists() or not is_hub_id(name):
+        return
+    known = {name: options.get(name) for name in ("revision", "token", "cache_dir")}
+    known["revision"] = getattr(known["revision"], "resolved", known["revision"])  # newer Auto classes look it up
+    known["local_files_only"] = bool(options.get("local_files_only"))
+    subfolder = options.get("subfolder") or ""
+    try:
+        if path:
+            fetch(name, f"{subfolder}/{path}" if subfolder else path, **known)
+        else:
+            download(name, subfolder=subfolder, **known)
+    except DamagedFileError:
+        raise
+    except Exception as error:  # the client's have no common class
+        logger.debug(f"{name}: {error}")
 
 
 def with_default_tag(repo_id: str) -> str:
@@ -121,10 +161,12 @@ def download_config(repo_id: str, *, revision: str | None = None, token: str | b
         raise hub_error(repo_id, revision, error) from error
 
 
-def cached(source: str, repo_id: str, revision: str | None, error: Exception) -> Path:
+def cached(
+    source: str, repo_id: str, revision: str | None, cache_dir: str | PathLike[str] | None, error: Exception
+) -> Path:
     """The snapshot in the local cache, where the Hub cannot be asked."""
     try:
-        return Path(snapshot_download(repo_id, revision=revision, local_files_only=True))
+        return Path(snapshot_download(repo_id, revision=revision, cache_dir=cache_dir, local_files_only=True))
     except LocalEntryNotFoundError:
         raise hub_error(source, revision, error) from error
 

@@ -22,7 +22,6 @@ from pathlib import Path
 from typing import Any, Self
 
 import torch
-from huggingface_hub import hf_hub_download
 from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
@@ -31,6 +30,7 @@ from transformers import PreTrainedModel
 
 from ..backbone.losses import MIN_STD
 from ..checkpoints.checkpoint import open_checkpoint
+from ..checkpoints.downloads import fetch
 from ..checkpoints.errors import CheckpointError
 from ..checkpoints.hub import hub_error
 from ..files import replacing
@@ -214,7 +214,9 @@ class LatentPrior:
         path = Path(backbone) / PRIOR_FILE
         if not Path(backbone).is_dir():
             try:
-                path = Path(hf_hub_download(str(backbone), PRIOR_FILE, revision=revision, token=token))
+                path = fetch(str(backbone), PRIOR_FILE, revision=revision, token=token)
+            except CheckpointError:
+                raise
             except Exception as error:  # of the client, without a common class
                 if not isinstance(error, EntryNotFoundError) or isinstance(error, LocalEntryNotFoundError):
                     raise hub_error(str(backbone), revision, error) from error

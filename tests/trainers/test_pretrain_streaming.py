@@ -138,7 +138,7 @@ def test_a_file_that_came_with_a_wrong_byte_is_fetched_anew_once(hub, published,
         assert same_tensors(weights(tmp_path / "calm"), weights(tmp_path / "run"))
     else:
         assert run(words) == 1
-        assert "windows/train-00001-of-00003.parquet is not what the Hub states" in capsys.readouterr().err
+        assert "windows/train-00001-of-00003.parquet has other bytes than the Hub states" in capsys.readouterr().err
     assert ordered.fired == times
 
 

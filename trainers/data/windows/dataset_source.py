@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -13,7 +12,7 @@ import datasets
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-from huggingface_hub import HfApi, hf_hub_download, snapshot_download
+from huggingface_hub import HfApi, snapshot_download
 from huggingface_hub.errors import (
     EntryNotFoundError,
     LocalEntryNotFoundError,
@@ -23,7 +22,8 @@ from huggingface_hub.errors import (
 
 from datasets_scripts.schema import EXTRACTOR_FILE, LOCAL, MODELS, TRAIN, VALIDATION, WINDOWS
 from hf_wsl.errors import one_line
-from hf_wsl.files import sha256
+from modeling_wsl.checkpoints.downloads import fetch
+from modeling_wsl.checkpoints.errors import CheckpointError
 from modeling_wsl.checkpoints.hub import hub_problem, is_hub_id
 from modeling_wsl.feature_extraction_wsl import WSLFeatureExtractor
 
@@ -74,8 +74,7 @@ class DatasetSource:
         folder = self.folder
         if folder is None:
             with self._explained():
-                settings = hf_hub_download(self.name, EXTRACTOR_FILE, repo_type="dataset", revision=self.revision)
-            folder = Path(settings).parent
+                folder = self._fetch(EXTRACTOR_FILE).parent
         if not (folder / EXTRACTOR_FILE).is_file():
             raise DatasetError(self._without_settings())
         return WSLFeatureExtractor.from_pretrained(folder)
@@ -83,7 +82,7 @@ class DatasetSource:
     def load(self) -> datasets.DatasetDict:
         """The splits `train` and `validation`, whole and on the disk.
 
-        A folder's Parquet files are named one by one, and those of the Hub are checked (see `verified`).
+        A folder's Parquet files are named one by one, and those of the Hub are checked (see `fetch`).
         `load_dataset(folder, "windows")` finds them through the card, and then its cache knows the folder by its name
         alone: after a second `hf-wsl tokenize` it would give the windows of the first.
         """
@@ -154,7 +153,7 @@ class DatasetSource:
             chosen = np.linspace(0, len(files) - 1, min(count, len(files))).round().astype(int)
             files = [files[index] for index in chosen]
             if self.folder is None:
-                files = [verified(self.name, f"{WINDOWS}/{Path(file).name}", self.revision) for file in files]
+                files = [str(self._fetch(f"{WINDOWS}/{Path(file).name}")) for file in files]
             return datasets.load_dataset("parquet", data_files={VALIDATION: files}, split=VALIDATION)
 
     def _window_files(self) -> Mapping[str, Sequence[str]]:
@@ -172,10 +171,14 @@ class DatasetSource:
             )
         )
         files = sorted(folder.glob(f"{WINDOWS}/*.parquet"))
-        jobs = (functools.partial(verified, self.name, f"{WINDOWS}/{file.name}", folder.name, file) for file in files)
+        jobs = (functools.partial(self._fetch, f"{WINDOWS}/{file.name}", folder.name) for file in files)
         for _ in look_ahead(jobs, num_threads=4):
             pass
         return folder
+
+    def _fetch(self, path: str, commit: str | None = None) -> Path:
+        """A file of a dataset on the Hub, with the bytes that the Hub states."""
+        return fetch(self.name, path, revision=commit or self.revision, repo_type="dataset")
 
     def _hub_builder(self, config: str, **options: object) -> datasets.DatasetBuilder:
         return datasets.load_dataset_builder(self.name, config, revision=self.revision, **options)
@@ -191,6 +194,8 @@ class DatasetSource:
             raise self._error(error) from error
 
     def _error(self, error: Exception) -> DatasetError:
+        if isinstance(error, CheckpointError):
+            return DatasetError(f"dataset '{self.name}': {error.reason}. {error.advice}")
         if isinstance(error, datasets.exceptions.DatasetGenerationError | pa.ArrowInvalid):
             return DatasetError(f"dataset '{self.name}' cannot be read: {one_line(error.__cause__ or error)}")
         if not isinstance(error, LocalEntryNotFoundError):  # also one of the two below, and about the connection
@@ -208,42 +213,6 @@ class DatasetSource:
             f"dataset '{self.name}' has no {EXTRACTOR_FILE}, so a model trained on it could not tokenize. "
             "`hf-wsl tokenize` writes one; copy it into the folder"
         )
-
-
-def verified(name: str, path: str, revision: str | None, file: Path | None = None) -> str:
-    """A file of a dataset on the Hub, on the disk, once it is sure that its bytes are those that the Hub states.
-
-    The client names a file in its cache by the digest that the Hub gave for it, and checks none. One that is wrong is
-    fetched anew, once.
-
-    Args:
-        name, path, revision: the dataset, the file's path in it, and its branch, tag or commit.
-        file: where it lies in the cache already.
-
-    Raises:
-        DatasetError: the bytes are wrong again.
-    """
-    options = {"repo_type": "dataset", "revision": revision}
-    for again in (False, True):
-        if file is None or again:
-            file = Path(hf_hub_download(name, path, force_download=again, **options))
-        if _is_as_stated(file):
-            return str(file)
-    raise DatasetError(
-        f"dataset '{name}': {path} is not what the Hub states, although it was fetched twice. Delete "
-        f"{file.resolve()} and run again; if that does not help, the disk or the way to the Hub is damaged"
-    )
-
-
-def _is_as_stated(file: Path) -> bool:
-    """Whether a file of the client's cache has the digest that it is named by: SHA-256, or git's of small files."""
-    stated = file.resolve().name
-    if len(stated) == 64:
-        return sha256(file) == stated
-    if len(stated) == 40:
-        content = file.read_bytes()
-        return hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest() == stated
-    return True  # a disk without links, where the cache has the file's own name
 
 
 def _files_of(folder: Path, config: str, name: str) -> dict[str, list[str]]:
