@@ -1,0 +1,125 @@
+"""Names without accidents of spelling: what wrapped a model, and which release named a tensor, does not show."""
+
+import re
+from collections.abc import Callable, Iterable, Sequence
+
+
+# Parts of names that wrappers put in, wherever they stand: torch.compile, FSDP, activation checkpointing, Lightning's
+# Fabric, Opacus, PEFT.
+WRAPPERS = {"_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module", "_forward_module", "_module"}
+WRAPPERS |= {"base_layer", "modules_to_save"}
+# First parts of names under which people and libraries hold the one model: DDP, Lightning, EMA, PEFT, transformers.
+HOLDERS = {"module", "model", "_model", "net", "network", "backbone", "base_model", "inner_model", "wrapped_model"}
+HOLDERS |= {
+    "ema",
+    "ema_model",
+    "model_ema",
+    "averaged_model",
+    "online_model",
+    "timm_model",
+    "transformer",
+    "state_dict",
+}
+# Single numbers that a wrapper or a batch norm counts with: they say nothing of the network's function.
+COUNTERS = re.compile(r"(?:^|[./])(?:num_batches_tracked|n_averaged|num_updates|initted)$|^(?:\w+\.)?(?:decay|step)$")
+RENAMED = (
+    # torch.nn.utils.parametrizations, and the hooks of older releases
+    (re.compile(r"(^|\.)parametrizations\.(\w+)\.original0$"), r"\1\2_g"),
+    (re.compile(r"(^|\.)parametrizations\.(\w+)\.original1$"), r"\1\2_v"),
+    (re.compile(r"(^|\.)parametrizations\.(\w+)\.original$"), r"\1\2_orig"),
+    (re.compile(r"(^|\.)parametrizations\.(\w+)\.\d+\._([uv])$"), r"\1\2_\3"),
+    (re.compile(r"(^|\.)(predictions|lm_head)\.decoder\.bias$"), r"\1\2.bias"),
+    (re.compile(r"(^|\.)block_sparse_moe\."), r"\1mlp."),
+)
+HEAD = re.compile(
+    r"(?:^|\.)(?:\w*lm_head|embed_out|output|head|proj_out|output_projection|(?:predictions|lm_head)\.decoder|decoder|"
+    r"generator\.proj)\.(?:weight|bias)$"
+)
+EMBEDDING = re.compile(
+    r"(?:^|\.)(?:word_embeddings?|embed_tokens|wte|tok_embeddings|shared|embed(?:dings?)?|embed_in|token_embedding)\.weight$"
+)
+# Leaf names of norms in TensorFlow and in the oldest releases of transformers.
+NORM_LEAVES = {"gamma": "weight", "beta": "bias", "moving_mean": "running_mean", "moving_variance": "running_var"}
+
+
+def plain_names(names: Iterable[str]) -> dict[str, str]:
+    """Name -> its plain one, for the weights of one model.
+
+    Wrappers' parts go wherever they stand; holders, and a first part that all names share, go from the front. Nothing
+    is taken off that would give two tensors one name.
+
+    Args:
+        names: of weights, tied ones once, without constants and counters, which would hide what all others share.
+    """
+    originals = list(names)
+    plain = originals
+    for step in (_without_wrappers, _without_module, _renamed, _norms_renamed):
+        plain = _unless_clash(plain, step)
+    while True:
+        shorter = _unless_clash(_unless_clash(plain, _without_common), _without_holder)
+        if shorter == plain:
+            return dict(zip(originals, plain, strict=True))
+        plain = shorter
+
+
+def counterparts(wanted: Iterable[str], there: Iterable[str]) -> dict[str, str]:
+    """Name that is wanted -> the name of the same tensor among those that are there: itself, or plainly the same."""
+    wanted, there = list(wanted), list(there)
+    left, free = set(wanted) - set(there), set(there) - set(wanted)
+    of_plain = {plain: name for name, plain in plain_names(there).items() if name in free}
+    plain = plain_names(wanted)
+    return {name: of_plain.get(plain[name], "") if name in left else name for name in wanted}
+
+
+def _unless_clash(names: Sequence[str], step: Callable[[Sequence[str]], list[str]]) -> Sequence[str]:
+    changed = step(names)
+    return changed if len(set(changed)) == len(set(names)) else names
+
+
+def _without_wrappers(names: Sequence[str]) -> list[str]:
+    return [".".join(part for part in name.split(".") if part not in WRAPPERS) or name for name in names]
+
+
+def _without_module(names: Sequence[str]) -> list[str]:
+    """DDP wraps parts of models too."""
+    return [".".join(part for part in name.split(".") if part != "module") or name for name in names]
+
+
+def _renamed(names: Sequence[str]) -> list[str]:
+    renamed = []
+    for name in names:
+        for pattern, new in RENAMED:
+            name = pattern.sub(new, name)
+        renamed.append(name)
+    return renamed
+
+
+def _norms_renamed(names: Sequence[str]) -> list[str]:
+    """Gamma and beta side by side are a norm's; a gamma alone scales a layer."""
+    there = set(names)
+    renamed = []
+    for name in names:
+        start, dot, leaf = name.rpartition(".")
+        norm = {start + dot + "gamma", start + dot + "beta"} <= there and start + dot + "weight" not in there
+        renamed.append(start + dot + NORM_LEAVES.get(leaf, leaf) if norm else name)
+    return renamed
+
+
+def _without_common(names: Sequence[str]) -> list[str]:
+    """Without the first part, if all names share it and keep a module's name."""
+    first = {name.partition(".")[0] for name in names}
+    if len(first) != 1 or any(name.count(".") < 2 for name in names):
+        return list(names)
+    return [name.partition(".")[2] for name in names]
+
+
+def _without_holder(names: Sequence[str]) -> list[str]:
+    return [
+        rest if holder in HOLDERS and rest else name
+        for name, (holder, _, rest) in ((name, name.partition(".")) for name in names)
+    ]
+
+
+def tied_rank(name: str) -> tuple[bool, bool, str]:
+    """Sorts the names of one tensor: an input's embedding before the head that is tied to it."""
+    return bool(HEAD.search(name)), "shared" not in name.split("."), name
