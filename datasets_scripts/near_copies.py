@@ -13,6 +13,7 @@ import numpy as np
 import torch
 
 from hf_wsl.files import sha256
+from modeling_wsl.checkpoints.canonical import canonical
 from modeling_wsl.checkpoints.checkpoint import Checkpoint
 from modeling_wsl.checkpoints.order import natural_key
 from modeling_wsl.tokens.manifest import TensorSpec
@@ -21,6 +22,7 @@ from modeling_wsl.tokens.manifest import TensorSpec
 SAMPLED_TENSORS = 40
 SAMPLED_ENTRIES = 64
 CODE_SCALE = 32  # steps a standard deviation: codes of one byte reach four of them
+TINY = 1e-30
 # Measured on whole tensors: the weights of independently trained models of one architecture correlate, in the median
 # tensor, by 0.00 and at most by 0.06 (261 pairs: digits zoo of five families, CIFAR-10 nets of 16 people); those of a
 # base and its fine-tune by 0.62 (trained again as hard and long as the base) to 1.00. Sampling adds +-0.125.
@@ -51,8 +53,8 @@ class NearCopyItem:
 def fingerprint(checkpoint: Checkpoint) -> dict[str, str]:
     """Samples the weights of a model: at most 5 kB of JSON, whatever the model's size.
 
-    Of the tensors of two dimensions or more, those with the smallest hashes of their keys are taken: models that share
-    most tensors share most of these. Neither a renamed prefix (`module.`) nor another head changes the other keys.
+    Of the tensors of two dimensions or more in the canonical view, those with the smallest hashes of their keys are
+    taken: models that share most tensors share most of these. Another head does not change the other keys.
 
     Args:
         checkpoint: an open one. Only the sampled entries are read: of a mapped file, their pages.
@@ -60,9 +62,9 @@ def fingerprint(checkpoint: Checkpoint) -> dict[str, str]:
     Returns:
         key of a tensor -> base64 of `SAMPLED_ENTRIES` int8, its entries in units of their own spread.
     """
-    samples = {}
-    for key, name in sorted(_keys(checkpoint.tensors))[:SAMPLED_TENSORS]:
-        tensor = checkpoint.read(name)
+    samples, view = {}, canonical(checkpoint)
+    for key, name in sorted(_keys(view.tensors))[:SAMPLED_TENSORS]:
+        tensor = view.read(name)
         places = torch.tensor(random.Random(key).sample(range(tensor.numel()), SAMPLED_ENTRIES))
         entries = tensor[torch.unravel_index(places, tensor.shape)].to(torch.float32).numpy()
         samples[key] = base64.b64encode(_codes(entries).tobytes()).decode()
@@ -92,6 +94,8 @@ def _codes(entries: np.ndarray) -> np.ndarray:
 
     Medians, for a few outliers are common and would correlate by themselves. Constant entries give zeros.
     """
+    if np.abs(entries).max(initial=0) < TINY:
+        entries = entries.astype(np.float64)  # nothing can be divided by a denormal spread in float32
     distance = entries - np.median(entries)
     spread = 1.4826 * np.median(np.abs(distance)) or distance.std()  # of a normal distribution, both are the deviation
     scaled = distance * (CODE_SCALE / spread) if spread > 0 else np.zeros_like(distance)

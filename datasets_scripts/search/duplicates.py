@@ -11,7 +11,7 @@ from ..embedding import EmbeddingTable
 from ..sources import ModelSource
 from .calibration import SAME_EMBEDDING, Calibration
 from .nearest import FeatureSpace, check_finite, nearest, pairs_within
-from .weight_relations import EXACT, FINE_TUNE, NEAR, REORDERED, WeightVerdicts
+from .weight_relations import EXACT, FINE_TUNE, NEAR, WeightVerdicts
 
 
 NEIGHBORS = 5  # of each model, that are compared by weights
@@ -25,8 +25,8 @@ class Copy:
         model_id: the model.
         nearest: the member of the group that is nearest to it by embedding.
         distance: to it, of the metric.
-        verdict: what the two are to each other: "exact", "near", "fine-tune-like" or "reordered" (same weights, other
-            order of neurons).
+        verdict: what the two are to each other: "exact", "near", "fine-tune-like", "reordered" (same weights, other
+            order of neurons), or "not comparable: " and why their weights do not tell.
         by_weights: whether the weights say so, or the embeddings alone.
     """
 
@@ -62,7 +62,6 @@ def find_copies(
 
     Raises:
         ConfigError: the calibration is of another method.
-        CheckpointError: a model cannot be read.
     """
     check_finite(table)
     if calibration is not None:
@@ -83,10 +82,8 @@ def find_copies(
     for a, b in sorted(close | _neighbors(table, metric, standardize, verdicts)):
         if not (names[a] in verdicts and names[b] in verdicts):
             links[a, b] = None
-        elif verdicts.are_copies(names[a], names[b]):
-            links[a, b] = verdicts.kind(names[a], names[b])
-        elif (a, b) in close and verdicts.are_reordered(names[a], names[b]):
-            links[a, b] = REORDERED
+        elif (said := verdicts.relation(names[a], names[b], are_close=(a, b) in close)) is not None:
+            links[a, b] = said
     linked: dict[int, list[int]] = {}
     for a, b in links:
         linked.setdefault(a, []).append(b)

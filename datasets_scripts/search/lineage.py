@@ -9,9 +9,18 @@ from typing import Any
 import numpy as np
 from scipy.sparse.csgraph import minimum_spanning_tree
 
+from modeling_wsl.checkpoints.errors import CheckpointError
+
 from ..near_copies import NearCopyItem, fingerprint, near_copy_groups
 from ..sources import ModelSource
-from .weight_relations import WeightComparison, compare_weights, open_source, stated_parents
+from .weight_relations import (
+    NOT_COMPARABLE,
+    NotComparableError,
+    WeightComparison,
+    compare_weights,
+    open_source,
+    stated_parents,
+)
 
 
 logger = logging.getLogger(__name__)
@@ -46,6 +55,7 @@ class LineageTree:
         agreement: mean agreement of the edges: 1 where all signs point away from the root, 0.5 for a coin.
         margin: by how much the second best root agrees less; 0 means that nothing but the order tells them apart.
         tensors, entries: how many are compared.
+        problem: why the models, of which `root` is the first, cannot be compared; then there are no edges.
     """
 
     root: str
@@ -54,12 +64,16 @@ class LineageTree:
     margin: float
     tensors: int
     entries: int
+    problem: str | None = None
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
 
     def lines(self) -> Iterator[str]:
         """The tree as text, one line a model."""
+        if self.problem is not None:
+            yield f"{self.root}  ({NOT_COMPARABLE}: {self.problem})"
+            return
         yield (
             f"{self.root}  (root: {self.agreement:.0%} of the signs agree, {self.margin:.0%} more than for the next "
             f"best; {self.tensors} tensors, {self.entries:,} entries)"
@@ -94,23 +108,40 @@ def lineage_trees(models: Sequence[ModelSource]) -> list[LineageTree]:
         models: to group. Those of a group are open at once, mapped, and compared piece by piece.
 
     Returns:
-        The trees of groups of at least two models, in the order of their first models.
-
-    Raises:
-        CheckpointError: a model cannot be read.
+        The trees of groups of at least two models, in the order of their first models. A model that cannot be read is
+        left out with a warning.
     """
-    items = []
+    items, readable = [], []
     for model in models:
-        with open_source(model) as checkpoint:
-            items.append(NearCopyItem(model.model_id, fingerprint(checkpoint)))
+        try:
+            with open_source(model) as checkpoint:
+                items.append(NearCopyItem(model.model_id, fingerprint(checkpoint)))
+        except CheckpointError as error:
+            logger.warning("left out: %s", error)
+            continue
+        readable.append(model)
     groups: dict[str, list[ModelSource]] = {}
-    for model, group in zip(models, near_copy_groups(items), strict=True):
+    for model, group in zip(readable, near_copy_groups(items), strict=True):
         groups.setdefault(group, []).append(model)
-    return [lineage_tree(group) for group in groups.values() if len(group) > 1]
+    return [_tree_or_problem(group) for group in groups.values() if len(group) > 1]
+
+
+def _tree_or_problem(models: Sequence[ModelSource]) -> LineageTree:
+    try:
+        return lineage_tree(models)
+    except (CheckpointError, NotComparableError) as error:
+        names = ", ".join(model.model_id for model in models[1:])
+        reason = error.reason if isinstance(error, CheckpointError) else str(error)
+        return LineageTree(models[0].model_id, (), 0.0, 0.0, 0, 0, problem=f"beside {names}: {reason}")
 
 
 def lineage_tree(models: Sequence[ModelSource]) -> LineageTree:
-    """The tree over models of one origin; see `lineage_trees`."""
+    """The tree over models of one origin; see `lineage_trees`.
+
+    Raises:
+        CheckpointError: a model cannot be read.
+        NotComparableError: no tensor is in all of them.
+    """
     with ExitStack() as stack:
         comparison = compare_weights([stack.enter_context(open_source(model)) for model in models])
     logger.info("compared %d models of %d shared tensors", len(models), comparison.tensors)

@@ -1,6 +1,8 @@
 """Relations between models by their weights and by what they state: distances, copies, families of models."""
 
 import hashlib
+import logging
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,19 +15,27 @@ from scipy.sparse.csgraph import connected_components
 
 from hf_wsl.run_folder import SETTINGS_FILE
 from modeling_wsl import open_checkpoint
+from modeling_wsl.checkpoints.canonical import canonical, equal_values, same_network
 from modeling_wsl.checkpoints.checkpoint import Checkpoint
-from modeling_wsl.checkpoints.errors import read_json
-from modeling_wsl.tokens.manifest import batch_norm_names
+from modeling_wsl.checkpoints.errors import CheckpointError, read_json
+from modeling_wsl.checkpoints.order import natural_key
+from modeling_wsl.tokens.manifest import TensorSpec, batch_norm_names
 
 from ..model_facts import HubFacts, find_facts
 from ..near_copies import NearCopyItem, fingerprint, near_copy_groups
 from ..sources import PROPERTIES_FILE, ZOO_MODELS, ModelSource
 
 
+logger = logging.getLogger(__name__)
 PIECE_ENTRIES = 1 << 22  # of all compared models together
 EXACT, NEAR, FINE_TUNE, REORDERED = "exact", "near", "fine-tune-like", "reordered"
+NOT_COMPARABLE = "not comparable"
 # Noise of 1 % of a tensor's deviation, and casts to sixteen or eight bits, stay below; fine-tunes seldom do.
 NEAR_DISTANCE = 0.02
+
+
+class NotComparableError(ValueError):
+    """Models whose weights have nothing to compare."""
 
 
 def open_source(model: ModelSource) -> Checkpoint:
@@ -80,11 +90,12 @@ def related_groups(models: Sequence[ModelSource]) -> list[int]:
 
 
 def sorted_hash(checkpoint: Checkpoint) -> str:
-    """Hash of the names and sorted entries of all tensors: the same for a copy whose neurons are permuted."""
+    """Hash of the canonical names and sorted entries of all tensors: that of a copy whose neurons are permuted too."""
+    view = canonical(checkpoint)
     digest = hashlib.sha256()
-    for name in sorted(checkpoint.tensors):
+    for name in sorted(view.tensors):
         digest.update(name.encode())
-        digest.update(checkpoint.read(name).reshape(-1).float().sort().values.numpy().tobytes())
+        digest.update(view.read(name).reshape(-1).float().sort().values.numpy().tobytes())
     return digest.hexdigest()
 
 
@@ -95,7 +106,7 @@ def _properties(model: ModelSource) -> Mapping[str, Any]:
 
 @dataclass(frozen=True)
 class WeightComparison:
-    """Of g models, over the floating-point tensors that all of them have, batch-norm statistics left out.
+    """Of g models, over the floating-point tensors that the canonical views of all have, without running statistics.
 
     Attributes:
         distances: float64 `[g, g]`, Euclidean, of the weights.
@@ -112,23 +123,26 @@ class WeightComparison:
 
 
 def compare_weights(checkpoints: Sequence[Checkpoint]) -> WeightComparison:
-    """Compares models pairwise in the memory of some pieces of their tensors.
+    """Compares models pairwise by their canonical views, in the memory of some pieces of their tensors.
 
     Args:
         checkpoints: g open ones.
 
     Raises:
-        ValueError: no tensor is of the same name and shape in all of them.
+        NotComparableError: no tensor is of the same name and shape in all of them.
     """
-    names = _shared(checkpoints)
-    if not names:
-        raise ValueError(f"{checkpoints[0].source} and the models beside it share no tensor. Compare fewer of them.")
-    count = len(checkpoints)
+    views = [canonical(checkpoint) for checkpoint in checkpoints]
+    shared = _shared(views)
+    if not shared:
+        raise NotComparableError(
+            f"{checkpoints[0].source} and the models beside it share no tensor. Compare fewer of them."
+        )
+    count = len(views)
     gram, norms = np.zeros((count, count)), np.zeros(count)
     kurtosis, entries = [], 0
-    for name in names:
-        spec = checkpoints[0].tensors[name]
-        flat = [checkpoint.read(name).reshape(-1) for checkpoint in checkpoints]
+    for names in shared:
+        spec = views[0].tensors[names[0]]
+        flat = [view.read(name).reshape(-1) for view, name in zip(views, names, strict=True)]
         moments = np.zeros((4, count))
         for start in range(0, spec.numel, max(1, PIECE_ENTRIES // count)):
             piece = torch.stack([t[start : start + max(1, PIECE_ENTRIES // count)].double() for t in flat]).numpy()
@@ -142,26 +156,49 @@ def compare_weights(checkpoints: Sequence[Checkpoint]) -> WeightComparison:
     square = np.diag(gram)
     distances = np.sqrt(np.maximum(square[:, None] + square - 2 * gram, 0))
     mean_kurtosis = np.mean(kurtosis, axis=0) if kurtosis else np.zeros(count)
-    return WeightComparison(distances, np.sqrt(norms), mean_kurtosis, len(names), entries)
+    return WeightComparison(distances, np.sqrt(norms), mean_kurtosis, len(shared), entries)
 
 
-def _shared(checkpoints: Sequence[Checkpoint]) -> list[str]:
-    first = checkpoints[0]
-    statistics = batch_norm_names(first.tensors)
+def _shared(views: Sequence[Checkpoint]) -> list[tuple[str, ...]]:
+    """The names of each tensor that all views have, one a view."""
+    first = views[0].tensors
+    statistics = batch_norm_names(first)
+    others = [aligned_names(first, view.tensors) for view in views[1:]]
     return [
-        name
-        for name, spec in first.tensors.items()
+        (name, *(names[name] for names in others))
+        for name, spec in first.items()
         if spec.torch_dtype.is_floating_point
         and spec.torch_dtype != torch.float4_e2m1fn_x2  # packed: not numbers one by one
         and spec.numel
         and name not in statistics
         and all(
-            name in other.tensors
-            and other.tensors[name].shape == spec.shape
-            and other.tensors[name].torch_dtype.is_floating_point
-            for other in checkpoints[1:]
+            name in names and view.tensors[names[name]].torch_dtype.is_floating_point
+            for names, view in zip(others, views[1:], strict=True)
         )
     ]
+
+
+def aligned_names(first: Mapping[str, TensorSpec], other: Mapping[str, TensorSpec]) -> dict[str, str]:
+    """Name of a tensor in one canonical view -> its name in another, where shapes agree.
+
+    Names are the same, but for one prefix where most of what is left over has it: a model beside its own backbone,
+    which a head keeps from being the one that all tensors share (`vit.` and `classifier.`).
+    """
+    left, free = first.keys() - other.keys(), other.keys() - first.keys()
+    votes: Counter[tuple[str, str]] = Counter()
+    for names, there, at in ((left, free, 0), (free, left, 1)):
+        for name in names:
+            parts = name.split(".")
+            for cut in range(1, min(len(parts), 4)):
+                if ".".join(parts[cut:]) in there:
+                    prefix = ".".join(parts[:cut]) + "."
+                    votes[(prefix, "") if at == 0 else ("", prefix)] += 1
+    names = {name: name for name in first if name in other}
+    if votes:
+        ours, theirs = min(votes, key=lambda pair: (-votes[pair], pair))
+        moved = {name: theirs + name.removeprefix(ours) for name in left if name.startswith(ours)}
+        names |= {name: moved_name for name, moved_name in moved.items() if moved_name in free}
+    return {name: there for name, there in names.items() if first[name].shape == other[there].shape}
 
 
 def _kurtosis(moments: np.ndarray) -> np.ndarray:
@@ -191,18 +228,41 @@ class WeightVerdicts:
     def are_reordered(self, a: str, b: str) -> bool:
         """Whether two models hold the same numbers, tensor by tensor, in whatever order: permuted neurons."""
         with open_source(self._models[a]) as first, open_source(self._models[b]) as second:
-            if first.tensors != second.tensors:
+            if _shapes(canonical(first)) != _shapes(canonical(second)):
                 return False
             return self._sorted_hash(a, first) == self._sorted_hash(b, second)
 
     def kind(self, a: str, b: str) -> str:
-        """EXACT (all tensors are the same bit for bit), NEAR or FINE_TUNE, of two models that are copies."""
+        """EXACT (the same network, all numbers equal), NEAR or FINE_TUNE, of two models that are copies.
+
+        Raises:
+            NotComparableError: they share no tensor.
+        """
         with open_source(self._models[a]) as first, open_source(self._models[b]) as second:
             comparison = compare_weights([first, second])
             relative = comparison.distances[0, 1] / max(comparison.norms.max(), 1e-30)
-            if relative == 0 and _are_identical(first, second):
+            if relative == 0 and _counts_agree(first, second) and same_network(first, second):
                 return EXACT
-        return NEAR if relative <= NEAR_DISTANCE else FINE_TUNE
+            return NEAR if relative <= NEAR_DISTANCE or _is_cast(first, second) else FINE_TUNE
+
+    def relation(self, a: str, b: str, are_close: bool) -> str | None:
+        """The relation of two models by their weights; None where they are no copies.
+
+        Args:
+            a, b: model ids.
+            are_close: their embeddings are: reordered copies are looked for, and what hinders comparing them is told
+                as NOT_COMPARABLE with the reason. Of other pairs, that is no copy.
+        """
+        try:
+            if self.are_copies(a, b):
+                return self.kind(a, b)
+            if are_close and self.are_reordered(a, b):
+                return EXACT if self.kind(a, b) == EXACT else REORDERED
+        except (CheckpointError, NotComparableError) as error:
+            reason = error.reason if isinstance(error, CheckpointError) else str(error)
+            logger.warning("%s and %s are not comparable: %s", a, b, reason)
+            return f"{NOT_COMPARABLE}: {reason}" if are_close else None
+        return None
 
     def _item(self, name: str) -> NearCopyItem:
         if name not in self._fingerprints:
@@ -216,9 +276,30 @@ class WeightVerdicts:
         return self._hashes[name]
 
 
-def _are_identical(first: Checkpoint, second: Checkpoint) -> bool:
-    """Bytes are compared: `compare_weights` leaves out batch-norm statistics and integers."""
-    return first.tensors == second.tensors and all(
-        torch.equal(*(model.read(name).reshape(-1).view(torch.uint8) for model in (first, second)))
-        for name in first.tensors
-    )
+def _shapes(view: Checkpoint) -> dict[str, tuple[int, ...]]:
+    return {name: spec.shape for name, spec in view.tensors.items()}
+
+
+def _counts_agree(first: Checkpoint, second: Checkpoint) -> bool:
+    """Whether batch norms counted the same batches, where both models say it; the canonical view has no counters."""
+    counts = [
+        [
+            checkpoint.read(name).reshape(-1).tolist()
+            for name in sorted(checkpoint.tensors, key=natural_key)
+            if name.endswith("num_batches_tracked")
+        ]
+        for checkpoint in (first, second)
+    ]
+    return counts[0] == counts[1] or not all(counts)
+
+
+def _is_cast(first: Checkpoint, second: Checkpoint) -> bool:
+    """Whether one model is the other, rounded to a narrower dtype: of tiny weights little may be left."""
+    views = [canonical(checkpoint) for checkpoint in (first, second)]
+    if _shapes(views[0]) != _shapes(views[1]):
+        return False
+    for name in views[0].tensors:
+        one, other = sorted((view.read(name) for view in views), key=lambda tensor: tensor.dtype.itemsize)
+        if not (equal_values(one, other) or (one.is_floating_point() and equal_values(one, other.to(one.dtype)))):
+            return False
+    return True
