@@ -17,7 +17,7 @@ from .containers.container import Contents
 from .identity.adapters import merge_adapters
 from .identity.experts import module_of, order_key, split_experts
 from .identity.part import Held, Part
-from .identity.spelling import COUNTERS, EMBEDDING, HEAD, plain_names, tied_rank
+from .identity.spelling import EMBEDDING, HEAD, is_counter, plain_names, tied_rank
 from .order import natural_key
 
 
@@ -142,7 +142,7 @@ def _weights(checkpoint: Checkpoint) -> dict[str, Part]:
         names[name].append(alias)
     parts = {}
     for place, (name, spec) in enumerate(checkpoint.tensors.items()):
-        if name in checkpoint.constants or (spec.numel == 1 and COUNTERS.search(name)):
+        if name in checkpoint.constants or (spec.numel == 1 and is_counter(name)):
             continue
         best = min(names[name], key=tied_rank)
         parts[best] = Part(TensorSpec(best, spec.shape, spec.dtype), partial(checkpoint.read, name), place)

@@ -7,11 +7,17 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from transformers.utils import logging
 
+from ..checkpoints.canonical import same_network
 from ..checkpoints.checkpoint import Checkpoint
+from ..checkpoints.constants import find_constants
+from ..checkpoints.identity.spelling import counterparts
 from ..tokens.manifest import TensorSpec, check_choice
 from .targets import Target
 
+
+logger = logging.get_logger(__name__)
 
 AnchorSource = Mapping[str, Tensor] | nn.Module | Checkpoint | str | PathLike
 REPORTED_MISMATCHES = 5
@@ -54,6 +60,10 @@ class Anchor:
         """The tensor that the target calls `name`, adapted where `adapted` says so; read-only."""
         value = self.checkpoint.read(self.names[name])
         return adapt_input_channels(value, *self.adapted[name]) if name in self.adapted else value
+
+    def is_constant(self, name: str) -> bool:
+        """Whether what the target calls `name` is a constant in the checkpoint."""
+        return self.names.get(name) in self.checkpoint.constants
 
     def facts(self) -> dict[str, Any]:
         """The facts that provenance holds about it."""
@@ -160,10 +170,12 @@ def _match(
     aliases: dict[str, list[str]] = {}
     for alias, name in target.tied.items():
         aliases.setdefault(name, []).append(alias)
-    match = _Match()
+    match, constants = _Match(), checkpoint.constants | find_constants(target.tensors)
+    spelled = counterparts(target.tensor_order or target.tensors, there, constants)
     resizable = target.head if stem == "adapt" else target.head | target.stem  # by initialization
     for name, spec in target.tensors.items():
-        candidates = [candidate for candidate in (name, *aliases.get(name, ())) if candidate in there]
+        candidates = [spelled.get(candidate, candidate) for candidate in (name, *aliases.get(name, ()))]
+        candidates = [candidate for candidate in candidates if candidate in there]
         if name in initialized and name not in resizable:
             continue
         if not candidates:
@@ -194,13 +206,30 @@ def _match(
             match.adapted[name] = (spec.shape[1], target.in_channels)
         match.names[name] = candidates[0]
         match.problems += _untied(checkpoint, candidates)
-    known = {*target.tensor_order, *target.tensors, *target.head, *target.stem}
+    known = {*target.tensor_order, *target.tensors, *target.head, *target.stem, *match.names.values()}
+    known |= set(spelled.values())
     for name, spec in checkpoint.tensors.items():
         aliased = {name, *(alias for alias, stored in checkpoint.tied.items() if stored == name)}
-        # Integers (position ids of older files) hold no weights; the target that does not know them does without.
-        if spec.torch_dtype.is_floating_point and not aliased & known:
+        # Integers (position ids of older files) and constants hold no weights; a target that does not know them does
+        # without.
+        is_weight = spec.torch_dtype.is_floating_point and name not in checkpoint.constants
+        if is_weight and not aliased & known:
             match.problems.append(f"tensor {name} {list(spec.shape)} of the anchor is not in the target")
     return match
+
+
+def distinct_anchors(checkpoints: Sequence[Checkpoint]) -> list[Checkpoint]:
+    """The anchors without those that are the same network as an earlier one, under whatever wrapper; says so."""
+    kept: list[Checkpoint] = []
+    for index, checkpoint in enumerate(checkpoints):
+        first = next((other for other in kept if other is checkpoint or same_network(other, checkpoint)), None)
+        if first is None:
+            kept.append(checkpoint)
+        else:
+            logger.warning(
+                f"Anchor {index} ({checkpoint.source}) is the same network as {first.source}: it counts once."
+            )
+    return kept
 
 
 def _untied(checkpoint: Checkpoint, names: list[str]) -> list[str]:

@@ -7,10 +7,11 @@ from typing import Any
 from torch import Tensor
 
 from ..checkpoints.checkpoint import open_checkpoint
+from ..checkpoints.constants import find_constants
 from ..feature_extraction_wsl import WSLFeatureExtractor
 from ..tokens.layer_normalization import check_layers
 from ..tokens.manifest import WeightManifest
-from .anchors import Anchor, AnchorSource, Matched, match_anchors, named_tensors
+from .anchors import Anchor, AnchorSource, Matched, distinct_anchors, match_anchors, named_tensors
 from .latent_prior import LatentPrior
 from .settings import GenerationSettings
 from .targets import Target, resolve_target
@@ -65,7 +66,7 @@ def plan_generation(
     prior: LatentPrior | None = None,
     **options: Any,
 ) -> GenerationPlan:
-    """Resolves target and anchors and checks that they fit; reads no weights.
+    """Resolves target and anchors and checks that they fit; of several anchors reads as much as tells them apart.
 
     Args:
         feature_extractor: the backbone's.
@@ -85,11 +86,12 @@ def plan_generation(
         CheckpointError: an anchor cannot be read safely.
     """
     sources = list_anchors(anchors)
-    method = settings.method_for(len(sources))
+    method = settings.method_for(len(sources))  # before anything is read
     # A revision is that of an anchor; a token may open both.
     hub_options = {"revision": target_revision, "token": options.get("token")}
     resolved = resolve_target(target, num_classes, target_kwargs, in_channels=in_channels, **hub_options)
-    layout = feature_extractor.layout(resolved.tensors)
+    constants = find_constants(resolved.tensors)
+    layout = feature_extractor.layout(resolved.tensors, constants=constants)
     if method == "prior":
         if unknown := sorted(options.keys() - {"token"}):
             raise ValueError(f"{', '.join(unknown)}: there is no such option of a draw without anchors.")
@@ -99,8 +101,12 @@ def plan_generation(
         matched = Matched([], frozenset(named_tensors(resolved, initialize) | carried), {})
     else:
         tokenized = frozenset(spec.name for layer in layout.layers for spec in layer.tensors)
-        opened = [open_checkpoint(source, **options) for source in sources]
+        opened = distinct_anchors([open_checkpoint(source, **options) for source in sources])
+        method = settings.method_for(len(opened))
         matched = match_anchors(resolved, opened, tokenized, initialize, stem)
+        # A table of sines is told by its values, which the target does not have yet.
+        constants |= {name for name in resolved.tensors if all(a.is_constant(name) for a in matched.anchors)}
+        layout = feature_extractor.layout(resolved.tensors, constants=constants)
     initialized = matched.initialized
     random = sorted(initialized & {spec.name for layer in layout.layers for spec in layer.tensors})
     if settings.rank is not None and not callable(settings.rank) and random:
@@ -116,7 +122,9 @@ def plan_generation(
     # What is carried stays in the manifest, where the prior sees a batch norm by it.
     sampled = {spec.name for layer in layout.layers for spec in layer.tensors} - initialized
     kept = sampled | {spec.name for spec in layout.carried}
-    manifest = feature_extractor.layout({name: spec for name, spec in resolved.tensors.items() if name in kept})
+    manifest = feature_extractor.layout(
+        {name: spec for name, spec in resolved.tensors.items() if name in kept}, constants=constants
+    )
     if not manifest.layers:
         raise ValueError(f"Nothing is left to sample of {resolved.name}: all its tensors are initialized or carried.")
     if feature_extractor.layer_normalization is not None:

@@ -1,7 +1,7 @@
 """Names without accidents of spelling: what wrapped a model, and which release named a tensor, does not show."""
 
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 
 
 # Parts of names that wrappers put in, wherever they stand: torch.compile, FSDP, activation checkpointing, Lightning's
@@ -62,13 +62,37 @@ def plain_names(names: Iterable[str]) -> dict[str, str]:
         plain = shorter
 
 
-def counterparts(wanted: Iterable[str], there: Iterable[str]) -> dict[str, str]:
-    """Name that is wanted -> the name of the same tensor among those that are there: itself, or plainly the same."""
+def counterparts(wanted: Iterable[str], there: Iterable[str], aside: Collection[str] = ()) -> dict[str, str]:
+    """Name that is wanted -> the name of the same tensor among those that are there: itself, or plainly the same.
+
+    Args:
+        wanted, there: all names of two models.
+        aside: constants; like counters, they follow the weights of their module.
+
+    Returns:
+        no entry for a name that is not there.
+    """
     wanted, there = list(wanted), list(there)
-    left, free = set(wanted) - set(there), set(there) - set(wanted)
-    of_plain = {plain: name for name, plain in plain_names(there).items() if name in free}
-    plain = plain_names(wanted)
-    return {name: of_plain.get(plain[name], "") if name in left else name for name in wanted}
+    ours, theirs = (
+        [name for name in names if name not in aside and not is_counter(name)] for names in (wanted, there)
+    )
+    names_there = set(there)
+    exact = names_there.intersection(wanted)
+    of_plain = {plain: name for name, plain in plain_names(theirs).items() if name not in exact}
+    plain = plain_names(ours)
+    names = {name: name for name in exact}
+    names |= {name: of_plain[plain[name]] for name in ours if name not in exact and plain[name] in of_plain}
+    modules = {name.rpartition(".")[0]: names[name].rpartition(".")[0] for name in ours if name in names}
+    for name in set(wanted) - names.keys() - set(ours):
+        module, dot, leaf = name.rpartition(".")
+        if module in modules and (other := f"{modules[module]}{dot}{leaf}") in names_there:
+            names[name] = other
+    return names
+
+
+def is_counter(name: str) -> bool:
+    """Whether a number of this name counts steps or batches."""
+    return bool(COUNTERS.search(name))
 
 
 def _unless_clash(names: Sequence[str], step: Callable[[Sequence[str]], list[str]]) -> Sequence[str]:
