@@ -17,7 +17,7 @@ from .containers.container import Contents
 from .identity.adapters import merge_adapters
 from .identity.experts import module_of, order_key, split_experts
 from .identity.part import Held, Part
-from .identity.spelling import EMBEDDING, HEAD, is_counter, plain_names, tied_rank
+from .identity.spelling import EMBEDDING, HEAD, HEAD_BIAS, is_counter, plain_names, tied_rank
 from .order import natural_key
 
 
@@ -154,7 +154,11 @@ def _weights(checkpoint: Checkpoint) -> dict[str, Part]:
 def _second_copies(parts: dict[str, Part]) -> Iterator[str]:
     """The names of heads and embeddings that are stored again, though they are one with an embedding."""
     tables = sorted((name for name in parts if EMBEDDING.search(name)), key=tied_rank)
-    dropped: set[str] = set()
+    dropped = set()
+    for name, part in parts.items():
+        kept = parts.get(HEAD_BIAS.sub(r"\1.bias", name), part)
+        if kept is not part and kept.spec.shape == part.spec.shape and equal_values(part.read(), kept.read()):
+            dropped.add(name)
     for name in [*(name for name in parts if HEAD.search(name)), *reversed(tables)]:
         shape = parts[name].spec.shape
         for table in tables:
@@ -186,7 +190,7 @@ def _unfactored(parts: dict[str, Part], held: Held) -> dict[str, Part]:
             pair = [parts.get(base + end) for end in ends]
             if base == name or base in parts or pair[1] is None or not fits(pair[0].spec, pair[1].spec):
                 continue
-            spec = TensorSpec(base, pair[0].spec.shape, pair[0].spec.dtype)
+            spec = TensorSpec(base, pair[0].spec.shape, "float32")
             read = partial(held.get, ("product", base), partial(_product, product, pair))
             whole[base] = Part(spec, read, min(part.place for part in pair))
             taken |= {base + end for end in ends}
@@ -194,8 +198,9 @@ def _unfactored(parts: dict[str, Part], held: Held) -> dict[str, Part]:
 
 
 def _product(product: Callable[[torch.Tensor, torch.Tensor], torch.Tensor], pair: list[Part]) -> torch.Tensor:
-    first, second = (part.read() for part in pair)
-    return product(first, second).to(first.dtype)
+    """In float64, rounded to float32: the same for factors of any dtype that hold the same numbers."""
+    first, second = (part.read().double() for part in pair)
+    return product(first, second).float()
 
 
 def _are_weight_norm(direction: TensorSpec, length: TensorSpec) -> bool:
@@ -211,11 +216,10 @@ def _alike(first: TensorSpec, second: TensorSpec) -> bool:
 
 def _weight_norm(direction: torch.Tensor, length: torch.Tensor) -> torch.Tensor:
     """As `torch.nn.utils.weight_norm` computes it."""
-    wide = widened(direction)
-    over = [at for at in range(wide.dim()) if at >= length.dim() or length.shape[at] == 1]
-    norm = torch.linalg.vector_norm(wide, dim=over, keepdim=True)
-    return wide * (widened(length).reshape([1 if at in over else -1 for at in range(wide.dim())]) / norm)
+    over = [at for at in range(direction.dim()) if at >= length.dim() or length.shape[at] == 1]
+    norm = torch.linalg.vector_norm(direction, dim=over, keepdim=True)
+    return direction * (length.reshape([1 if at in over else -1 for at in range(direction.dim())]) / norm)
 
 
 def _masked(weight: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-    return widened(weight) * mask
+    return weight * mask

@@ -22,13 +22,14 @@ HOLDERS |= {
 }
 # Single numbers that a wrapper or a batch norm counts with: they say nothing of the network's function.
 COUNTERS = re.compile(r"(?:^|[./])(?:num_batches_tracked|n_averaged|num_updates|initted)$|^(?:\w+\.)?(?:decay|step)$")
+HEAD_BIAS = re.compile(r"((?:^|\.)(?:predictions|lm_head))\.decoder\.bias$")
 RENAMED = (
     # torch.nn.utils.parametrizations, and the hooks of older releases
     (re.compile(r"(^|\.)parametrizations\.(\w+)\.original0$"), r"\1\2_g"),
     (re.compile(r"(^|\.)parametrizations\.(\w+)\.original1$"), r"\1\2_v"),
     (re.compile(r"(^|\.)parametrizations\.(\w+)\.original$"), r"\1\2_orig"),
     (re.compile(r"(^|\.)parametrizations\.(\w+)\.\d+\._([uv])$"), r"\1\2_\3"),
-    (re.compile(r"(^|\.)(predictions|lm_head)\.decoder\.bias$"), r"\1\2.bias"),
+    (HEAD_BIAS, r"\1.bias"),
     (re.compile(r"(^|\.)block_sparse_moe\."), r"\1mlp."),
 )
 HEAD = re.compile(
@@ -130,11 +131,11 @@ def _norms_renamed(names: Sequence[str]) -> list[str]:
 
 
 def _without_common(names: Sequence[str]) -> list[str]:
-    """Without the first part, if all names share it and keep a module's name."""
+    """Without the first part, if all names share it and modules are left; that of experts says what they are."""
     first = {name.partition(".")[0] for name in names}
-    if len(first) != 1 or any(name.count(".") < 2 for name in names):
+    if len(first) != 1 or max(name.count(".") for name in names) < 2 or first.pop().endswith("experts"):
         return list(names)
-    return [name.partition(".")[2] for name in names]
+    return [name.partition(".")[2] or name for name in names]
 
 
 def _without_holder(names: Sequence[str]) -> list[str]:
