@@ -14,6 +14,7 @@ from modeling_wsl.checkpoints.errors import (
     NonFiniteWeightsError,
     NotTokenizableError,
     NoWeightsError,
+    PartOfModelError,
     TooFewParametersError,
 )
 from modeling_wsl.checkpoints.hub import hub_error
@@ -30,6 +31,7 @@ OUTCOMES = {
     "license": "its license is not among those asked for",
     "remote_code": "only code of its own repository can load it",
     "no_weights": "no weight file of a format that is read",
+    "part": "one of several parts of a model, the others missing or not to be joined",
     "quantized": "its weights are packed in few bits",
     "too_small": "fewer parameters than asked for",
     "too_large": "more parameters or bytes than asked for",
@@ -80,6 +82,8 @@ def outcome_of(error: CheckpointError) -> str:
         return "no_weights"
     if isinstance(error, NotTokenizableError):
         return "not_tokenizable"
+    if isinstance(error, PartOfModelError):
+        return "part"
     if isinstance(error, TooFewParametersError):
         return "too_small"
     cause = error.__cause__

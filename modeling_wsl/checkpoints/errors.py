@@ -47,6 +47,10 @@ class NotTokenizableError(CheckpointError):
     """A checkpoint has no tensor that tokens could be made of."""
 
 
+class PartOfModelError(CheckpointError):
+    """A part of a model, whose other parts are missing or cannot be joined."""
+
+
 class TooFewParametersError(CheckpointError):
     """A checkpoint has fewer floating-point entries than `min_parameters`."""
 

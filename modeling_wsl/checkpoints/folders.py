@@ -7,7 +7,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from .containers.safetensors_files import read_header
-from .errors import CheckpointError, NoWeightsError, read_json, shorten
+from .errors import CheckpointError, NoWeightsError, PartOfModelError, read_json, shorten
 from .file_names import (
     ADAPTER_NAMES,
     INDEX_SUFFIX,
@@ -236,11 +236,11 @@ def _only_one(source: object, names: list[str], suffixes: tuple[str, ...]) -> st
     shards = [n for n in files if (match := SHARD.fullmatch(n)) and int(match["world"]) > 1]
     if shards and not indices:
         reason = f"holds shards ({shorten(shards[0], 60)}, {len(shards)} in all) without their index"
-        raise CheckpointError(source, reason, f"Fetch the {INDEX_SUFFIX} file that belongs to them")
+        raise PartOfModelError(source, reason, f"Fetch the {INDEX_SUFFIX} file that belongs to them")
     parts = [part for n in files if (part := part_of(n, files))]
     if parts and not indices:
         reason = f"holds {len(parts)} parts of a model, from {parts[0].maker}"
-        raise CheckpointError(source, reason, "Download the folder and pass its path: there they are joined")
+        raise PartOfModelError(source, reason, "Download the folder and pass its path: there they are joined")
     if len(indices or files) > 1:
         raise _several(source, indices or files)
     return files[0] if files else None

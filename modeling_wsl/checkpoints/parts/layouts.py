@@ -1,4 +1,4 @@
-"""Folders whose files are parts of one model: which layout it is, and a single part that was taken for a model."""
+"""Folders whose files are parts of one model, and the layout that they have."""
 
 import os
 import re
@@ -6,8 +6,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Literal
 
-from ..errors import CheckpointError
-from ..file_names import SHARD, is_weight_name, part_of
+from ..file_names import is_weight_name, part_of
 
 
 Layout = Literal["dcp", "zero", "megatron", "ranks"]
@@ -86,30 +85,3 @@ def latest_step(folder: Path) -> Path | None:
 def names_in(folder: Path) -> list[str]:
     """File names directly in a folder, sorted; folders end in a slash."""
     return sorted(entry.name + "/" * entry.is_dir() for entry in os.scandir(folder))
-
-
-def refuse_single_part(path: Path) -> None:
-    """Refuses a file that is one of several parts of a model, by its name and what lies beside it.
-
-    Raises:
-        CheckpointError: with the number of the part, how many there are, and what to pass instead.
-    """
-    name, folder = path.name, path.parent
-    if name in MEGATRON_FILES and (match := MEGATRON_FOLDER.fullmatch(folder.name)):
-        files = megatron_files(folder.parent, names_in(folder.parent))
-        if len(files) > 1 or int(match["tensor"]):
-            reason = f"is part {int(match['tensor'])} of {max(len(files), int(match['tensor']) + 1)}, from Megatron"
-            raise CheckpointError(path, reason, f"Pass the folder of all parts ({folder.parent})")
-        return
-    if name.endswith("_optim_states.pt"):
-        raise CheckpointError(path, "is a part of the state of an optimizer, from ZeRO", f"Pass its folder ({folder})")
-    if not is_weight_name(name):
-        return
-    if (match := SHARD.fullmatch(name)) and int(match["world"]) > 1:
-        reason = f"is shard {int(match['rank'])} of {int(match['world'])} of a model"
-        raise CheckpointError(path, reason, f"Pass its folder, with the index of the shards ({folder})")
-    if part := part_of(name, names_in(folder)):
-        reason = f"is part {part.rank} of {part.world} of a model, from {part.maker}"
-        if part.world == 1:
-            reason = f"is part {part.rank} of a model by its name, from {part.maker}"
-        raise CheckpointError(path, reason, f"Pass the folder of all parts ({folder}), or rename it if it is all")
