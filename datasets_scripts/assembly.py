@@ -399,7 +399,7 @@ def _row_groups(task: ShardTask) -> Iterator[list[pa.RecordBatch]]:
 def _write_models(task: ShardTask, path: Path) -> None:
     schema, work = model_features().arrow_schema, WorkFolder(task.output)
     models = list(zip(task.shard.runs, task.rows, strict=True))
-    with pq.ParquetWriter(path, schema, compression="zstd") as writer:
+    with pq.ParquetWriter(path, schema, compression="zstd", write_page_checksum=True) as writer:
         for start in range(0, len(models), MODELS_AT_ONCE):
             rows = []
             for run, columns in models[start : start + MODELS_AT_ONCE]:
@@ -416,4 +416,6 @@ def _write_properties(work: WorkFolder, rows: Sequence[Mapping[str, Any]], prope
         wanted = pa.array([row["model_id"] for row in rows if row["split"] == split])
         with work.replacing(path) as temporary:
             table = properties.take(pc.index_in(wanted, properties["model_id"]))
-            pq.write_table(table.replace_schema_metadata(None), temporary, compression="zstd")
+            pq.write_table(
+                table.replace_schema_metadata(None), temporary, compression="zstd", write_page_checksum=True
+            )

@@ -127,6 +127,7 @@ def windows_writer(path: Path, schema: pa.Schema) -> pq.ParquetWriter:
         compression_level=1,
         use_dictionary=["model_id"],
         write_statistics=SEARCHABLE,
+        write_page_checksum=True,  # all that tells a wrong byte to whom streams them
     )
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow.parquet as pq
-from huggingface_hub import HfApi, hf_hub_download, metadata_load
+from huggingface_hub import HfApi, metadata_load
 
 from datasets_scripts.licenses import (
     OTHER,
@@ -21,6 +21,7 @@ from datasets_scripts.model_facts import find_facts
 from datasets_scripts.schema import ACCEPTED, CARD_FILE, MODELS
 from datasets_scripts.sources import ModelSource
 from hf_wsl.tables import code, plain
+from modeling_wsl.checkpoints.downloads import fetch
 from modeling_wsl.checkpoints.hub import is_hub_id
 
 from .cards import shortened
@@ -113,7 +114,7 @@ def training_licenses(dataset: str, revision: str | None) -> dict[str | None, in
     if not is_hub_id(dataset):
         return {}
     try:
-        card = metadata_load(hf_hub_download(dataset, CARD_FILE, repo_type="dataset", revision=revision)) or {}
+        card = metadata_load(fetch(dataset, CARD_FILE, repo_type="dataset", revision=revision)) or {}
     except Exception as error:  # of the client, without a common class
         logger.warning("%s: the licenses of its models cannot be read (%r)", dataset, error)
         return {}

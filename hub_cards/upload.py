@@ -7,13 +7,13 @@ arrived before a kill is not sent again.
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, get_token
 from huggingface_hub.errors import RepositoryNotFoundError, RevisionNotFoundError
 from huggingface_hub.hf_api import RepoFile
 
 from datasets_scripts.schema import CARD_FILE
+from modeling_wsl.checkpoints.downloads import fetch
 
 from .errors import PublishError, hub_errors
 from .publication import CHANGED, NEW, OUTDATED, UNCHANGED, FileChange, Publication, readable_size
@@ -150,8 +150,8 @@ def look_up(
         files = {entry.path: entry for entry in tree if isinstance(entry, RepoFile)}
         card = None
         if CARD_FILE in files:
-            path = api.hf_hub_download(repo_id, CARD_FILE, repo_type=repo_type, revision=head)
-            card = Path(path).read_bytes().decode("utf-8", errors="replace")
+            path = fetch(repo_id, CARD_FILE, repo_type=repo_type, revision=head, token=api.token)
+            card = path.read_bytes().decode("utf-8", errors="replace")
     return HubRepository(repo_id, repo_type, info.private, revision, True, branch_exists, head, files, card)
 
 

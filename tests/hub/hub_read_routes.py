@@ -6,6 +6,7 @@ from hub_exchange import Exchange, Refusal
 from hub_facts import INFO_FIELDS, facts_of, siblings_with_blobs, with_fields
 from hub_listing import cut_page, in_order, is_wanted, next_link, shown_fields
 from hub_state import Commit, Repository
+from hub_xet import xet_headers
 
 
 TYPES = r"/api/(?P<repo_type>models|datasets|spaces)"
@@ -146,6 +147,8 @@ def send_repository_file(exchange: Exchange, repo_type: str, repo_id: str, revis
         exchange.send_file(file, headers | {"ETag": f'"{file.blob_id(path)}"'})
         return
     headers |= {"X-Linked-ETag": f'"{file.sha256}"', "X-Linked-Size": str(file.size)}
+    if exchange.hub.xet:
+        headers |= xet_headers(exchange, repo_type, repo_id, commit.id, file)
     if exchange.hub.cdn_url is None:
         exchange.send_file(file, headers | {"ETag": f'"{file.sha256}"'})
         return

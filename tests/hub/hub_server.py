@@ -27,6 +27,7 @@ from hub_read_routes import CDN_ROUTES, READ_ROUTES, unquoted
 from hub_state import DEFAULT_ACCOUNTS, Account, Clock, Commit, HubFile, Repository, as_file
 from hub_uploads import UPLOAD_ROUTES
 from hub_write_routes import WRITE_ROUTES
+from hub_xet import XET_ROUTES
 
 
 PAGE_SIZE = 1000  # rows of a listing or a tree in one answer, as in production
@@ -53,7 +54,7 @@ class HubServer(RequestLog):
         self.state_lock = threading.RLock()
         self.uploads = tempfile.TemporaryDirectory(prefix="tests-hub-")
         self.multipart = multipart
-        routes = [*READ_ROUTES, *WRITE_ROUTES, *UPLOAD_ROUTES, *CONTROL_ROUTES]
+        routes = [*READ_ROUTES, *XET_ROUTES, *WRITE_ROUTES, *UPLOAD_ROUTES, *CONTROL_ROUTES]
         self._servers = [self._listen(port, routes, is_cdn=False)]
         self.url = f"http://127.0.0.1:{self._servers[0].server_address[1]}"
         self.cdn_url = None
@@ -76,6 +77,8 @@ class HubServer(RequestLog):
             self.accounts: dict[str, Account] = dict(DEFAULT_ACCOUNTS)
             self.stored: dict[str, HubFile] = {}  # sha256 -> LFS file that was uploaded
             self.page_size = PAGE_SIZE
+            self.xet = False  # LFS files are fetched through Xet by clients that can
+            self.xet_files: dict[str, HubFile] = {}  # hash -> file whose headers were asked for
             self._clock = Clock()
             self._numbers = itertools.count()
             self._facts: dict[tuple, dict[str, Any]] = {}

@@ -5,6 +5,7 @@ import time
 from pathlib import Path
 
 import datasets
+import pyarrow.parquet as pq
 import pytest
 from huggingface_hub.constants import HF_HUB_CACHE
 from pretrain_fixtures import (
@@ -140,6 +141,22 @@ def test_a_file_that_came_with_a_wrong_byte_is_fetched_anew_once(hub, published,
         assert run(words) == 1
         assert "windows/train-00001-of-00003.parquet has other bytes than the Hub states" in capsys.readouterr().err
     assert ordered.fired == times
+
+
+@pytest.mark.parametrize(
+    ("config", "column"), [("windows", "tokens.list.element.list.element"), ("models", "num_tokens")]
+)
+def test_a_wrong_byte_in_what_is_streamed_ends_the_run(hub, folder, tmp_path, capsys, config, column):
+    files = publishable(folder)
+    name = min(name for name in files if name.startswith(f"{config}/train"))
+    data = bytearray((folder / name).read_bytes())
+    group = pq.read_metadata(folder / name).row_group(0)
+    (place,) = (c for c in map(group.column, range(group.num_columns)) if c.path_in_schema == column)
+    data[(place.dictionary_page_offset or place.data_page_offset) + place.total_compressed_size - 1] ^= 1
+    hub.add("org/tokens", files | {name: bytes(data)}, repo_type="dataset")
+    assert run(arguments("org/tokens", tmp_path / "run", **STREAM)) == 1
+    error = capsys.readouterr().err
+    assert "CRC checksum verification failed" in error and "Traceback" not in error
 
 
 def test_a_hub_that_stays_away_ends_the_run_in_one_line(hub, published, tmp_path, monkeypatch, capsys):

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import datasets
 import numpy as np
+from huggingface_hub import HfFileSystem
 from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
 
 from hf_wsl.errors import one_line
+from modeling_wsl.checkpoints.downloads import fetch
+from modeling_wsl.checkpoints.errors import CheckpointError
 from modeling_wsl.checkpoints.hub import hub_problem, is_hub_id
 
 
@@ -42,8 +45,14 @@ def read_dataset(
     try:
         if options:
             return datasets.load_dataset(builder, **options)
-        return datasets.load_dataset(name, subset, revision=revision)
+        source = datasets.load_dataset_builder(name, subset, revision=revision)
+        if not Path(source.cache_dir).exists():  # else the files are not read again
+            _fetch_files(source.config.data_files or {})
+        source.download_and_prepare()
+        return source.as_dataset()
     except Exception as error:  # the libraries that read have no common class of errors
+        if isinstance(error, CheckpointError):
+            raise PublicDatasetError(f"dataset '{name}': {error.reason}. {error.advice}.") from error
         if isinstance(error, datasets.exceptions.DatasetNotFoundError):  # it does not say which of the two
             raise PublicDatasetError(
                 f"{one_line(error)} Check the name and the revision; for a private or gated one `hf auth login`."
@@ -54,6 +63,14 @@ def read_dataset(
         raise PublicDatasetError(
             f"'{name}' cannot be read as {builder}: {one_line(error.__cause__ or error)}"
         ) from error
+
+
+def _fetch_files(data_files: Mapping[str, Iterable[str]]) -> None:
+    """Makes sure of the bytes of files on the Hub, which the library is about to take from the same cache."""
+    for address in {str(file) for files in data_files.values() for file in files}:
+        if address.startswith("hf://"):
+            place = HfFileSystem().resolve_path(address)
+            fetch(place.repo_id, place.path_in_repo, revision=place.revision, repo_type=place.repo_type)
 
 
 def take_split(splits: Mapping[str, datasets.Dataset], name: str, option: str) -> datasets.Dataset:

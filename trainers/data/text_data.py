@@ -19,6 +19,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedToken
 from datasets_scripts.schema import SPLITS
 from hf_wsl.errors import one_line
 from hf_wsl.files import sha256
+from modeling_wsl.checkpoints.hub import verify
 
 from .data_config import TextDataConfig
 from .public_dataset import FixedRows, PublicDatasetError, existing, read_dataset
@@ -26,6 +27,8 @@ from .public_dataset import FixedRows, PublicDatasetError, existing, read_datase
 
 logger = logging.getLogger(__name__)
 END_OF_TEXT = "<|endoftext|>"
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
+TOKENIZER_FILES += ("vocab.json", "merges.txt", "vocab.txt", "tokenizer.model", "spiece.model")
 _LINE, _DOCUMENT, _TOKENS = "line", "document", "input_ids"
 
 
@@ -130,6 +133,8 @@ def train_tokenizer(lines: Iterable[str], config: TextDataConfig) -> PreTrainedT
 
 def _open_tokenizer(name: str) -> PreTrainedTokenizerBase:
     try:
+        for file in TOKENIZER_FILES:
+            verify(name, file, {})
         return AutoTokenizer.from_pretrained(name)
     except (OSError, ValueError) as error:
         raise ValueError(f"tokenizer '{name}' cannot be read: {one_line(error)}") from error

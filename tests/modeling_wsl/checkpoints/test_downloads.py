@@ -120,3 +120,18 @@ def test_a_cache_that_cannot_be_written_to_is_read_and_its_bad_files_are_named(h
     (cache / ".locks" / "models--org--model").write_text("in the way of every lock")
     with pytest.raises(CheckpointError, match="the cache cannot be changed .* Delete .*blobs"):
         open_checkpoint("org/model")
+
+
+@pytest.mark.parametrize("times", [1, 2])
+def test_wrong_bytes_of_xet_are_fetched_again(hub, cache, monkeypatch, times):
+    monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", False)
+    hub.xet = True
+    hub.add(f"org/model{times}", FILES)
+    fault = hub.fault("GET /xorbs/", times=times, corrupt=-1)
+    if times == 1:
+        assert open_checkpoint("org/model1").sha256() == open_checkpoint(STATE).sha256()
+    else:
+        with pytest.raises(CheckpointError, match="model.safetensors has other bytes .* fetched twice"):
+            open_checkpoint("org/model2")
+        assert kept(cache, "model.safetensors") == []
+    assert fault.fired == times and hub.downloaded(f"org/model{times}") == ["config.json"][: 2 - times]

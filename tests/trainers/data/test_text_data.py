@@ -82,6 +82,19 @@ def test_a_dataset_of_the_hub_keeps_its_splits_and_its_documents_get_an_end(hub,
     assert END_OF_TEXT not in text_of(load("org/words"), "train")
 
 
+@pytest.mark.parametrize("times", [1, 2])
+def test_a_file_of_the_hub_with_a_wrong_byte_is_fetched_again_or_refused(hub, tmp_path, times):
+    lines = "".join(f"apple number {i}\n" for i in range(300 + times))
+    hub.add(f"org/text{times}", {"train.txt": lines}, repo_type="dataset")
+    fault = hub.fault("GET .*train.txt", times=times, corrupt=3)
+    if times == 1:
+        assert "apple number 0" in text_of(load("org/text1"), "train")
+    else:
+        with pytest.raises(PublicDatasetError, match="org/text2': train.txt has other bytes than the Hub states"):
+            load("org/text2")
+    assert fault.fired == times
+
+
 def test_text_that_cannot_be_learned_from_is_refused_with_what_to_do(hub, book, tmp_path):
     (tmp_path / "short.txt").write_text("Too short.\n" * 20)
     (tmp_path / "pictures").mkdir()

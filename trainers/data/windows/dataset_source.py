@@ -12,6 +12,7 @@ import datasets
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+import pyarrow.dataset
 from huggingface_hub import HfApi, snapshot_download
 from huggingface_hub.errors import (
     EntryNotFoundError,
@@ -181,7 +182,10 @@ class DatasetSource:
         return fetch(self.name, path, revision=commit or self.revision, repo_type="dataset")
 
     def _hub_builder(self, config: str, **options: object) -> datasets.DatasetBuilder:
-        return datasets.load_dataset_builder(self.name, config, revision=self.revision, **options)
+        checked = pa.dataset.ParquetFragmentScanOptions(page_checksum_verification=True)
+        return datasets.load_dataset_builder(
+            self.name, config, revision=self.revision, fragment_scan_options=checked, **options
+        )
 
     @contextmanager
     def _explained(self) -> Iterator[None]:
