@@ -20,10 +20,12 @@ from transformers.utils import logging
 
 from .architectures import import_timm, is_timm_name
 from .downloads import fetch
-from .errors import CheckpointError, DamagedFileError, read_json, shorten
+from .errors import CheckpointError, DamagedFileError, NoWeightsError, PartOfModelError, read_json, shorten
+from .file_names import is_weight_name
 from .folders import INDEX_SUFFIX, choose_weights, local_subfolder, parse_index
 from .formats import SAFETENSORS_SUFFIXES, SUFFIXES, TORCH_SUFFIXES
 from .order import SIDECAR
+from .parts.layouts import DCP_METADATA, DCP_SUFFIX, layout_of
 
 
 logger = logging.get_logger(__name__)
@@ -84,10 +86,12 @@ def download(
     def get(name: str, at: str | None) -> Path:
         return fetch(repo_id, prefix + name, revision=at, **options)
 
-    weights = choose_weights(source, names)
+    weights, *parts = weight_files(source, names)
     try:
         path = get(weights, revision)  # by its branch, which the cache then knows; the rest at the commit it gave
         commit = path.parents[(prefix + weights).count("/")].name
+        for name in parts:
+            get(name, commit)
         if weights.endswith(INDEX_SUFFIX):
             for shard in parse_index(path, read_json(path, "the index")).shards:
                 if shard not in inside:
@@ -102,6 +106,26 @@ def download(
     except Exception as error:
         raise hub_error(source, revision, error) from error
     return path.parent, commit
+
+
+def weight_files(source: str, names: list[str]) -> list[str]:
+    """The weight file among the names of a folder, and those that are read with it: other parts, data beside it.
+
+    Raises:
+        CheckpointError: as `choose_weights`.
+    """
+    try:
+        chosen = choose_weights(source, names)
+    except (NoWeightsError, PartOfModelError):
+        layout = layout_of(Path(), names)
+        parts = [
+            n for n in names if n == DCP_METADATA or n.endswith(DCP_SUFFIX) or layout != "dcp" and is_weight_name(n)
+        ]
+        if not layout or not parts:
+            raise
+        return parts
+    beside = (f"{chosen}_data", f"{chosen}.data", chosen.removesuffix(".index") + ".data-")  # ONNX, TensorFlow
+    return [chosen, *(name for name in names if name.startswith(beside))]
 
 
 def verify(repo_id: str | PathLike[str], path: str, options: Mapping[str, Any]) -> None:

@@ -163,10 +163,13 @@ def same_bits(tensor: torch.Tensor, other: torch.Tensor) -> bool:
 
 
 def with_version(maker: str) -> str:
-    try:
-        return f"{maker} {metadata.version(maker)}"
-    except (metadata.PackageNotFoundError, ValueError):
-        return maker
+    """The name and version of a package, or the words as they are; `tensorflow` may come as `tensorflow-cpu`."""
+    for name in (maker, *metadata.packages_distributions().get(maker, ())):
+        try:
+            return f"{maker} {metadata.version(name)}"
+        except (metadata.PackageNotFoundError, ValueError):
+            continue
+    return maker
 
 
 def all_cases() -> list[Case]:

@@ -1,9 +1,12 @@
 """Models of the Hub, from a server on loopback: the right files and no others, and errors that say what to do."""
 
 import json
+import shutil
+from pathlib import Path
 
 import pytest
 import torch
+import torch.distributed.checkpoint
 from safetensors.torch import save
 
 from modeling_wsl.checkpoints.checkpoint import CheckpointError, open_checkpoint
@@ -140,3 +143,21 @@ def test_a_truncated_download_is_refused(hub):
     hub.add("org/cut", {"model.safetensors": save(STATE)[:-4]})
     with pytest.raises(CheckpointError, match="its tensors take 220 bytes, 216 are there"):
         open_checkpoint("org/cut")
+
+
+def with_data_beside(folder):
+    made = Path(__file__).parents[2] / "fixtures" / "checkpoints" / "onnx-external" / "files"
+    shutil.copytree(made, folder, dirs_exist_ok=True)
+
+
+def in_distributed_parts(folder):
+    torch.distributed.checkpoint.save(STATE, checkpoint_id=folder, no_dist=True)
+
+
+@pytest.mark.parametrize("write", [with_data_beside, in_distributed_parts])
+def test_files_that_are_read_together_come_together(hub, tmp_path, write):
+    write(tmp_path)
+    files = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    hub.add("org/together", files | {"README.md": README})
+    assert open_checkpoint("org/together").sha256() == open_checkpoint(tmp_path).sha256()
+    assert hub.downloaded("org/together") == sorted(files) and len(files) > 1
