@@ -93,6 +93,7 @@ class AssembledModel:
         near_copy_fingerprint: None for a refused model.
         layer_moments: None for a refused model, and where layers are not normalized.
         record_bytes: size of its record.
+        canonical_sha256: see `ModelRecord`.
     """
 
     index: int
@@ -101,6 +102,7 @@ class AssembledModel:
     near_copy_fingerprint: Mapping[str, Any] | None
     layer_moments: Mapping[str, Sequence[float]] | None
     record_bytes: int
+    canonical_sha256: str | None = None
 
     @property
     def accepted(self) -> bool:
@@ -120,7 +122,11 @@ def read_models(work: WorkFolder, indices: Sequence[int]) -> list[AssembledModel
         del row["manifest"]
         size = work.model_path(index).stat().st_size
         moments = record.layer_moments
-        models.append(AssembledModel(index, record.fingerprint, row, record.near_copy_fingerprint, moments, size))
+        models.append(
+            AssembledModel(
+                index, record.fingerprint, row, record.near_copy_fingerprint, moments, size, record.canonical_sha256
+            )
+        )
     return models
 
 
@@ -142,8 +148,8 @@ def draw_splits(models: Sequence[AssembledModel], draw: Callable[[Sequence[Split
         ]
     )
     items = [
-        SplitItem(r["model_id"], r["owner"], r["weights_sha256"], r["num_tokens"], group)
-        for r, group in zip((m.row for m in accepted), near, strict=True)
+        SplitItem(r["model_id"], r["owner"], r["weights_sha256"], r["num_tokens"], group, model.canonical_sha256)
+        for model, r, group in zip(accepted, (m.row for m in accepted), near, strict=True)
     ]
     splits = list(draw(items))
     for model, copy_of, near_to, split in zip(accepted, duplicate_groups(items), near, splits, strict=True):

@@ -11,6 +11,7 @@ import pyarrow as pa
 from datasets.utils import tqdm  # tqdm.auto that heeds HF_DATASETS_DISABLE_PROGRESS_BARS and disable_progress_bars()
 
 from hf_wsl.workers import one_thread, run_tasks
+from modeling_wsl.checkpoints.canonical import canonical_sha256
 from modeling_wsl.checkpoints.checkpoint import Checkpoint, open_checkpoint
 from modeling_wsl.checkpoints.errors import CheckpointError, NonFiniteWeightsError, NotTokenizableError, shorten
 from modeling_wsl.feature_extraction_wsl import WSLFeatureExtractor
@@ -18,7 +19,7 @@ from modeling_wsl.tokens.layer_normalization import LayerStatistics
 
 from .licenses import is_redistributable
 from .model_facts import HubFacts, ModelFacts, find_facts
-from .near_copies import fingerprint
+from .near_copies import MIN_CLOSE_TENSORS, fingerprint
 from .outcomes import outcome_of
 from .schema import ACCEPTED, REFUSED
 from .sources import ModelSource
@@ -239,7 +240,9 @@ def write_part(checkpoint: Checkpoint, source: ModelSource, config: DatasetConfi
             "manifest": manifest.to_json(),
             "weights_sha256": checkpoint.sha256(),
         }
-        return ModelRecord("", columns, fingerprint(checkpoint), merge_moments(moments) if moments else None)
+        sampled = fingerprint(checkpoint)
+        digest = canonical_sha256(checkpoint) if len(sampled) < MIN_CLOSE_TENSORS else None
+        return ModelRecord("", columns, sampled, merge_moments(moments) if moments else None, digest)
 
 
 def _window_rows(

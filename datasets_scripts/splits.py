@@ -15,13 +15,14 @@ from .tokenize_config import TokenizeError
 
 @dataclass(frozen=True)
 class SplitItem:
-    """A model, by what splits depend on; without an `owner` or `near_copy_group` it stands for itself in that."""
+    """A model, by what splits depend on; without one of what is optional it stands for itself in that."""
 
     model_id: str
     owner: str | None
     weights_sha256: str
     num_tokens: int
     near_copy_group: str | None = None
+    canonical_sha256: str | None = None
 
 
 def duplicate_groups(items: Sequence[SplitItem]) -> list[str]:
@@ -105,6 +106,8 @@ def _groups(items: Sequence[SplitItem], split_by: str) -> list[list[int]]:
         keys = [("weights", item.weights_sha256)]
         if item.near_copy_group is not None:
             keys.append(("near copies", item.near_copy_group))
+        if item.canonical_sha256 is not None:
+            keys.append(("network", item.canonical_sha256))
         if split_by == "owner" and item.owner is not None:
             keys.append(("owner", item.owner))
         for key in keys:

@@ -15,6 +15,7 @@ from transformers.utils import logging
 
 from .backbone.encoding import STREAM_WINDOW, encode_stream
 from .backbone.inference import inference_backbone
+from .checkpoints.canonical import embedding_view
 from .checkpoints.checkpoint import Checkpoint, open_checkpoint
 from .checkpoints.errors import CheckpointError, check_keywords, keywords_of
 from .embedding.model_embedding import SECTIONS, embed_checkpoint
@@ -193,10 +194,11 @@ class WeightEmbeddingPipeline(WeightPipeline):
         if pooling is None and self.model.name_or_path == DEFAULT_BACKBONE:
             pooling = SECTIONS_POOLING
         if pooling == SECTIONS_POOLING:
-            with open_checkpoint(source, **open_options) as checkpoint:
+            with embedding_view(open_checkpoint(source, **open_options)) as checkpoint:
                 sections = embed_checkpoint(checkpoint)
                 return {"sections": sections, "manifest": self.feature_extractor.manifest(checkpoint)}
-        windows = self.feature_extractor.stream(source, window_size=STREAM_WINDOW, **open_options)
+        checkpoint = embedding_view(open_checkpoint(source, **open_options))
+        windows = self.feature_extractor.stream(checkpoint, window_size=STREAM_WINDOW)
         first = next(windows, None)
         if first is None:
             raise no_weights(source if isinstance(source, str | PathLike) else f"<{type(source).__name__}>")

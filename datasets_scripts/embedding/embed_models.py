@@ -19,6 +19,7 @@ from hf_wsl.files import sha256, write_json
 from hf_wsl.options import ConfigError, build
 from hf_wsl.workers import one_thread
 from modeling_wsl import CheckpointError, open_checkpoint
+from modeling_wsl.checkpoints.canonical import embedding_view
 from modeling_wsl.loading import find_backbone
 from modeling_wsl.pipelines import no_weights
 
@@ -100,7 +101,7 @@ def embed_models(
         for done, model in enumerate(models):
             try:
                 options = {} if model.path else {"revision": model.revision}
-                with open_checkpoint(model.location, **options) as checkpoint:
+                with embedding_view(open_checkpoint(model.location, **options)) as checkpoint:
                     manifest = embedder.extractor.manifest(checkpoint)
                     if not manifest.num_tokens:
                         raise no_weights(checkpoint.source)

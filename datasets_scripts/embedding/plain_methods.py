@@ -10,7 +10,9 @@ import torch
 from hf_wsl.workers import one_thread, torch_threads
 from modeling_wsl import CheckpointError, open_checkpoint
 from modeling_wsl.backbone.losses import MIN_STD
+from modeling_wsl.checkpoints.canonical import embedding_view
 from modeling_wsl.checkpoints.checkpoint import Checkpoint
+from modeling_wsl.checkpoints.identity.spelling import plain_names
 from modeling_wsl.embedding.model_embedding import ModelEmbedding, embed_checkpoint
 from modeling_wsl.embedding.pooling import LatentPool
 from modeling_wsl.tokens.manifest import TensorSpec, WeightManifest, split_name
@@ -31,8 +33,10 @@ OUTPUT_LAST = ("kernel", "recurrent_kernel")  # leaf names of Keras, TensorFlow 
 
 
 def tensor_shapes(manifest: WeightManifest) -> dict[str, tuple[int, ...]]:
-    """Name -> shape of every tokenized tensor, in order."""
-    return {spec.name: spec.shape for layer in manifest.layers for spec in layer.tensors}
+    """Plain name -> shape of every tokenized tensor, in order: a wrapper makes no other architecture."""
+    specs = [spec for layer in manifest.layers for spec in layer.tensors]
+    plain = plain_names(spec.name for spec in specs)
+    return {plain[spec.name]: spec.shape for spec in specs}
 
 
 class SameTensors:
@@ -154,7 +158,8 @@ def make_projection(method: str, config: EmbedConfig, models: Iterable[ModelSour
     with one_thread():
         for model in models:
             try:
-                with open_checkpoint(model.location, revision=None if model.path else model.revision) as checkpoint:
+                revision = None if model.path else model.revision
+                with embedding_view(open_checkpoint(model.location, revision=revision)) as checkpoint:
                     for window in extractor.stream(checkpoint):
                         standardized, _, std = standardize(window["tokens"], window["token_mask"])
                         covariance.update(standardized[(std > MIN_STD).squeeze(-1)])  # an even token has no direction

@@ -12,6 +12,7 @@ from transformers.utils import logging
 
 from .architectures import build_named, on_meta, suspicious_entry
 from .errors import CheckpointError, parse_json, read_json, shorten
+from .identity.spelling import plain_names
 
 
 logger = logging.get_logger(__name__)
@@ -114,6 +115,9 @@ def architecture_order(names: Sequence[str], config: Mapping[str, Any]) -> tuple
         return [], f"its architecture cannot be built ({type(error).__name__}: {shorten(error)})"
     if model is None:
         return [], "config.json names no architecture of timm or transformers"
+    if not any(name in places for name in names):  # all under a wrapper's prefix
+        plain = {plain: places[name] for name, plain in plain_names(places).items()}
+        places = {name: plain[short] for name, short in plain_names(names).items() if short in plain}
     known = [name for name in sorted(names, key=natural_key) if name in places]
     if 2 * len(known) < len(names):
         return [], f"only {len(known)} of its {len(names)} tensors are known to {type(model).__name__}"

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
+from ..checkpoints.canonical import embedding_view
 from ..checkpoints.checkpoint import Checkpoint, open_checkpoint
 from ..checkpoints.errors import NotTokenizableError
 from .fingerprints import SIZE, Position, Probe
@@ -55,7 +56,7 @@ def embed_model(source: Any, *, size: int = SIZE, **open_options: Any) -> ModelE
     Raises:
         CheckpointError: the source cannot be read safely, or holds no matrix.
     """
-    with open_checkpoint(source, **open_options) as checkpoint:
+    with embedding_view(open_checkpoint(source, **open_options)) as checkpoint:
         return embed_checkpoint(checkpoint, size=size)
 
 

@@ -119,4 +119,4 @@ def _turned(read) -> torch.Tensor:
         turn = bool(matrix.double().triu(1).sum() < matrix.double().tril(-1).sum())
     else:
         turn = rows < columns
-    return matrix.T if turn else matrix
+    return matrix.T.contiguous() if turn else matrix  # sums over other strides round otherwise
