@@ -180,6 +180,7 @@ class PriorOptions:
     dataset_revision: str | None = option(None, "Branch, tag or commit of a dataset on the Hub.")
     max_tokens: int = option(1_000_000, "Tokens to fit on, about.")
     batch_size: int = option(8, "Windows per forward pass.")
+    precision: str = option("auto", PRECISION_HELP, PRECISIONS)
 
 
 def prior(options: PriorOptions) -> Iterator[str]:
@@ -192,6 +193,7 @@ def prior(options: PriorOptions) -> Iterator[str]:
         dataset_revision=options.dataset_revision,
         max_tokens=options.max_tokens,
         batch_size=options.batch_size,
+        precision=options.precision,
     )
     yield f"{options.backbone / PRIOR_FILE}: fitted on {fitted.num_tokens:,} tokens"
 

@@ -94,7 +94,7 @@ def encode_stream(
             `WSLFeatureExtractor.stream` yields.
         num_tokens: of all pieces together.
         window_size, halo: see `HaloedWindows`.
-        batch_size: rows per forward pass, at most. In bfloat16 on a CPU each of torch's threads has a pass of its own.
+        batch_size: rows per forward pass, at most. On a CPU each of torch's threads has a pass of its own.
         autocast_dtype: run the backbone under autocast to this type ("bfloat16").
         progress: show a progress bar, unless transformers' switch turns them off.
         features: give what embeddings pool (`WSLModel.token_features`) instead of what `decode_haloed` takes. The two
@@ -108,9 +108,15 @@ def encode_stream(
         ValueError: the pieces hold more or fewer than `num_tokens` tokens.
     """
     if not (features or model.code.in_context):
+        workers = min(torch.get_num_threads(), -(-num_tokens // window_size))
+
+        def encode_alone(window: tuple[int, dict[str, Tensor]]) -> tuple[int, Tensor]:
+            start, fields = window
+            return start, model.encode(**{name: value[None] for name, value in fields.items()})[0].float().cpu()
+
         with _progress_bar(num_tokens, "Encoding", progress, unit="token") as bar:
-            for start, fields in cut_windows(chunks, num_tokens, window_size):
-                latents = model.encode(**{name: value[None] for name, value in fields.items()})[0].float().cpu()
+            windows = cut_windows(chunks, num_tokens, window_size)
+            for start, latents in run_in_order(encode_alone, windows, workers, threads=1):
                 yield start, latents
                 bar.update(len(latents))
         return

@@ -106,15 +106,16 @@ def _cast(parameter: nn.Parameter, dtype: torch.dtype) -> nn.Parameter:
 
 
 def num_workers(model: PreTrainedModel, num_rows: int) -> int:
-    """Batches to be run at a time: one, unless the model is in bfloat16 on the CPU."""
-    return min(torch.get_num_threads(), num_rows) if _is_cached(model) else 1
+    """Batches to be run at a time: one, unless the model is on the CPU."""
+    return min(torch.get_num_threads(), num_rows) if model.device.type == "cpu" else 1
 
 
 def rows_per_pass(model: PreTrainedModel, row_length: int, batch_size: int) -> int:
-    """Rows that a batch holds at most: `batch_size`, or of a model in bfloat16 on the CPU what stays in the cache."""
-    if not _is_cached(model):
+    """Rows that a batch holds at most: `batch_size`, or of a model on the CPU what stays in the cache."""
+    if model.device.type != "cpu":
         return batch_size
-    return max(1, min(batch_size, CACHED_BYTES // (2 * model.config.intermediate_size * row_length)))
+    widest = model.dtype.itemsize * model.config.intermediate_size * max(row_length, 1)
+    return max(1, min(batch_size, CACHED_BYTES // widest))
 
 
 def batch_sizes(num_rows: int, batch_size: int, workers: int) -> list[int]:
@@ -126,12 +127,18 @@ def batch_sizes(num_rows: int, batch_size: int, workers: int) -> list[int]:
     return [num_rows // count + (index < num_rows % count) for index in range(count)]
 
 
-def run_in_order(function: Callable[[Any], Any], batches: Iterable[Any], workers: int) -> Iterator[Any]:
-    """`map(function, batches)`, up to `workers` calls at a time; at most one more batch is held than are worked on."""
-    if workers <= 1:
+def run_in_order(
+    function: Callable[[Any], Any], batches: Iterable[Any], workers: int, threads: int | None = None
+) -> Iterator[Any]:
+    """`map(function, batches)`, up to `workers` calls at a time; at most one more batch is held than are worked on.
+
+    Each has `threads` of torch's; None: its share of them.
+    """
+    threads = max(1, torch.get_num_threads() // max(workers, 1)) if threads is None else threads
+    if workers <= 1 and threads == torch.get_num_threads():
         yield from map(function, batches)
         return
-    with _single_threaded(workers) as pool:
+    with _pool(workers, threads) as pool:
         waiting: deque[Future] = deque()
         for batch in batches:
             waiting.append(pool.submit(function, batch))
@@ -141,19 +148,13 @@ def run_in_order(function: Callable[[Any], Any], batches: Iterable[Any], workers
             yield waiting.popleft().result()
 
 
-def _is_cached(model: PreTrainedModel) -> bool:
-    return model.device.type == "cpu" and model.dtype == torch.bfloat16
-
-
 @contextmanager
-def _single_threaded(workers: int) -> Iterator[ThreadPoolExecutor]:
-    """Threads that share torch's threads among them."""
-    threads = torch.get_num_threads()
-    pool = ThreadPoolExecutor(
-        workers, "windows", initializer=torch.set_num_threads, initargs=(max(1, threads // workers),)
-    )
+def _pool(workers: int, threads: int) -> Iterator[ThreadPoolExecutor]:
+    """Workers with so many of torch's threads each."""
+    before = torch.get_num_threads()
+    pool = ThreadPoolExecutor(workers, "windows", initializer=torch.set_num_threads, initargs=(threads,))
     try:
         yield pool
     finally:
         pool.shutdown(cancel_futures=True)
-        torch.set_num_threads(threads)  # each thread has its own number, but new ones take over the last that was set
+        torch.set_num_threads(before)  # each thread has its own number, but new ones take over the last that was set

@@ -8,12 +8,13 @@ import torch
 
 _SECONDS = 0.02  # for the products of one dtype, about
 _ROUNDS = 3
+_CLEAR = 1.5  # one round is enough where the slower one takes this many times as long
 # bfloat16 must win by this much: around the products autocast also casts, which float32 needs not.
 _MARGIN = 0.95
 
 
 @functools.lru_cache
-def choose_precision(device: str, width: int, rows: int = 2048) -> tuple[str, dict[str, float]]:
+def choose_precision(device: str, width: int, rows: int = 512) -> tuple[str, dict[str, float]]:
     """Times one product of a backbone's own size, tokens times the up projection of a block, in both arithmetics.
 
     Autocast to bfloat16 halves or quarters the time where a machine has matrix units for it, and doubles it on a CPU
@@ -22,7 +23,7 @@ def choose_precision(device: str, width: int, rows: int = 2048) -> tuple[str, di
     Args:
         device: of torch, "cpu" or "cuda" for example.
         width: `hidden_size` of the backbone.
-        rows: tokens at a time; more than some thousand change nothing.
+        rows: tokens at a time.
 
     Returns:
         "float32" or "bfloat16", whichever is faster, and the seconds of a product by name. Where the device has no
@@ -52,6 +53,8 @@ def choose_precision(device: str, width: int, rows: int = 2048) -> tuple[str, di
                     left @ right
                 _wait(device)
                 seconds[name] = min(seconds[name], (time.perf_counter() - began) / repeats)
+            if max(seconds.values()) > _CLEAR * min(seconds.values()):
+                break
     except (RuntimeError, NotImplementedError):
         return "float32", {}
     faster = "bfloat16" if seconds["bfloat16"] < _MARGIN * seconds["float32"] else "float32"

@@ -188,7 +188,7 @@ def best_layout(piece: Piece, budget: int, widths: Sequence[int] | None = None) 
     if energy == 0 or not math.isfinite(energy):
         return None
     scaled = (scaled / energy**0.5).float()
-    energy_before = [0.0, *scaled.double().square().cumsum(0).tolist()]
+    energy_before = scaled.double().square().cumsum(0)  # of the weights up to and with each
     guesses: list[tuple[float, int, Layout, int, torch.Tensor]] = []  # the best ones, ascending
     length = len(scaled)
     for width in piece.widths if widths is None else widths:
@@ -196,8 +196,10 @@ def best_layout(piece: Piece, budget: int, widths: Sequence[int] | None = None) 
             break
         layout = Layout.of(length, piece.offset, width)
         rank = layout.largest_rank(budget) if layout.rows >= 2 else -1
-        trace = energy_before[layout.last] - energy_before[layout.first]
-        if rank < 0 or trace <= 0:
+        if rank < 0:
+            continue
+        trace = energy_before[layout.last - 1].item() - (energy_before[layout.first - 1].item() if layout.first else 0)
+        if trace <= 0:
             continue
         gram, short = layout.gram(layout.matrix(scaled)), layout.short
         flat = gram.view(-1)
@@ -334,6 +336,7 @@ def allocate(pieces: Sequence[Piece], spectra: Sequence[Spectrum | None], budget
 
 def _choices(piece: Piece, spectrum: Spectrum | None) -> list[tuple[int, float, int | None]]:
     """(numbers, error, rank) of all that a piece may be given, numbers ascending."""
+    length = len(piece)
     points: list[tuple[int, float, int | None]] = [(0, piece.energy, -1)]
     if spectrum is not None:
         layout = spectrum.layout
@@ -341,9 +344,9 @@ def _choices(piece: Piece, spectrum: Spectrum | None) -> list[tuple[int, float, 
         points += [
             (count, error, rank)
             for rank, (count, error) in enumerate(zip(numbers, spectrum.error.tolist(), strict=True))
-            if rank > 0 and count < len(piece)
+            if rank > 0 and count < length
         ]
-    points.append((len(piece), 0.0, None))
+    points.append((length, 0.0, None))
     return points
 
 

@@ -18,7 +18,8 @@ The sequence, filled up with zeros to [tokens, latent_size]:
 It says itself where a window ends, so that the latents of a model may be decoded together.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial, wraps
 from typing import Any
@@ -26,6 +27,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
+from ..backbone.inference import run_in_order
 from ..backbone.losses import masked_moments
 from ..backbone.positions import default_positions
 from ..backbone.window_inputs import attendable_tokens, check_inputs
@@ -107,12 +109,19 @@ class MatrixCode(WindowCode):
         fields = [tokens, token_mask, positions.expand(len(tokens), -1, -1), attended, row_sizes]
         fields = [None if field is None else field.cpu() for field in fields]
         latents = torch.zeros(*tokens.shape[:2], self.config.latent_size, dtype=torch.float32, device="cpu")
-        for row, out in enumerate(latents):
+
+        def encode_row(row: int) -> tuple[int, Any, torch.Tensor]:
             window, mask, places, kept, sizes = (None if field is None else field[row] for field in fields)
             kept = slice(None) if kept is None else kept.bool().nonzero().squeeze(1)
-            parts = (None if part is None else part[kept] for part in (window, mask, places))
-            if len(window[kept]):
-                out[kept] = encode_window(*parts, self.config.latent_size, None if sizes is None else sizes[kept])
+            window, mask, places, sizes = (
+                None if part is None else part[kept] for part in (window, mask, places, sizes)
+            )
+            empty = latents.new_zeros(0, latents.shape[-1])
+            numbers = encode_window(window, mask, places, latents.shape[-1], sizes) if len(window) else empty
+            return row, kept, numbers
+
+        for row, kept, numbers in _in_parallel(encode_row, range(len(latents))):
+            latents[row, kept] = numbers
         return latents.to(tokens.device)
 
     def decode(
@@ -294,10 +303,18 @@ def _on_its_own(function: Callable) -> Callable:
     @torch.compiler.disable
     @wraps(function)
     def run(*args, **kwargs):
-        with torch.no_grad(), torch.autocast("cpu", enabled=False), torch.device("cpu"):
+        # A default device is a mode that every call of torch goes through in Python: only where another one is set.
+        on_cpu = nullcontext() if torch.get_default_device().type == "cpu" else torch.device("cpu")
+        with torch.no_grad(), torch.autocast("cpu", enabled=False), on_cpu:
             return function(*args, **kwargs)
 
     return run
+
+
+def _in_parallel(function: Callable[[Any], Any], windows: Iterable[Any]) -> Iterator[Any]:
+    """`map(function, windows)` on torch's threads, one a window: for matrices of this size several would mostly wait
+    for each other, and the last digits would depend on how many there are."""
+    return run_in_order(function, windows, torch.get_num_threads(), threads=1)
 
 
 @_on_its_own
@@ -373,11 +390,15 @@ def decode_windows(latents: torch.Tensor, token_size: int) -> tuple[torch.Tensor
     """
     tokens = torch.zeros(len(latents), token_size, dtype=torch.float32)
     token_mask = torch.zeros(tokens.shape, dtype=torch.bool)
-    for start, _, pieces in read_windows(latents, token_size):
-        for piece in pieces:
-            count = -(-piece.length // token_size)
-            tokens[start : start + count].view(-1)[: piece.length] = piece.weights()
-            token_mask[start : start + count].view(-1)[: piece.length] = True
+
+    def weights_of(window: tuple[int, int, list[CodedPiece]]) -> tuple[int, list[torch.Tensor]]:
+        return window[0], [piece.weights() for piece in window[2]]
+
+    for start, weights in _in_parallel(weights_of, read_windows(latents, token_size)):
+        for values in weights:
+            count = -(-len(values) // token_size)
+            tokens[start : start + count].view(-1)[: len(values)] = values
+            token_mask[start : start + count].view(-1)[: len(values)] = True
             start += count
     return tokens, token_mask
 
@@ -390,11 +411,15 @@ def noise_scale(latents: torch.Tensor, token_size: int) -> torch.Tensor:
     ranks and indices get none, nor do the zeros that fill a window up.
     """
     scale = torch.zeros(latents.shape, dtype=torch.float32)
-    for start, stop, pieces in read_windows(latents, token_size):
+
+    def scales_of(window: tuple[int, int, list[CodedPiece]]) -> tuple[int, int, list[tuple[int, torch.Tensor]]]:
+        start, stop, pieces = window
+        return start, stop, [(piece.first_number, piece.noise_scale()) for piece in pieces]
+
+    for start, stop, scales in _in_parallel(scales_of, read_windows(latents, token_size)):
         flat = scale[start:stop].view(-1)
-        for piece in pieces:
-            values = piece.noise_scale()
-            flat[piece.first_number : piece.first_number + len(values)] = values
+        for first, values in scales:
+            flat[first : first + len(values)] = values
     return scale
 
 

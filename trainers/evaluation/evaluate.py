@@ -148,7 +148,14 @@ class EvaluationOpener:
             plan=plan,
             latent_size=latent_size,
             generate=backbone_generator(
-                name, config.target, config.anchors, finetuning.use_cpu, commit, stem=config.stem, **options
+                name,
+                config.target,
+                config.anchors,
+                finetuning.use_cpu,
+                commit,
+                stem=config.stem,
+                precision=config.precision,
+                **options,
             ),
             task=IMAGE_CLASSIFICATION if images else CAUSAL_LANGUAGE_MODELING,
             splits=splits,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from hf_wsl.options import ConfigError, build, nearest, option
+from hf_wsl.options import PRECISION_HELP, PRECISIONS, ConfigError, build, nearest, option
 
 from ..data.data_config import DATA, ImageDataConfig, TextDataConfig
 from ..finetuning.finetune_options import FinetuneOptions
@@ -69,6 +69,7 @@ class EvaluateConfig:
     num_kept: int | None = option(None, "best draws of a seed that are kept; none: 1 for init, 10 for few-shot")
     bandwidth: float = option(0.2, "of the kernel density on the anchors' latents")
     noise: str = option("shared", "one draw of noise for all tokens, or one for each", ("shared", "independent"))
+    precision: str = option("auto", PRECISION_HELP, PRECISIONS)
     bootstrap_rounds: int = option(0, "few-shot: rounds of the arm 'bootstrapped'; 0: no such arm")
     interpolation_points: int = option(0, "few-shot: points of the arm 'interpolated'; 0: no such arm")
     batch_norm_images: int = option(512, "training images that batch-norm statistics are estimated on")

@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from tqdm.auto import tqdm
+from transformers import PreTrainedModel
 from transformers.utils.logging import is_progress_bar_enabled
 
 from datasets_scripts.schema import TRAIN
 from modeling_wsl.backbone.encoding import encode_stream
+from modeling_wsl.backbone.inference import inference_backbone
 from modeling_wsl.generation.generate import EXTRACTOR_SETTINGS
 from modeling_wsl.generation.latent_prior import WEIGHTS_FACT, LatentPrior, weights_fingerprint
 from modeling_wsl.loading import load_pipeline
-from modeling_wsl.pipelines import WeightEmbeddingPipeline
 from modeling_wsl.tokens.manifest import WeightManifest
 
 from ..data.windows.dataset_source import DatasetSource
@@ -33,6 +35,7 @@ def fit_and_save_prior(
     dataset_revision: str | None = None,
     max_tokens: int = MAX_TOKENS,
     batch_size: int = 8,
+    precision: str = "auto",
     device: torch.device | str | None = None,
     progress: bool = True,
 ) -> LatentPrior:
@@ -46,6 +49,7 @@ def fit_and_save_prior(
         dataset_revision: branch, tag or commit of a dataset on the Hub.
         max_tokens: tokens to fit on, about: windows evenly spaced over the split, whole ones.
         batch_size: windows per forward pass of the backbone.
+        precision: its arithmetic, see `inference_backbone`.
         device: that the backbone runs on; None: the pipeline's choice.
         progress: show a progress bar, unless transformers' switch turns them off.
 
@@ -82,22 +86,24 @@ def fit_and_save_prior(
     hidden = not progress or not is_progress_bar_enabled()
     tokens = int(table.num_tokens[chosen].sum())
     with tqdm(total=tokens, desc="Fitting the prior", unit="token", disable=hidden) as bar:
-        parts = _encoded(embedder, table, source.manifests(), chosen, batch_size, bar)
+        model, dtype = inference_backbone(embedder.model, precision=precision)
+        options = {"batch_size": batch_size, "autocast_dtype": dtype}
+        parts = _encoded(model, table, source.manifests(), chosen, options, bar)
         prior = LatentPrior.fit(parts, embedder.model.config.token_standardization, facts)
     prior.save_pretrained(folder)
     return prior
 
 
 def _encoded(
-    embedder: WeightEmbeddingPipeline,
+    model: PreTrainedModel,
     table: WindowTable,
     manifests: dict[str, str | None],
     rows: np.ndarray,
-    batch_size: int,
+    options: Mapping[str, Any],
     bar: tqdm,
 ) -> Iterator[tuple[WeightManifest, int, torch.Tensor]]:
     """(manifest of the model, index of the first token, latents `[n, latent_size]`) of one window after the other."""
-    model, current, manifest = embedder.model, None, None
+    current, manifest = None, None
     for row in rows.tolist():
         model_id = table.model_id(row)
         if model_id != current:
@@ -115,7 +121,8 @@ def _encoded(
             "token_mask": manifest.token_mask(start, stop),
             "positions": manifest.positions(start, stop),
         }
-        options = {"window_size": model.config.window_size, "batch_size": batch_size}
-        for first, latents in encode_stream(model, [chunk], len(tokens), **options):
+        for first, latents in encode_stream(
+            model, [chunk], len(tokens), window_size=model.config.window_size, **options
+        ):
             yield manifest, start + first, latents
         bar.update(len(tokens))

@@ -9,6 +9,7 @@ import torch
 from transformers import AutoModel
 
 from modeling_wsl import WSLConfig, WSLFeatureExtractor, WSLForPreTraining, WSLModel
+from modeling_wsl.codes import matrix
 from modeling_wsl.codes.matrix import MatrixCodeError, decode_windows, encode_window, noise_scale
 from modeling_wsl.remote_code import code_files
 
@@ -60,6 +61,21 @@ def test_latents_are_the_code_of_each_window_and_decode_reads_it():
     assert torch.equal(mask, batch["token_mask"])
     assert torch.equal(tokens[1], decode_windows(latents[1], 16)[0])
     assert not torch.allclose(model.decode(latents, batch["positions"]), tokens)  # corrected
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_every_window_has_a_thread_of_its_own_and_the_same_numbers_on_any_number_of_them(monkeypatch, threads):
+    batch, before, seen = windows(), torch.get_num_threads(), set()
+    expected = torch.stack([encode_window(*window_of(batch, row), 10) for row in range(2)])
+    original = matrix.best_spectrum
+    monkeypatch.setattr(matrix, "best_spectrum", lambda *piece: seen.add(torch.get_num_threads()) or original(*piece))
+    torch.set_num_threads(threads)
+    try:
+        latents = WSLModel(config()).encode(**{name: value[:2] for name, value in batch.items()})
+        assert torch.get_num_threads() == threads
+    finally:
+        torch.set_num_threads(before)
+    assert torch.equal(latents, expected) and seen == {1}
 
 
 def test_an_untrained_model_gives_what_the_factors_give():

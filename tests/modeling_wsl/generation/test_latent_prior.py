@@ -293,7 +293,10 @@ def test_the_command_fits_on_a_dataset_and_the_pipeline_then_needs_no_anchor(dat
     assert models[0].provenance["method"] == "prior"
     assert models[0].provenance["prior"]["dataset"] == "tokens"  # the folder's name, not where it lies
     first = (backbone / PRIOR_FILE).read_bytes()
-    fit_and_save_prior(backbone, str(dataset), max_tokens=2000, device="cpu", progress=False)
+    options = {"max_tokens": 2000, "device": "cpu", "progress": False}
+    fit_and_save_prior(backbone, str(dataset), precision="bfloat16", **options)
+    assert (backbone / PRIOR_FILE).read_bytes() != first
+    fit_and_save_prior(backbone, str(dataset), **options)
     assert (backbone / PRIOR_FILE).read_bytes() == first
     arguments = [backbone, "test_vit", "--output_dir", str(tmp_path / "drawn"), "--num-classes", "3"]
     result = hf_wsl("generate", *arguments)

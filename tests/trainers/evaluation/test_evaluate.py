@@ -108,6 +108,13 @@ def test_seeds_draw_anew_and_the_best_draw_is_kept(init):
     assert first["score"] == pytest.approx(max(scores))
 
 
+def test_draws_are_computed_in_the_precision_that_is_asked_for(init):
+    for precision, computed_in in (("auto", "float32"), ("bfloat16", "bfloat16")):  # weights stored in float32
+        comparison = opened(replace(init[0], precision=precision)).open()
+        (model,) = comparison.draw([0], 1000, num_samples=1, num_candidates=None, rank=None)
+        assert model.provenance["computed_in"] == computed_in
+
+
 def test_draws_are_ranked_on_other_examples_than_those_that_are_reported(init):
     comparison = opened(init[0]).open()
     ranked, reported = set(comparison.ranking_examples.indices), set(comparison.validation_examples.indices)
