@@ -17,7 +17,7 @@ TensorReader = Callable[[TensorSpec], torch.Tensor]
 
 
 def read_tokens(out: torch.Tensor, block: Block, start: int, stop: int, read: TensorReader) -> None:
-    """Fills `out` with tokens `[start, stop)` of a block, padding included.
+    """Fills `out` with tokens `[start, stop)` of a block, padding included; reads only the tensors that they hold.
 
     Args:
         out: contiguous `[stop - start, d_t]`; overwritten.
@@ -25,18 +25,21 @@ def read_tokens(out: torch.Tensor, block: Block, start: int, stop: int, read: Te
         start, stop: token indices within the block.
         read: see `TensorReader`.
     """
-    matrices = [read(spec).reshape(block.rows, -1) for spec in block.tensors]  # each [rows, width]
+    matrices: dict[str, torch.Tensor] = {}  # each [rows, width]
     token_size = out.shape[1]
     for first, last, row, rows, columns in _pieces(block, start, stop, token_size):
         piece = out[first - start : last - start].view(rows, -1)  # [rows, columns of these tokens]
         end = min(columns + piece.shape[1], block.row_entries)
         piece[:, end - columns :] = 0
         left = 0  # first column of the matrix at hand
-        for matrix in matrices:
-            a, b = max(columns, left), min(end, left + matrix.shape[1])
+        for spec in block.tensors:
+            width = spec.numel // block.rows
+            a, b = max(columns, left), min(end, left + width)
             if a < b:
-                piece[:, a - columns : b - columns].copy_(matrix[row : row + rows, a - left : b - left])
-            left += matrix.shape[1]
+                if spec.name not in matrices:
+                    matrices[spec.name] = read(spec).reshape(block.rows, -1)
+                piece[:, a - columns : b - columns].copy_(matrices[spec.name][row : row + rows, a - left : b - left])
+            left += width
 
 
 def write_tokens(tokens: torch.Tensor, block: Block) -> dict[str, torch.Tensor]:

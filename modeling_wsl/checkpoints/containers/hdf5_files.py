@@ -30,7 +30,7 @@ from .container import (
 
 WEIGHTS = "model.weights.h5"  # in a .keras archive
 OWN_FILTERS = (1, 2, 3, 32000)  # gzip, shuffle, fletcher32, lzf: h5py has them; others load a plugin
-MAX_DEPTH = 64
+MAX_DEPTH, MAX_GROUPS = 64, 100_000
 MAX_EXPANSION, MAX_EXPANDED_BYTES = 1100, 1 << 26  # gzip packs 1030 to 1 at best
 NOT_WEIGHTS = ("optimizer", "optimizer_weights", "metrics", "_metrics", "loss")
 DAMAGED = "The file is damaged or forged; fetch or write it again"
@@ -169,8 +169,10 @@ def walk(h5py: Any, path: Path, group: Any, prefix: str, seen: set[int]) -> Iter
         CheckpointError: a link that is not a plain one leads elsewhere; groups contain each other or nest too deeply.
     """
     address = h5py.h5o.get_info(group.id).addr
-    if address in seen or prefix.count("/") > MAX_DEPTH:
-        raise CheckpointError(path, f"its group {shorten(prefix)} is linked twice, or nested too deeply", DAMAGED)
+    if address in seen or prefix.count("/") > MAX_DEPTH or len(seen) + len(group) > MAX_GROUPS:
+        raise CheckpointError(
+            path, f"its group {shorten(prefix)} is linked twice, nested too deeply or too large", DAMAGED
+        )
     seen.add(address)
     for name in group:
         if not prefix and name in NOT_WEIGHTS:

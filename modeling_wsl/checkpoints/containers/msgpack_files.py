@@ -19,7 +19,7 @@ from .container import Contents, StoredArray, array_contents, mapped_tensor, opt
 
 NDARRAY, SCALAR = 1, 3  # extension types of flax.serialization
 CHUNKED = "__msgpack_chunked_array__"  # above 1 GiB: a mapping of a shape and flat chunks
-MAX_DEPTH, MAX_DIMENSIONS = 64, 64
+MAX_DEPTH, MAX_DIMENSIONS, MAX_LEAVES = 64, 64, 1_000_000
 NOT_WEIGHTS = ("opt_state", "optimizer", "tx", "ema_opt_state")
 DAMAGED = "The file is damaged or forged; fetch or write it again"
 
@@ -51,6 +51,8 @@ def msgpack_contents(path: Path, key: str | None) -> Contents:
         unpacker = msgpack.Unpacker(stream, max_buffer_size=max(limit, 1 << 20), max_ext_len=limit, raw=False)
         for names, value in leaves(msgpack, unpacker, data, ()):
             top[names] = value
+            if len(top) > MAX_LEAVES:
+                raise ValueError(f"more than {MAX_LEAVES:,} entries")
     arrays: dict[str, Entries] = {}
     chunked = {names[:-1] for names in top if names[-1:] == (CHUNKED,)}
     training = {names[0] for names in top if names and names[0] in NOT_WEIGHTS}

@@ -157,9 +157,13 @@ def table(data: bytes) -> Iterator[tuple[bytes, bytes]]:
         _, at = varint(data, at)
     offset, at = varint(data, at)
     size, at = varint(data, at)
+    reached = 0
     for _, handle in block(data, offset, size):
         offset, at = varint(handle, 0)
         size, _ = varint(handle, at)
+        if offset < reached:
+            raise ValueError("its blocks overlap")
+        reached = offset + size
         yield from block(data, offset, size)
 
 
