@@ -14,6 +14,7 @@ from modeling_wsl.checkpoints.errors import CheckpointError, read_json
 from modeling_wsl.checkpoints.folders import survey
 from modeling_wsl.checkpoints.hub import is_hub_id
 
+from .populations import MATRIX, MATRIX_ROW, is_matrix_zoo, matrix_rows, properties_of, table_models
 from .tokenize_config import TokenizeError
 
 
@@ -37,6 +38,7 @@ class ModelSource:
         label: as the user would name it again; no folder outside of what was named shows in it.
         revision: of a Hub id; None is the newest.
         facts: columns of the config `models` that a list of models gave (`license`, `family`, ...).
+        properties: what the zoo that it is of tells of it (`test_acc`, `member`, `epoch`, ...; see `populations.py`).
     """
 
     model_id: str
@@ -44,11 +46,12 @@ class ModelSource:
     label: str
     revision: str | None = None
     facts: Mapping[str, Any] = field(default_factory=dict)
+    properties: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def path(self) -> Path | None:
         """The file or folder; None for a model on the Hub."""
-        path = Path(self.location)
+        path = Path(MATRIX_ROW.sub("", self.location))
         return path if path.is_absolute() else None
 
     def fingerprint(self) -> str:
@@ -123,14 +126,18 @@ def _expand(source: str, base: Path, facts: dict[str, Any]) -> list[ModelSource]
     path = Path(os.path.abspath(base / Path(source).expanduser()))
     path = path / ZOO_MODELS if zoo_folder(path) else path
     if path.is_dir():
-        models = [_local_model(p, path, facts) for p in _models_below(path, path, set())]
+        models = [model for p in _models_below(path, path, set()) for model in _local_models(p, path, facts)]
         if not models:
             raise TokenizeError(f"{source}: this folder holds no model: no weight file at any depth, no config.json.")
         return models
     if path.is_file():
         if path.suffix in LIST_SUFFIXES:
             return [m for entry, more in _read_list(path) for m in _expand(entry, path.parent, {**facts, **more})]
-        return [_local_model(path, path.parent, facts)]
+        if (listed := table_models(path)) is not None:
+            return [
+                replace(m, properties=known) for name, known in listed for m in _expand(name, path.parent, {**facts})
+            ]
+        return _local_models(path, path.parent, facts)
     repository, _, revision = source.partition("@")
     if is_hub_id(repository):
         model_id, revision = facts.pop("model_id", repository), facts.pop("revision", revision or None)
@@ -150,6 +157,8 @@ def _models_below(folder: Path, root: Path, seen: set[str]) -> list[Path]:
         logger.info("%s: passed over, %s", inside, "seen by another name" if real in seen else "too deep")
         return []
     seen.add(real)
+    if is_matrix_zoo(folder):
+        return [folder]
     try:
         there = survey(folder)
     except OSError as error:
@@ -162,6 +171,24 @@ def _models_below(folder: Path, root: Path, seen: set[str]) -> list[Path]:
         path = folder / name
         models += _models_below(path, root, seen) if name in there.folders else [path]
     return models
+
+
+def _local_models(path: Path, root: Path, facts: dict[str, Any]) -> list[ModelSource]:
+    """A file or folder as the model that it is; the folder of a matrix as the models that are its rows."""
+    if not (path.is_dir() and is_matrix_zoo(path)):
+        return [replace(_local_model(path, root, facts), properties=properties_of(path))]
+    zoo = _local_model(path, root, facts)
+    above = "" if path == root else f"{zoo.model_id}/"
+    return [
+        replace(
+            zoo,
+            model_id=f"{above}{row}",
+            location=f"{path / MATRIX}#{row}",
+            label=f"{zoo.label}/{MATRIX}#{row}",
+            properties=known,
+        )
+        for row, known in enumerate(matrix_rows(path))
+    ]
 
 
 def _local_model(path: Path, root: Path, facts: dict[str, Any]) -> ModelSource:

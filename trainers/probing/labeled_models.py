@@ -139,7 +139,8 @@ def read_properties(table: str, sources: Sequence[str], models: Sequence[ModelSo
 
     Args:
         table: Parquet, CSV, JSON or JSON lines with a column `model_id` or `id`, or a zoo's folder. Empty: the
-            models' own `properties.json` and `model.json`, and an `index.json` in a source that is a folder of models.
+            models' own `properties.json` and `model.json`, an `index.json` in a source that is a folder of models, and
+            the tables of a zoo of other researchers (see `datasets_scripts/populations.py`).
         sources: where the models are from.
         models: what they were expanded to.
 
@@ -245,7 +246,7 @@ def _own_record(model: ModelSource) -> dict[str, Any]:
     for path in [folder / name for name in OWN_FILES] if folder is not None and folder.is_dir() else []:
         content = read_json(path, path.name) if path.is_file() else {}
         record |= _columns(content) if isinstance(content, dict) else {}
-    return {**record, **model.facts}
+    return {**record, **model.properties, **model.facts}
 
 
 def _columns(record: Mapping[str, Any]) -> dict[str, Any]:
