@@ -24,7 +24,7 @@ from .file_names import is_index
 from .folders import find_shard, parse_index, refuse_json
 from .formats import identify
 from .parts.joining import parts_contents
-from .state_dicts import find_state_dict, split_aliases
+from .state_dicts import find_state_dict, list_beside, split_aliases
 
 
 class Framework(NamedTuple):
@@ -48,10 +48,11 @@ FRAMEWORKS = {
 
 def memory_contents(name: str, content: Mapping[str, Any], key: str | None) -> Contents:
     """Contents of a state dict, or of a training checkpoint already in memory (or unpickled from a file)."""
-    found_at, tensors = find_state_dict(name, content, key)
+    path, tensors = find_state_dict(name, content, key)
     _, owners = split_aliases(tensors)
     specs = {name: TensorSpec.of(name, tensor) for name, tensor in tensors.items()}
-    return Contents(specs, tensors.__getitem__, owners, nested=bool(found_at))
+    ignored = list_beside(content, path)
+    return Contents(specs, tensors.__getitem__, owners, nested=bool(path), ignored=ignored)
 
 
 def file_contents(path: Path, key: str | None) -> Contents:
@@ -59,7 +60,7 @@ def file_contents(path: Path, key: str | None) -> Contents:
     if path.is_dir():
         return parts_contents(path, key)
     kind = identify(path)
-    if kind in ("torch archive", "torch legacy"):
+    if kind in ("torch archive", "torch legacy", "pickle"):
         return memory_contents(str(path), load_torch_file(path, kind), key)
     if kind in FRAMEWORKS:
         return framework_contents(path, kind, key)

@@ -1,13 +1,10 @@
 """Tells what a file is by its content, and refuses what is not weights that can be read safely."""
 
 import os
-import pickletools
 import stat
 import zipfile
-from io import BytesIO
-from itertools import chain, repeat
 from pathlib import Path
-from typing import BinaryIO, Literal, NamedTuple
+from typing import BinaryIO, Literal
 
 from .errors import CheckpointError, shorten
 
@@ -16,8 +13,7 @@ SAFETENSORS_SUFFIXES = (".safetensors", ".sft")
 TORCH_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt", ".th", ".tar", ".pkl", ".pickle")
 # torch.save before 1.6 starts with this number, pickled; no other pickle does.
 TORCH_LEGACY_MAGIC = bytes.fromhex("6cfc9c46f9206aa85019")
-# A pickle's globals stand before its data, so a scan of its head names them without unpickling anything.
-PICKLE_SCAN_BYTES = 1 << 20
+PICKLE_STARTS = (b"(", b"}", b"]", b"c", b"i")  # of an object, a mapping or a list in protocol 0 or 1
 
 SAVE_SAFELY = (
     "If you trust the file, load it where its code is installed and save the state dict with "
@@ -75,8 +71,8 @@ def identify(path: Path) -> str:
     """Names the format of a file by its content; nothing is unpickled.
 
     Returns:
-        "safetensors", "torch archive", "torch legacy", "json", or one of other frameworks: "flax", "hdf5", "keras",
-        "npy", "npz", "onnx", "tensorflow".
+        "safetensors", "torch archive", "torch legacy", "pickle", "json", or one of other frameworks: "flax", "hdf5",
+        "keras", "npy", "npz", "onnx", "tensorflow".
 
     Raises:
         CheckpointError: the file is empty, not a regular file, or of a kind that is refused, which is named.
@@ -102,9 +98,7 @@ def identify(path: Path) -> str:
     if head[8:9] == b"{" and int.from_bytes(head[:8], "little") < 1 << 40:
         return "safetensors"
     if head[:1] == b"\x80" and head[1:2] in (b"\x02", b"\x03", b"\x04", b"\x05"):
-        if TORCH_LEGACY_MAGIC in head[:32]:
-            return "torch legacy"
-        refuse_pickle(path)
+        return "torch legacy" if TORCH_LEGACY_MAGIC in head[:32] else "pickle"
     if head[257:262] == b"ustar":
         raise CheckpointError(path, "is a tar archive", "Unpack it first")
     if head[4:8] == b"TFL3":
@@ -124,8 +118,8 @@ def identify(path: Path) -> str:
         return "json"
     if suffix in SUFFIXES:
         raise CheckpointError(path, *SUFFIXES[suffix])
-    if suffix in TORCH_SUFFIXES and pickle_globals(head):  # protocol 0 and 1: torch.save never wrote them
-        refuse_pickle(path)
+    if suffix in TORCH_SUFFIXES and head[:1] in PICKLE_STARTS:  # protocol 0 and 1 have no mark
+        return "pickle"
     raise CheckpointError(path, f"is of no known format (first bytes {head[:8].hex(' ')})", READABLE)
 
 
@@ -148,80 +142,6 @@ def archive_kind(path: Path) -> Literal["torch archive", "keras", "npz"]:
     if "model.weights.h5" in names:
         return "keras"
     return "npz" if names and all(name.endswith(".npy") for name in names) else "torch archive"
-
-
-def refuse_pickle(path: Path) -> None:
-    """Refuses a pickle that torch.save did not write; it is scanned, never unpickled.
-
-    Raises:
-        CheckpointError: always, with the globals that unpickling would import or call.
-    """
-    with path.open("rb") as stream:
-        names = pickle_globals(stream.read(PICKLE_SCAN_BYTES))
-    named = f"; it would call or import {', '.join(shorten(name) for name in names[:6])}" if names else ""
-    raise CheckpointError(path, f"is a Python pickle that torch.save did not write{named}", SAVE_SAFELY)
-
-
-def pickle_globals(data: bytes) -> list[str]:
-    """The globals named in a pickle (`module.name`, in order of appearance), read off its opcodes without running any.
-
-    Pickles that follow each other are all read (torch's old format starts with several). Damage ends the reading.
-    """
-    names: dict[str, None] = {}
-    strings: list[str] = []  # every string pushed so far: STACK_GLOBAL takes module and name from the last two
-    memo: dict[int, str | None] = {}
-    last: str | None = None
-    try:
-        for opcode, argument, _ in chain.from_iterable(map(pickletools.genops, repeat(BytesIO(data), 8))):
-            if opcode.name in ("GLOBAL", "INST"):
-                names[".".join(argument.split(" "))] = None
-                last = None
-            elif opcode.name == "STACK_GLOBAL":
-                names[".".join(strings[-2:])] = None
-                last = None
-            elif opcode.name == "MEMOIZE":
-                memo[len(memo)] = last
-            elif opcode.name in ("PUT", "BINPUT", "LONG_BINPUT"):
-                memo[argument] = last
-            else:
-                last = memo.get(argument) if opcode.name in ("GET", "BINGET", "LONG_BINGET") else argument
-                last = last if isinstance(last, str) else None
-                if last is not None:
-                    strings.append(last)
-    except (ValueError, IndexError, UnicodeDecodeError, OverflowError):
-        return list(names)
-    return list(names)
-
-
-class TorchArchive(NamedTuple):
-    """Where the records of a torch.save file lie: byte offset -> size; and the pickle's (offset, size) among them."""
-
-    records: dict[int, int]
-    pickle: tuple[int, int]
-
-
-def read_archive(path: Path) -> TorchArchive:
-    """Checks the zip archive that a torch.save file is.
-
-    Raises:
-        CheckpointError: damaged, TorchScript or another kind of zip, records compressed, named twice or cut off.
-    """
-    try:
-        with zipfile.ZipFile(path) as archive, path.open("rb") as stream:
-            records = archive.infolist()
-            refuse_foreign_archive(path, [record.filename for record in records])
-            if packed := [r.filename for r in records if r.compress_type != zipfile.ZIP_STORED or r.flag_bits & 1]:
-                # torch takes the size of a record from the pickle: with a packed record it would read past its end.
-                reason = f"is a torch archive whose records are compressed (the first is {shorten(packed[0])})"
-                raise CheckpointError(path, reason, "torch.save stores them plain: load it and save it again")
-            places = {data_offset(path, stream, record): record for record in records}
-            pickle = next((at, r.file_size) for at, r in places.items() if r.filename.endswith("/data.pkl"))
-            return TorchArchive({at: record.file_size for at, record in places.items()}, pickle)
-    except (zipfile.BadZipFile, NotImplementedError, OverflowError, ValueError, EOFError, OSError) as error:
-        if isinstance(error, CheckpointError):
-            raise
-        reason = f"is a damaged or cut-off zip archive ({shorten(error)})"
-        raise CheckpointError(path, reason, "Fetch or write it again") from error
 
 
 def data_offset(path: Path, stream: BinaryIO, record: zipfile.ZipInfo) -> int:

@@ -14,7 +14,6 @@ from safetensors.torch import save_file
 from torch import nn
 
 from modeling_wsl.checkpoints.checkpoint import CheckpointError, open_checkpoint
-from modeling_wsl.checkpoints.formats import pickle_globals
 
 
 def refused(path, match: str) -> CheckpointError:
@@ -45,7 +44,7 @@ def legacy_torch(path: Path, content: object) -> None:
 
 @pytest.mark.parametrize("protocol", [0, 1, 2, 4, 5])
 @pytest.mark.parametrize("suffix", [".pt", ".bin", ".safetensors", ""])
-def test_a_plain_pickle_with_code_is_refused_by_the_name_of_its_global(protocol, suffix, tmp_path):
+def test_a_plain_pickle_with_code_and_no_weights_is_refused_by_the_name_of_its_global(protocol, suffix, tmp_path):
     path, marker = tmp_path / f"model{suffix}", tmp_path / "marker"
     path.write_bytes(pickle.dumps({"weight": Exploit(marker)}, protocol))
     with pytest.raises(CheckpointError) as caught:
@@ -56,10 +55,8 @@ def test_a_plain_pickle_with_code_is_refused_by_the_name_of_its_global(protocol,
 
 
 @pytest.mark.parametrize("save", [zip_torch, legacy_torch])
-@pytest.mark.parametrize(
-    "wrap", [lambda e: e, lambda e: {"state_dict": {"w": torch.ones(9)}, "hook": e}, lambda e: [e]]
-)
-def test_a_torch_file_with_code_is_refused_by_the_name_of_its_global(save, wrap, tmp_path):
+@pytest.mark.parametrize("wrap", [lambda e: e, lambda e: {"epoch": 3, "hook": e}, lambda e: [e]])
+def test_a_torch_file_of_code_alone_is_refused_by_the_name_of_its_global(save, wrap, tmp_path):
     path, marker = tmp_path / "pytorch_model.bin", tmp_path / "marker"
     save(path, wrap(Exploit(marker)))
     error = refused(path, "needs code.*posix.system.*nothing of it was run")
@@ -68,24 +65,12 @@ def test_a_torch_file_with_code_is_refused_by_the_name_of_its_global(save, wrap,
     assert not marker.exists()
 
 
-@pytest.mark.parametrize("save", [zip_torch, legacy_torch])
-def test_a_pickled_module_is_refused_by_its_class(save, tmp_path):
-    save(tmp_path / "model.pth", nn.Linear(3, 3))
-    refused(tmp_path / "model.pth", "torch.nn.modules.linear.Linear.*state dict")
-
-
 @pytest.mark.filterwarnings("ignore:.*torch.jit:FutureWarning")
 def test_torchscript_is_refused_by_content_whatever_its_suffix(tmp_path):
     torch.jit.save(torch.jit.script(nn.Linear(3, 3)), str(tmp_path / "m.pt"))
     for name in ("m.jit", "model.safetensors", "pytorch_model.bin"):
         shutil.copy(tmp_path / "m.pt", tmp_path / name)
         refused(tmp_path / name, "TorchScript archive")
-
-
-def test_globals_are_read_off_every_pickle_protocol_without_running_it(tmp_path):
-    for protocol in range(6):
-        assert "posix.system" in pickle_globals(pickle.dumps([Exploit(tmp_path / "x")] * 2, protocol))
-    assert pickle_globals(b"\x80\x04garbage") == []
 
 
 # --- safetensors headers -------------------------------------------------------------------------------------------
@@ -178,15 +163,15 @@ def test_damaged_torch_files_are_refused(tmp_path):
     rezip(good, bad, lambda name, data: [(name, data[:40] if name.endswith("data/0") else data)])
     refused(bad, "records disagree about the size")
     rezip(good, bad, lambda name, data: [] if name.endswith("data/1") else [(name, data)])
-    refused(bad, "cannot be read by torch.load")
+    refused(bad, "lacks the record '1' of a tensor")
     rezip(good, bad, lambda name, data: [(name, data[:-20] if name.endswith("data.pkl") else data)])
-    refused(bad, "cannot be read by torch.load|disagree")
+    refused(bad, "cannot be read: it (is damaged|ends)|disagree")
     with pytest.warns(UserWarning, match="Duplicate name"):
         rezip(good, bad, lambda name, data: [(name, data)] * 2)
     refused(bad, "names a record twice")
     torch.save({"w": torch.ones(100)}, good, _use_new_zipfile_serialization=False)
     bad.write_bytes(good.read_bytes()[:-100])
-    refused(bad, "cannot be read by torch.load")
+    refused(bad, "it ends inside of a storage")
 
 
 def test_a_tensor_that_shows_few_bytes_as_very_many_is_refused(tmp_path):
