@@ -13,7 +13,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from modeling_wsl import WSLFeatureExtractor
-from modeling_wsl.checkpoints.checkpoint import open_checkpoint
+from modeling_wsl.checkpoints.canonical import canonical, canonical_sha256
+from modeling_wsl.checkpoints.checkpoint import Checkpoint, open_checkpoint
 from modeling_wsl.checkpoints.errors import CheckpointError
 
 
@@ -45,6 +46,8 @@ class Case:
         options: of `open_checkpoint`.
         needs: modules without which it cannot be made.
         reads_with: modules without which it cannot be read: the case is left out.
+        same_as: gives the plain network that the file holds in another spelling: both must have one canonical digest,
+            or, with a `bound`, canonical views that differ by no more.
     """
 
     name: str
@@ -58,6 +61,7 @@ class Case:
     options: Mapping[str, Any] = field(default_factory=dict)
     needs: tuple[str, ...] = ()
     reads_with: tuple[str, ...] = ()
+    same_as: Callable[[], Any] | None = None
 
     @property
     def fixture(self) -> Path:
@@ -122,12 +126,16 @@ def try_case(case: Case, source: Any, truth: State | None) -> Report:
             constants = f"constants: {', '.join(sorted(checkpoint.constants))}" if checkpoint.constants else ""
             says = "; ".join(filter(None, [*schemes, constants, *checkpoint.ignored]))
             outcome = "dequantized" if schemes else "read"
+            identity = same_network_as(checkpoint, case) if case.same_as else ""
     except CheckpointError as error:
-        outcome, says, state = "refused", error.reason, {}
+        outcome, says, state, identity = "refused", error.reason, {}, ""
     except Exception as error:  # a row like any other: the table shows it
-        outcome, says, state = "failed", f"{type(error).__name__}: {error}"[:300], {}
+        outcome, says, state, identity = "failed", f"{type(error).__name__}: {error}"[:300], {}, ""
     problems = [f"is {outcome} ({says or 'without a word'}), not {case.outcome}"] * (outcome != case.outcome)
     problems += [f"does not say {words!r} but {says!r}" for words in case.says if words not in says]
+    if identity.startswith("not"):
+        problems.append(f"is {identity}")
+    says = "; ".join(filter(None, [says, identity]))
     difference = None
     if state and truth is not None:
         difference, problem = compare(state, truth)
@@ -137,6 +145,20 @@ def try_case(case: Case, source: Any, truth: State | None) -> Report:
     elif state and case.outcome != "refused":
         problems.append("has no truth to be compared with")
     return Report(outcome, says, difference, "; ".join(problems))
+
+
+def same_network_as(checkpoint: Checkpoint, case: Case) -> str:
+    """Words on whether a file holds the network that `case.same_as` gives."""
+    with open_checkpoint(case.same_as()) as plain:
+        if canonical_sha256(checkpoint) == canonical_sha256(plain):
+            return "the same network as the plain file"
+        views = [canonical(model) for model in (checkpoint, plain)]
+        if case.bound and list(views[0].tensors) == list(views[1].tensors):
+            pairs = [[view.read(name).double() for view in views] for name in views[0].tensors]
+            difference = max(float((a - b).abs().max() / b.abs().max()) for a, b in pairs)
+            if difference <= case.bound:
+                return f"the network of the plain file, within {case.bound:.0g}"
+    return "not the network of the plain file"
 
 
 def compare(state: State, truth: State) -> tuple[float | None, str]:
