@@ -11,7 +11,7 @@ from typing import Any
 
 from hf_wsl.files import sha256
 from modeling_wsl.checkpoints.errors import CheckpointError, read_json
-from modeling_wsl.checkpoints.folders import survey
+from modeling_wsl.checkpoints.folders import own_files, survey
 from modeling_wsl.checkpoints.hub import is_hub_id
 
 from .populations import MATRIX, MATRIX_ROW, is_matrix_zoo, matrix_rows, properties_of, table_models
@@ -61,7 +61,7 @@ class ModelSource:
         """
         state: list[Any] = [self.location if self.path is None else self.label, self.revision, dict(self.facts)]
         if self.path is not None:
-            own = [self.path, self.path.with_suffix(".json")] if self.path.is_file() else sorted(self.path.iterdir())
+            own = [self.path, self.path.with_suffix(".json")] if self.path.is_file() else own_files(self.path)
             files = [path for path in own if path.is_file()]
             state += [[p.name, p.stat().st_size, p.stat().st_mtime_ns] for p in files]
         return sha256(json.dumps(state, sort_keys=True))[:32]

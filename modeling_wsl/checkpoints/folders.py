@@ -192,6 +192,12 @@ def _is_one_model(folder: Path, names: list[str], files: list[str], weights: lis
     return len(weights) == 1 and not folders
 
 
+def own_files(folder: Path) -> list[Path]:
+    """What lies directly in the folder of a model, and in the folders of its parts; sorted."""
+    inner = parts_folders(folder, list_files(folder))
+    return sorted([*folder.iterdir(), *(path for name in inner for path in (folder / name).iterdir())])
+
+
 def choose_weights(source: object, names: Iterable[str], prefer: Callable[[str, str], str] | None = None) -> str:
     """The one weight file (or index of shards) among the file names of a folder; folders end in a slash.
 

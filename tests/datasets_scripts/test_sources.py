@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import safetensors.torch
 import torch
+from part_fixtures import write_zero
 from zoo_fixtures import add_model, tiny_state
 
 from datasets_scripts.model_facts import find_facts
@@ -43,6 +44,71 @@ def test_shards_and_adapters_are_one_model_each(tmp_path):
     (tmp_path / "zoo" / "lora" / "adapter_config.json").write_text("{}")
     (tmp_path / "zoo" / "empty" / "sub").mkdir(parents=True)
     assert ids(tmp_path / "zoo") == ["big", "lora"]
+
+
+def test_each_checkpoint_of_a_trainer_is_a_model_and_its_states_are_none(tmp_path):
+    for name in ("", "checkpoint-500", "checkpoint-1000"):
+        weights(tmp_path / "run" / name / "model.safetensors")
+        (tmp_path / "run" / name / "config.json").write_text("{}")
+        for state in ("optimizer.pt", "scheduler.pt", "rng_state.pth", "training_args.bin"):
+            torch.save({}, tmp_path / "run" / name / state)
+    (tmp_path / "run" / "onnx").mkdir()
+    (tmp_path / "run" / "onnx" / "model.onnx").write_bytes(b"x")
+    assert ids(tmp_path / "run") == ["run", "checkpoint-1000", "checkpoint-500"]
+
+
+def test_each_component_of_a_diffusers_pipeline_is_a_model(tmp_path):
+    for name in ("unet", "vae"):
+        weights(tmp_path / "sd" / name / "diffusion_pytorch_model.fp16.safetensors")
+        (tmp_path / "sd" / name / "config.json").write_text("{}")
+    (tmp_path / "sd" / "scheduler").mkdir()
+    (tmp_path / "sd" / "scheduler" / "scheduler_config.json").write_text("{}")
+    (tmp_path / "sd" / "model_index.json").write_text("{}")
+    assert ids(tmp_path / "sd") == ["unet", "vae"]
+
+
+def test_a_folder_of_parts_is_one_model(tmp_path):
+    state = tiny_state(0)
+    write_zero(tmp_path / "zoo" / "zero", state, 3, 2)
+    for rank in range(2):
+        torch.save(state, weights(tmp_path / "zoo" / "ranks" / f"model_world_size_2_rank_{rank}.pt"))
+        torch.save({}, tmp_path / "zoo" / "ranks" / f"optim_world_size_2_rank_{rank}.pt")
+    dcp = tmp_path / "zoo" / "run" / "pytorch_model_fsdp_0"
+    dcp.mkdir(parents=True)
+    for name in (".metadata", "__0_0.distcp"):
+        (dcp / name).write_bytes(b"x")
+    assert ids(tmp_path / "zoo") == ["ranks", "run", "zero"]
+
+
+def test_files_without_a_suffix_are_models_by_their_content(tmp_path):
+    for step in (10, 20):
+        folder = tmp_path / "zoo" / "trial_0" / f"checkpoint_{step:06d}"
+        folder.mkdir(parents=True)
+        torch.save({"weight": torch.ones(3)}, folder / "checkpoints")
+        torch.save({"state": {}}, folder / "optimizer")
+    (tmp_path / "zoo" / "trial_0" / "params.json").write_text("{}")
+    (tmp_path / "zoo" / "LICENSE").write_text("free")
+    assert ids(tmp_path / "zoo") == ["trial_0/checkpoint_000010", "trial_0/checkpoint_000020"]
+
+
+def test_links_to_a_parent_or_to_each_other_end_the_walk(tmp_path):
+    for name in ("a", "b", "c"):
+        weights(tmp_path / "zoo" / name / "model.safetensors")
+        for other in (".", "a", "b", "c"):
+            (tmp_path / "zoo" / name / f"to_{other.strip('.')}").symlink_to(tmp_path / "zoo" / other)
+    weights(tmp_path / "elsewhere" / "d" / "model.safetensors")
+    (tmp_path / "elsewhere" / "d" / "back").symlink_to(tmp_path)
+    (tmp_path / "zoo" / "linked").symlink_to(tmp_path / "elsewhere")
+    assert ids(tmp_path / "zoo") == ["a", "b", "c", "linked/d"]
+
+
+def test_a_changed_part_changes_the_fingerprint(tmp_path):
+    write_zero(tmp_path / "zero", tiny_state(0), 2, 2)
+    (model,) = expand_sources([tmp_path / "zero"])
+    before = model.fingerprint()
+    (path,) = (tmp_path / "zero" / "global_step10").glob("*rank_1*")
+    path.write_bytes(path.read_bytes() + b" ")
+    assert model.fingerprint() != before
 
 
 def test_the_same_model_named_twice_is_one(tmp_path, monkeypatch):
