@@ -21,7 +21,8 @@ from modeling_wsl.checkpoints.checkpoint import Checkpoint, open_checkpoint
 from modeling_wsl.checkpoints.containers.safetensors_files import LENGTH_BYTES, header_length, parse_header
 from modeling_wsl.checkpoints.downloads import HubFile
 from modeling_wsl.checkpoints.errors import CheckpointError, NotTokenizableError, NoWeightsError, parse_json
-from modeling_wsl.checkpoints.folders import INDEX_SUFFIX, ShardIndex, choose_weights, parse_index, read_config
+from modeling_wsl.checkpoints.file_names import is_index
+from modeling_wsl.checkpoints.folders import ShardIndex, choose_weights, parse_index, read_config
 from modeling_wsl.checkpoints.formats import FRAMEWORK_WEIGHTS
 from modeling_wsl.checkpoints.hub import CONFIG_NAMES
 from modeling_wsl.tokens.manifest import TensorSpec
@@ -86,7 +87,7 @@ def examine(candidate: Candidate, hub: HubReader, config: CollectConfig, folder:
     # Folders end in a slash, as `choose_weights` knows them.
     names = sorted({path.split("/")[0] + "/" * ("/" in path) for path in files})
     chosen = _choose(source, names)
-    for name in (*CONFIG_NAMES, chosen if chosen.endswith(INDEX_SUFFIX) else ""):
+    for name in (*CONFIG_NAMES, chosen if is_index(chosen) else ""):
         if name in files:
             (folder / name).write_bytes(hub.read(source, candidate.commit, files[name]))
     library, model_config = _read_config(source, folder)
@@ -95,7 +96,7 @@ def examine(candidate: Candidate, hub: HubReader, config: CollectConfig, folder:
         reason = f"its weights are quantized ({method})"
         raise RefusedModel(source, "quantized", reason, "Look for the model that it was made from")
     index = None
-    if chosen.endswith(INDEX_SUFFIX):
+    if is_index(chosen):
         index = parse_index(folder / chosen, parse_json(source, (folder / chosen).read_bytes(), chosen))
     weights = _weight_files(source, chosen, index, files)
     total = sum(file.size for file in weights)

@@ -16,6 +16,7 @@ from modeling_wsl.checkpoints.checkpoint import Checkpoint, open_checkpoint
 from modeling_wsl.checkpoints.errors import read_json
 from modeling_wsl.checkpoints.folders import parse_index
 from modeling_wsl.checkpoints.formats import identify
+from modeling_wsl.checkpoints.parts.layouts import layout_of, list_files
 from modeling_wsl.loading import load_pipeline
 from modeling_wsl.tokens.kinds import kind_of, stem_name
 from modeling_wsl.tokens.manifest import TensorSpec, WeightManifest, batch_norm_names
@@ -218,6 +219,9 @@ def _why_carried(spec: TensorSpec, statistics: set[str], constants: Collection[s
 def describe_files(checkpoint: Checkpoint) -> tuple[str, int]:
     """Format and size in bytes of the files that a checkpoint was opened from."""
     path = checkpoint.path
+    if path.is_dir():
+        parts = [file for file in path.rglob("*") if file.is_file() and not file.name.endswith(".py")]
+        return f"parts of one model ({layout_of(path, list_files(path))})", sum(file.stat().st_size for file in parts)
     kind = identify(path)
     if kind != "json":
         return kind, path.stat().st_size

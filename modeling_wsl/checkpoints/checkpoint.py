@@ -24,7 +24,7 @@ from .file_names import ADAPTER_NAMES, WEIGHT_NAMES, variant_of
 from .folders import choose_local, local_subfolder, read_config
 from .hub import download, hub_source
 from .order import SIDECAR, Order, order_names
-from .parts.single import refuse_cut_columns, refuse_single_part, refuse_ungathered
+from .parts.single import refuse_cut, refuse_single_part, refuse_ungathered
 
 
 CHUNK_BYTES = 1 << 24
@@ -267,7 +267,7 @@ def open_checkpoint(
         raise TypeError(f"open_checkpoint reads {known}, not {type(source).__name__}.")
 
     refuse_ungathered(name, contents.specs)
-    refuse_cut_columns(name, contents.specs)
+    refuse_cut(name, contents.specs)
     contents = with_constants(contents)
     names = order_names(
         name,

@@ -1,11 +1,12 @@
 """Names that people's tools give to files and folders: weights, variants, one part of several, things beside them."""
 
+import os
 import re
 from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
 
-from .formats import FRAMEWORK_WEIGHTS, SAFETENSORS_SUFFIXES, SUFFIXES, TORCH_LEGACY_MAGIC, TORCH_SUFFIXES
+from .formats import FRAMEWORK_WEIGHTS, SAFETENSORS_SUFFIXES, SUFFIXES, TABLE_MARK, TORCH_LEGACY_MAGIC, TORCH_SUFFIXES
 
 
 # In the order in which transformers, timm and PEFT look for them; safetensors first.
@@ -71,6 +72,7 @@ PART_NAMES = (
     ("model parallelism", r"(?P<group>consolidated)\.(?P<rank>\d\d)\.(?:pth|pt|bin|safetensors)"),
     ("FSDP", r"(?P<group>.*?)_?world_size_(?P<world>\d+)_rank_(?P<rank>\d+)\.\w+"),
     ("FSDP", r"(?P<group>pytorch_model_fsdp(?:_\d+)?)_rank_?(?P<rank>\d+)\.\w+"),
+    ("FSDP", r"(?P<group>pytorch_model_fsdp)_(?P<rank>\d+)\.\w+"),
     ("several processes", r"(?P<group>.*?)rank[._-]?(?P<rank>\d+)(?:[._-]?of[._-]?(?P<world>\d+))?\.\w+"),
     ("several processes", r"(?P<group>.*?)[._-](?:tp|mp|model_parallel)[._-]?(?P<rank>\d+)\.\w+"),
 )
@@ -149,8 +151,12 @@ def holds_weights(path: Path) -> bool:
     try:
         with path.open("rb") as stream:
             head = stream.read(512)
+            stream.seek(-min(8, path.stat().st_size), os.SEEK_END)
+            end = stream.read()
     except OSError:
         return False
+    if path.suffix == ".index":
+        return end == TABLE_MARK  # of TensorFlow
     if head.startswith(b"PK\x03\x04"):
         return b"/data.pkl" in head  # torch.save writes it first
     if head[8:10] == b'{"':

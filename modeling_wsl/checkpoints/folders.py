@@ -32,7 +32,7 @@ from .formats import (
     SUFFIXES,
     TORCH_SUFFIXES,
 )
-from .parts.layouts import find_parts, parts_folders
+from .parts.layouts import find_parts, list_files, parts_folders
 
 
 PIPELINE = "model_index.json"  # of diffusers: its components are models of their own
@@ -173,7 +173,7 @@ def survey(folder: Path) -> Survey:
     inner += ["blobs"] if "snapshots" in folders else []  # of the Hub's cache: files by their hashes
     further = [name for name in folders if name not in inner and not is_beside_weights(name)]
     lines = [f"{name}: passed over, a state of training, no weights" for name in beside]
-    if PIPELINE not in names and _is_one_model(folder, names, files, weights, folders):
+    if _is_one_model(folder, names, files, weights, folders):
         twins = [name for name in further if name in TWIN_FOLDERS]
         lines += [f"{name}/: passed over, the model once more, for another use" for name in twins]
         return Survey(True, [], [name for name in further if name not in twins], lines)
@@ -181,7 +181,11 @@ def survey(folder: Path) -> Survey:
 
 
 def _is_one_model(folder: Path, names: list[str], files: list[str], weights: list[str], folders: list[str]) -> bool:
-    if _has_plain_name(files) or any(is_index(name) or SHARD.fullmatch(name) for name in files):
+    if _has_plain_name(files):
+        return True
+    if PIPELINE in files:
+        return False
+    if any(is_index(name) or SHARD.fullmatch(name) for name in files):
         return True
     if parts := find_parts(folder, names):  # not where `latest` names one of several steps: each is a model
         return parts == folder or parts.name in parts_folders(folder, names)
@@ -209,7 +213,7 @@ def choose_weights(source: object, names: Iterable[str], prefer: Callable[[str, 
         CheckpointError: there are several, or parts of one model.
     """
     names = sorted(names)
-    if PIPELINE in names:
+    if PIPELINE in names and not _has_plain_name(names):
         folders = ", ".join(name for name in names if name.endswith("/")) or "none is here"
         reason = f"is a diffusers pipeline, whose components are models of their own ({folders})"
         raise CheckpointError(source, reason, "Pass one of these folders (`:` and its name behind this one)")
@@ -370,11 +374,6 @@ def read_config(folder: Path) -> tuple[str | None, dict[str, Any]]:
     if isinstance(config.get("architecture"), str):
         return "timm", config
     return "transformers" if {"model_type", "architectures"} & set(config) else None, config
-
-
-def list_files(folder: Path) -> list[str]:
-    """File names directly in a folder; folders end in a slash."""
-    return sorted(entry.name + "/" * entry.is_dir() for entry in os.scandir(folder))
 
 
 def refuse_json(path: Path, content: Any) -> None:

@@ -21,11 +21,11 @@ from transformers.utils import logging
 from .architectures import import_timm, is_timm_name
 from .downloads import fetch
 from .errors import CheckpointError, DamagedFileError, NoWeightsError, PartOfModelError, read_json, shorten
-from .file_names import is_weight_name
-from .folders import INDEX_SUFFIX, choose_weights, local_subfolder, parse_index
+from .file_names import is_index
+from .folders import choose_weights, local_subfolder, parse_index
 from .formats import SAFETENSORS_SUFFIXES, SUFFIXES, TORCH_SUFFIXES
 from .order import SIDECAR
-from .parts.layouts import DCP_METADATA, DCP_SUFFIX, layout_of
+from .parts.layouts import part_names
 
 
 logger = logging.get_logger(__name__)
@@ -92,7 +92,7 @@ def download(
         commit = path.parents[(prefix + weights).count("/")].name
         for name in parts:
             get(name, commit)
-        if weights.endswith(INDEX_SUFFIX):
+        if is_index(weights):
             for shard in parse_index(path, read_json(path, "the index")).shards:
                 if shard not in inside:
                     raise CheckpointError(
@@ -117,11 +117,8 @@ def weight_files(source: str, names: list[str]) -> list[str]:
     try:
         chosen = choose_weights(source, names)
     except (NoWeightsError, PartOfModelError):
-        layout = layout_of(Path(), names)
-        parts = [
-            n for n in names if n == DCP_METADATA or n.endswith(DCP_SUFFIX) or layout != "dcp" and is_weight_name(n)
-        ]
-        if not layout or not parts:
+        parts = part_names(names)
+        if not parts:
             raise
         return parts
     beside = (f"{chosen}_data", f"{chosen}.data", chosen.removesuffix(".index") + ".data-")  # ONNX, TensorFlow

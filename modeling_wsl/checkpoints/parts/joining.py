@@ -8,7 +8,7 @@ from ..containers.torch_files import load_torch_file
 from ..errors import CheckpointError
 from ..formats import identify
 from .dcp import dcp_contents
-from .layouts import layout_of, megatron_files, names_in
+from .layouts import layout_of, list_files, megatron_files
 from .ranks import megatron_contents, ranks_contents
 from .zero import zero_contents
 
@@ -19,7 +19,7 @@ def parts_contents(folder: Path, key: str | None) -> Contents:
     Raises:
         CheckpointError: a part is missing or damaged, or nothing in the files says how they are joined.
     """
-    names = names_in(folder)
+    names = list_files(folder)
     layout = layout_of(folder, names)
     if layout == "dcp":
         return dcp_contents(folder, key)

@@ -36,6 +36,17 @@ def layout_of(folder: Path, names: Iterable[str]) -> Layout | None:
     return "ranks" if parts and None not in parts and len({part.group for part in parts}) == 1 else None
 
 
+def part_names(names: Iterable[str]) -> list[str]:
+    """Those of the files of a folder that are parts of its model; none where it has no layout of parts."""
+    names = list(names)
+    belongs = {
+        "dcp": lambda name: name == DCP_METADATA or name.endswith(DCP_SUFFIX),
+        "zero": ZERO_FILE.fullmatch,
+        "ranks": is_weight_name,
+    }.get(layout_of(Path(), names))
+    return [name for name in names if belongs(name)] if belongs else []
+
+
 def megatron_files(folder: Path, names: Iterable[str]) -> list[Path]:
     """The files of Megatron's ranks, `mp_rank_00/model_optim_rng.pt` and so on, in order of ranks."""
     ranks = sorted(name[:-1] for name in names if name.endswith("/") and MEGATRON_FOLDER.fullmatch(name[:-1]))
@@ -53,7 +64,7 @@ def find_parts(folder: Path, names: Iterable[str]) -> Path | None:
         return latest
     for inner in parts_folders(folder, names):
         inside = folder / inner
-        if inside.is_dir() and layout_of(inside, names_in(inside)):
+        if inside.is_dir() and layout_of(inside, list_files(inside)):
             return inside
     return None
 
@@ -82,6 +93,6 @@ def latest_step(folder: Path) -> Path | None:
     return None
 
 
-def names_in(folder: Path) -> list[str]:
+def list_files(folder: Path) -> list[str]:
     """File names directly in a folder, sorted; folders end in a slash."""
     return sorted(entry.name + "/" * entry.is_dir() for entry in os.scandir(folder))

@@ -144,10 +144,6 @@ def open_rank(path: Path, key: str | None, load: Callable[[Path], Any]) -> tuple
             raise
         raise CheckpointError(path, f"holds tensors that are {error}", MERGE["FSDP"]) from error
     found_at, tensors = find_state_dict(path, content, key)
-    flat = [name for name in tensors if "flat_param" in name]
-    if flat:
-        reason = f"holds flattened parameters of FSDP ({shorten(flat[0])}), whose shapes it does not say"
-        raise CheckpointError(path, reason, "Save it with StateDictType.FULL_STATE_DICT, or SHARDED_STATE_DICT by DCP")
     prefix = f"{found_at}." if found_at else ""
     return tensors, {name: boxes[prefix + name] for name in tensors if prefix + name in boxes}
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from ...tokens.manifest import TensorSpec
 from ..errors import PartOfModelError, shorten
 from ..file_names import SHARD, is_weight_name, part_of
-from .layouts import MEGATRON_FILES, MEGATRON_FOLDER, megatron_files, names_in
+from .layouts import MEGATRON_FILES, MEGATRON_FOLDER, list_files, megatron_files
 
 
 WEIGHT = re.compile(r"(^|[._])(weight|bias|lora_[AB]\w*|lora_embedding_[AB]\w*)$")
@@ -21,7 +21,7 @@ def refuse_single_part(path: Path) -> None:
     """
     name, folder = path.name, path.parent
     if name in MEGATRON_FILES and (match := MEGATRON_FOLDER.fullmatch(folder.name)):
-        files = megatron_files(folder.parent, names_in(folder.parent))
+        files = megatron_files(folder.parent, list_files(folder.parent))
         if len(files) > 1 or int(match["tensor"]):
             reason = f"is part {int(match['tensor'])} of {max(len(files), int(match['tensor']) + 1)}, from Megatron"
             raise PartOfModelError(path, reason, f"Pass the folder of all parts ({folder.parent})")
@@ -35,7 +35,7 @@ def refuse_single_part(path: Path) -> None:
     if (match := SHARD.fullmatch(name)) and int(match["world"]) > 1:
         reason = f"is shard {int(match['rank'])} of {int(match['world'])} of a model"
         raise PartOfModelError(path, reason, f"Pass its folder, with the index of the shards ({folder})")
-    if part := part_of(name, names_in(folder)):
+    if part := part_of(name, list_files(folder)):
         reason = f"is part {part.rank} of {part.world} of a model, from {part.maker}"
         if part.world == 1:
             reason = f"is part {part.rank} of a model by its name, from {part.maker}"
@@ -60,12 +60,18 @@ def refuse_ungathered(source: object, specs: Mapping[str, TensorSpec]) -> None:
         raise PartOfModelError(source, reason, advice)
 
 
-def refuse_cut_columns(source: object, specs: Mapping[str, TensorSpec]) -> None:
-    """Refuses one of several `consolidated.NN.pth` of Llama 1 or 2 that lies alone: its embedding is too narrow.
+def refuse_cut(source: object, specs: Mapping[str, TensorSpec]) -> None:
+    """Refuses what the shapes and names of tensors show to be one of several parts.
+
+    These are flattened parameters of FSDP, and one `consolidated.NN.pth` of Llama 1 or 2, whose embedding is too
+    narrow.
 
     Raises:
-        PartOfModelError: with both widths.
+        PartOfModelError: with the tensor that shows it.
     """
+    if flat := [name for name in specs if name.endswith("flat_param")]:
+        reason = f"holds flattened parameters of FSDP ({shorten(flat[0])}), a part of a model without its shapes"
+        raise PartOfModelError(source, reason, "Save it with StateDictType.FULL_STATE_DICT, or SHARDED by DCP")
     embedding, norm = specs.get("tok_embeddings.weight"), specs.get("norm.weight")
     if embedding and norm and len(embedding.shape) == 2 and embedding.shape[1] < norm.numel:
         world = norm.numel / embedding.shape[1]
