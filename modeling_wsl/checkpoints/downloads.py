@@ -96,7 +96,7 @@ def fetch(
         stated = HubFile.of(path, rows[0]).digest
     if is_verified(file, stated, folder):
         return file
-    wrong = f"{path} has other bytes than the Hub states ({stated})"
+    wrong = f"{path} has other bytes than the Hub states (digest {stated[:12]})"
     try:
         lock = folder.parent / ".locks" / folder.name / f"{stated}.verified.lock"
         lock.parent.mkdir(parents=True, exist_ok=True)

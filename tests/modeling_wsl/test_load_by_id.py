@@ -10,7 +10,7 @@ import pytest
 import timm
 import torch
 from command_line import hf_wsl
-from safetensors.torch import save
+from safetensors.torch import load, save
 from transformers import AutoConfig, AutoFeatureExtractor, AutoModel, AutoModelForPreTraining, pipeline
 
 from modeling_wsl import CheckpointError, WSLConfig, WSLFeatureExtractor, WSLForPreTraining, WSLModel, open_checkpoint
@@ -279,3 +279,15 @@ def test_without_the_library_the_code_of_the_named_state_serves(hub, old, new, t
         token_size, embedding, count = found[name]
         assert token_size == expected.model.config.token_size and count == 1
         torch.testing.assert_close(torch.tensor(embedding), torch.as_tensor(expected(STATE)["embedding"]))
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "config.json", "preprocessor_config.json"])
+def test_a_backbone_that_came_with_a_wrong_byte_is_fetched_again(hub, old, name):
+    repository = f"org/damaged-{name.partition('.')[0]}"
+    hub.add(repository, old)
+    fault = hub.fault(f"GET /{repository}/resolve/.*/{name}", corrupt=-3)
+    embedder = load_pipeline("weight-embedding", repository)
+    right, stored = load(old["model.safetensors"]), embedder.model.state_dict()
+    shared = right.keys() & {f"wsl.{key}" for key in stored} or right.keys() & stored.keys()
+    assert shared and all(torch.equal(right[key], stored[key.removeprefix("wsl.")]) for key in shared)
+    assert fault.fired == 1 and embedder.feature_extractor.token_size == 16
