@@ -1,5 +1,6 @@
 """Checkpoints of other frameworks: values bit for bit, axes as `[out, in, ...]`."""
 
+import json
 import os
 import zipfile
 from functools import partial
@@ -228,6 +229,21 @@ def flax_file(folder: Path, *, trained: bool = False, chunks: bool = False) -> M
     return folder, outputs_first(flatten_dict(variables, sep="/"), axes)
 
 
+def flax_shards(folder: Path) -> Made:
+    """The layout in which transformers saved large Flax models."""
+    import msgpack
+
+    arrays = {f"encoder/{layer}/kernel": numbers(12, 12 + layer) for layer in range(2)}
+    shards = {}
+    for number, (name, array) in enumerate(arrays.items(), start=1):
+        packed = msgpack.ExtType(1, msgpack.packb((array.shape, array.dtype.name, array.tobytes())))
+        layer = name.split("/")[1]
+        shards[name] = f"flax_model-{number:05d}-of-00002.msgpack"
+        (folder / shards[name]).write_bytes(msgpack.packb({"encoder": {layer: {"kernel": packed}}}))
+    (folder / "flax_model.msgpack.index.json").write_text(json.dumps({"metadata": {}, "weight_map": shards}))
+    return folder, outputs_first(arrays, dict.fromkeys(arrays, DENSE))
+
+
 def flax_safetensors(folder: Path) -> Made:
     state = {"encoder.query.kernel": torch.randn(4, 6), "encoder.query.bias": torch.randn(6)}
     state["embed.embedding"] = torch.randn(9, 4)
@@ -443,6 +459,8 @@ CASES = [
     case("flax-training", "msgpack of a training state", "flax", partial(flax_file, trained=True), "read",
          ("opt_state",), **FLAX),
     case("flax-chunks", "msgpack with arrays in chunks", "flax", partial(flax_file, chunks=True), **FLAX),
+    case("flax-sharded", "msgpack shards and their index", "by hand", flax_shards, needs=("msgpack",),
+         reads_with=("msgpack",)),
     case("flax-safetensors", "safetensors, format flax", "safetensors", flax_safetensors),
     case("mlx-safetensors", "safetensors, format mlx", "safetensors", mlx_safetensors),
     case("numpy-archive", ".npz with Flax's names", "numpy", numpy_archive),
