@@ -143,6 +143,12 @@ def is_beside_weights(name: str) -> bool:
     return bool(BESIDE_WEIGHTS.match(name)) or name.endswith("_optim_states.pt")
 
 
+def tensorflow_indices(names: Iterable[str]) -> list[str]:
+    """Of a folder's file names, the indices of TensorFlow checkpoints whose data lie beside them."""
+    data = {match[1] for name in names if (match := re.fullmatch(r"(.+)\.data-\d{5}-of-\d{5}", name))}
+    return [name for name in names if name.removesuffix(".index") in data]
+
+
 def holds_weights(path: Path) -> bool:
     """True for a file whose name says nothing and whose first bytes are those of weights (`checkpoints`, `x.0`)."""
     known = (*MODEL_SUFFIXES, *ORDINARY)
@@ -161,4 +167,5 @@ def holds_weights(path: Path) -> bool:
         return b"/data.pkl" in head  # torch.save writes it first
     if head[8:10] == b'{"':
         return int.from_bytes(head[:8], "little") < path.stat().st_size
-    return head.startswith((b"GGUF", b"\x89HDF\r\n\x1a\n")) or TORCH_LEGACY_MAGIC in head[:32]
+    marked = head.startswith((b"GGUF", b"\x89HDF\r\n\x1a\n")) or TORCH_LEGACY_MAGIC in head[:32]
+    return marked or end == TABLE_MARK

@@ -21,6 +21,7 @@ from .file_names import (
     is_weight_name,
     part_of,
     shards_of,
+    tensorflow_indices,
     variant_of,
 )
 from .formats import (
@@ -234,6 +235,8 @@ def choose_weights(source: object, names: Iterable[str], prefer: Callable[[str, 
         for of_kind in (plain, [name for name in weights if name not in plain]):
             if chosen := _only_one(source, of_kind, suffixes):
                 return chosen
+    if len(indices := tensorflow_indices(names)) == 1:
+        return indices[0]
     raise _nothing(source, names)
 
 

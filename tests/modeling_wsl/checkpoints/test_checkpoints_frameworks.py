@@ -1,14 +1,17 @@
 """Checkpoints of other frameworks: values and names are kept, axes come as `[out, in, ...]`."""
 
 import json
+import shutil
 import struct
 import zipfile
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
 
+from datasets_scripts.sources import expand_sources
 from modeling_wsl import WeightManifest, WSLFeatureExtractor
 from modeling_wsl.checkpoints.checkpoint import CheckpointError, open_checkpoint
 
@@ -473,3 +476,35 @@ def test_a_missing_package_is_named_with_the_extra_that_brings_it(tmp_path, monk
     monkeypatch.setitem(__import__("sys").modules, "h5py", None)
     with pytest.raises(CheckpointError, match=r"needs the package h5py.*pip install 'hf-wsl\[formats\]'"):
         open_checkpoint(tmp_path / "m.h5")
+
+
+# --- TensorFlow ------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def tensorflow_folder(tmp_path):
+    """A checkpoint that TensorFlow's own Saver wrote, from the conformance table."""
+    files = Path(__file__).parents[2] / "fixtures" / "checkpoints" / "tensorflow-1" / "files"
+    return Path(shutil.copytree(files, tmp_path / "bert"))
+
+
+def test_a_folder_with_a_tensorflow_checkpoint_is_its_model(tensorflow_folder):
+    (tensorflow_folder / "checkpoint").write_text('model_checkpoint_path: "bert_model.ckpt"\n')
+    with open_checkpoint(tensorflow_folder) as checkpoint:
+        assert checkpoint.layouts["stem/conv/kernel"] == (2, 3, 1, 0)
+        assert checkpoint.ignored == ("11 variables of the optimizer",)
+    assert [model.path for model in expand_sources([tensorflow_folder.parent])] == [tensorflow_folder]
+
+
+def test_a_tensorflow_table_without_its_data_or_damaged_is_refused(tensorflow_folder):
+    index = tensorflow_folder / "bert_model.ckpt.index"
+    data = tensorflow_folder / "bert_model.ckpt.data-00000-of-00001"
+    data.write_bytes(data.read_bytes()[:200])
+    with pytest.raises(CheckpointError, match="ends before what bert_model.ckpt.index places in it"):
+        open_checkpoint(index)
+    data.unlink()
+    with pytest.raises(CheckpointError, match="lacks the shard bert_model.ckpt.data-00000-of-00001"):
+        open_checkpoint(index)
+    index.write_bytes(b"\0" * 99 + index.read_bytes()[-8:])
+    with pytest.raises(CheckpointError, match="cannot be read as a table of TensorFlow"):
+        open_checkpoint(index)
