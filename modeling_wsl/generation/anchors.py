@@ -218,17 +218,15 @@ def _match(
     return match
 
 
-def distinct_anchors(checkpoints: Sequence[Checkpoint]) -> list[Checkpoint]:
-    """The anchors without those that are the same network as an earlier one, under whatever wrapper; says so."""
-    kept: list[Checkpoint] = []
+def distinct_anchors(checkpoints: Sequence[Checkpoint]) -> list[int]:
+    """The indices of the anchors that are not the same network as an earlier one, under whatever wrapper; says so."""
+    kept: list[int] = []
     for index, checkpoint in enumerate(checkpoints):
-        first = next((other for other in kept if other is checkpoint or same_network(other, checkpoint)), None)
-        if first is None:
-            kept.append(checkpoint)
+        same = (at for at in kept if checkpoints[at] is checkpoint or same_network(checkpoints[at], checkpoint))
+        if (first := next(same, None)) is None:
+            kept.append(index)
         else:
-            logger.warning(
-                f"Anchor {index} ({checkpoint.source}) is the same network as {first.source}: it counts once."
-            )
+            logger.warning(f"Anchor {index} ({checkpoint.source}) is the network of anchor {first}: it counts once.")
     return kept
 
 

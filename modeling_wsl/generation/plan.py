@@ -25,12 +25,13 @@ class GenerationPlan:
         feature_extractor: the backbone's.
         target: what is generated.
         method: "density", "interpolation" or "prior".
-        anchors: in the order given.
+        anchors: in the order given, each network once.
         prior: where the method is "prior".
         manifest: the tokens of the tensors that are sampled.
         initialized: stored tensors that the target's library initializes.
         adapted: see `Matched`.
         settings: how to draw.
+        given: which of the anchors that were given these are.
     """
 
     feature_extractor: WSLFeatureExtractor
@@ -42,6 +43,7 @@ class GenerationPlan:
     initialized: frozenset[str]
     adapted: dict[str, dict[str, Any]]
     settings: GenerationSettings
+    given: tuple[int, ...] = ()
 
 
 def list_anchors(anchors: AnchorSource | Sequence[AnchorSource] | None) -> list[AnchorSource]:
@@ -85,7 +87,7 @@ def plan_generation(
             initialized.
         CheckpointError: an anchor cannot be read safely.
     """
-    sources = list_anchors(anchors)
+    sources, given = list_anchors(anchors), []
     method = settings.method_for(len(sources))  # before anything is read
     # A revision is that of an anchor; a token may open both.
     hub_options = {"revision": target_revision, "token": options.get("token")}
@@ -101,7 +103,9 @@ def plan_generation(
         matched = Matched([], frozenset(named_tensors(resolved, initialize) | carried), {})
     else:
         tokenized = frozenset(spec.name for layer in layout.layers for spec in layer.tensors)
-        opened = distinct_anchors([open_checkpoint(source, **options) for source in sources])
+        opened = [open_checkpoint(source, **options) for source in sources]
+        given = distinct_anchors(opened)
+        opened = [opened[index] for index in given]
         method = settings.method_for(len(opened))
         matched = match_anchors(resolved, opened, tokenized, initialize, stem)
         # A table of sines is told by its values, which the target does not have yet.
@@ -139,6 +143,7 @@ def plan_generation(
         initialized,
         matched.adapted,
         settings,
+        tuple(given),
     )
 
 

@@ -150,7 +150,7 @@ class EvaluationOpener:
             generate=backbone_generator(
                 name,
                 config.target,
-                config.anchors,
+                [config.anchors[index] for index in plan.given],
                 finetuning.use_cpu,
                 commit,
                 stem=config.stem,

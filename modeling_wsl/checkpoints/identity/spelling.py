@@ -39,6 +39,7 @@ HEAD = re.compile(
 EMBEDDING = re.compile(
     r"(?:^|\.)(?:word_embeddings?|embed_tokens|wte|tok_embeddings|shared|embed(?:dings?)?|embed_in|token_embedding)\.weight$"
 )
+MAX_PREFIX = 24  # parts of a prefix; names of unknown origin may have a hundred thousand
 # Leaf names of norms in TensorFlow and in the oldest releases of transformers.
 NORM_LEAVES = {"gamma": "weight", "beta": "bias", "moving_mean": "running_mean", "moving_variance": "running_var"}
 
@@ -56,11 +57,12 @@ def plain_names(names: Iterable[str]) -> dict[str, str]:
     plain = originals
     for step in (_without_wrappers, _without_module, _renamed, _norms_renamed):
         plain = _unless_clash(plain, step)
-    while True:
+    for _ in range(MAX_PREFIX):
         shorter = _unless_clash(_unless_clash(plain, _without_common), _without_holder)
         if shorter == plain:
-            return dict(zip(originals, plain, strict=True))
+            break
         plain = shorter
+    return dict(zip(originals, plain, strict=True))
 
 
 def counterparts(wanted: Iterable[str], there: Iterable[str], aside: Collection[str] = ()) -> dict[str, str]:

@@ -126,6 +126,13 @@ def test_two_models_in_one_state_dict_keep_their_prefixes():
     assert set(plain_names(both).values()) == set(both)
 
 
+def test_names_of_any_depth_and_length_are_taken():
+    deep = [".".join(["a"] * 50_000 + [leaf]) for leaf in ("weight", "bias")]
+    assert len(set(plain_names(deep).values())) == 2
+    state = {"lora_A" * 9_000 + ".weight": torch.rand(9, 9), "experts" * 9_000 + ".0.w1.weight": torch.rand(9, 9)}
+    assert digest(state) == digest(WRAPPERS["DDP"](state))
+
+
 def test_a_float16_file_and_its_numbers_in_float32_are_one_network():
     half = {"fc.weight": torch.randn(9, 9).half(), "fc.bias": torch.full((9,), 6e-8).half()}  # a denormal
     wide = {name: value.float() for name, value in half.items()}

@@ -5,10 +5,12 @@ import math
 import pytest
 import timm
 import torch
-from generation_fixtures import Net, generated, same, trained
+from generation_fixtures import EXTRACTOR, Net, generated, same, trained
 from torch import nn
 
 from modeling_wsl import open_checkpoint
+from modeling_wsl.generation.plan import plan_generation
+from modeling_wsl.generation.settings import GenerationSettings
 
 
 WRAPPERS = {
@@ -31,13 +33,15 @@ def test_a_wrapped_anchor_serves_as_the_plain_one_and_the_target_keeps_its_names
     assert model.provenance["tensors"].keys() == plain.provenance["tensors"].keys()
 
 
-def test_one_network_under_five_wrappers_is_one_anchor(caplog):
+def test_one_network_under_five_wrappers_is_one_anchor():
     anchor, other = trained(Net()), trained(Net(), seed=1)
     state = dict(anchor.state_dict())
     anchors = [anchor, *(wrap(state) for wrap in WRAPPERS.values()), other]
     (model,) = generated(Net(), anchors, seed=1)
     assert len(model.provenance["anchors"]) == 2
     assert same(model.state_dict, generated(Net(), [anchor, other], seed=1)[0].state_dict)
+    plan = plan_generation(EXTRACTOR, Net(), anchors, GenerationSettings())
+    assert plan.given == (0, len(anchors) - 1)
     with pytest.raises(ValueError, match="give two, not 1"):
         generated(Net(), [anchor, WRAPPERS["DDP"](state)], method="interpolation")
 
