@@ -22,7 +22,7 @@ from .options import PRECISION_HELP, PRECISIONS, REQUIRED, ConfigError, argument
 if TYPE_CHECKING:
     from datasets_scripts.collect.config import CollectOptions
     from datasets_scripts.embedding.embed_config import EmbedOptions
-    from datasets_scripts.search.search_config import SearchOptions
+    from datasets_scripts.search.search_config import CompareOptions, ScanOptions, SearchOptions
     from datasets_scripts.tokenize_config import TokenizeOptions
     from trainers.evaluation.evaluate_config import EvaluateConfig
     from trainers.probing.probe_config import ProbeConfig
@@ -125,6 +125,28 @@ def search(options: SearchOptions) -> list[str]:
     from datasets_scripts.search.search_config import SearchConfig
 
     return run(options.table, options.query, part_of(options, SearchConfig))
+
+
+def compare(options: CompareOptions) -> Iterator[str]:
+    from datasets_scripts.search.compare import compare as run
+    from datasets_scripts.search.compare import write_comparison
+
+    comparison = run(options.first, options.second, table=options.table, allow_nonfinite=options.allow_nonfinite)
+    yield from comparison.lines()
+    if options.output_file is not None:
+        write_comparison(comparison, options.output_file)
+        yield f"{options.output_file}: the comparison"
+
+
+def scan(options: ScanOptions) -> Iterator[str]:
+    from datasets_scripts.search.scan import scan as run
+
+    matches = run(options.model, options.table, top=options.top, allow_nonfinite=options.allow_nonfinite)
+    copies = [match for match in matches if match.kind != "neighbor"]
+    yield f"{options.model}: {len(copies) or 'no'} {'copy' if len(copies) == 1 else 'copies'} in the table"
+    yield from (match.line() for match in copies)
+    yield "Nearest of the others, by their profile:"
+    yield from (match.line() for match in matches if match.kind == "neighbor")
 
 
 @dataclass(frozen=True)
@@ -452,6 +474,18 @@ COMMANDS = (
         "trainers.pretrain:train",
     ),
     Command("embed", "Embed models by their weights.", "datasets_scripts.embedding.embed_config:EmbedOptions", embed),
+    Command(
+        "compare",
+        "Tell what one model is to another: the same, a copy, a fine-tune, permuted, unrelated; with the evidence.",
+        "datasets_scripts.search.search_config:CompareOptions",
+        compare,
+    ),
+    Command(
+        "scan",
+        "Look a model up in a table of fingerprints: whose copy it is, and what it is like.",
+        "datasets_scripts.search.search_config:ScanOptions",
+        scan,
+    ),
     Command(
         "search",
         "Find the models of a table whose weights are most alike, copies among them, or who descends from whom.",

@@ -80,3 +80,35 @@ class SearchOptions(SearchConfig):
                 "name one model to search for (a row of the table, a path or a Hub id), or one of --duplicates, "
                 "--calibrate and --lineage"
             )
+
+
+@dataclass(frozen=True)
+class CompareOptions:
+    """The command line of `hf-wsl compare`."""
+
+    EXAMPLE = "hf-wsl compare path/to/model org/some-model"
+
+    first: str = argument("A model: path or Hub id (org/name:subfolder#key@revision).")
+    second: str = argument("The model beside it.")
+    table: Path | None = option(
+        None, "Parquet file of `hf-wsl embed profile`, whose models stand for strangers; default: public models."
+    )
+    allow_nonfinite: bool = option(False, "Compare models that hold NaN or infinite weights too.")
+    output_file: Path | None = option(
+        None, "Page (.html) or figures (.json) of the comparison.", metavar="FILE", group="output"
+    )
+    overwrite_output_file: bool = option(False, "Replace a file that is there.")
+
+
+@dataclass(frozen=True)
+class ScanOptions:
+    """The command line of `hf-wsl scan`."""
+
+    EXAMPLE = "hf-wsl scan path/to/model --table embeddings.parquet"
+
+    model: str = argument("A model: path or Hub id (org/name:subfolder#key@revision).")
+    table: Path | None = option(
+        None, "Parquet file of `hf-wsl embed profile` to look it up in; default: public models."
+    )
+    top: int = option(5, "Neighbors to show beside copies.")
+    allow_nonfinite: bool = option(False, "Scan a model that holds NaN or infinite weights too.")

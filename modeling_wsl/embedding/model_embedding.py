@@ -66,7 +66,7 @@ def embed_checkpoint(
     """Embeds an open checkpoint; layers are read one at a time.
 
     Args:
-        checkpoint: weights of any network. Constants that it names are passed over.
+        checkpoint: weights of any network, in whatever spelling (see `embedding_view`). Constants are passed over.
         size: numbers of position and of probe.
         advance: called with the number of entries of each layer that is done.
 
@@ -74,14 +74,15 @@ def embed_checkpoint(
         NotTokenizableError: it has no matrix.
         NonFiniteWeightsError: a weight is NaN or infinite, and the checkpoint does not allow it.
     """
-    plans = plan_layers(spec for name, spec in checkpoint.tensors.items() if name not in checkpoint.constants)
+    view = embedding_view(checkpoint)
+    plans = plan_layers(spec for name, spec in view.tensors.items() if name not in view.constants)
     if not plans:
         advice = "Pass a model with a tensor of two dimensions or more"
         raise NotTokenizableError(checkpoint.source, "holds no matrix to embed", advice)
 
     def read(name: str) -> Tensor:
-        tensor = checkpoint.read(name)
-        checkpoint.check_finite(name, tensor)
+        tensor = view.read(name)
+        view.check_finite(name, tensor)
         return tensor
 
     profile, position, probe = Profile(), Position(size), Probe(size)

@@ -94,7 +94,7 @@ class Profile:
                 scale = float(vectors[role].double().square().mean().sqrt())
                 row[at] = log(scale / (rms * sqrt(into * k) + EPS) + 1e-4) if role == "bias" else log(max(scale, 1e-6))
         for before in list(self._pending):
-            if _feeds(before.plan, plan):
+            if feeds(before.plan, plan):
                 if rms > 0 and layer.is_complete:
                     self.spectral[before.row][5:7] = _link(before.gram, unit / size, before.plan.shape[0])
                 self._pending.remove(before)
@@ -151,7 +151,7 @@ def _spectrum(unit: Tensor, log_rms: float, plan: LayerPlan) -> list[float]:
     ]
 
 
-def _feeds(before: LayerPlan, after: LayerPlan) -> bool:
+def feeds(before: LayerPlan, after: LayerPlan) -> bool:
     """Whether a layer's outputs may be the inputs of another, by its shapes; flattened maps count."""
     out, into = before.shape[0], after.shape[1]
     if after.is_depthwise:
