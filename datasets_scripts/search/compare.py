@@ -19,7 +19,7 @@ from modeling_wsl.embedding.model_embedding import embed_checkpoint
 from modeling_wsl.embedding.network_layers import plan_layers
 from modeling_wsl.tokens.manifest import batch_norm_names, split_name
 
-from ..embedding.embedding_table import FINGERPRINTS, EmbeddingTable
+from ..embedding.embedding_table import EmbeddingTable
 from .fingerprints import Closeness, FingerprintSpace
 from .permutation import MATCHED_COSINE, MatchedLayer, match_neurons, mean_cosine
 from .weight_relations import aligned_names
@@ -167,8 +167,7 @@ def compare(first: Any, second: Any, *, table: str | PathLike | None = None, **o
     """
     space = reference_space(str(table or REFERENCE_TABLE))
     with open_checkpoint(first, **options) as one, open_checkpoint(second, **options) as other:
-        fingerprints = [_fingerprints(checkpoint) for checkpoint in (one, other)]
-        closeness = space.pair(*fingerprints)
+        closeness = space.pair(*(embed_checkpoint(checkpoint) for checkpoint in (one, other)))
         views = canonical(one), canonical(other)
         names = _aligned(*views)
         changes = [_change(*views, name, names[name]) for name in views[0].tensors if name in names]
@@ -199,11 +198,6 @@ def compare(first: Any, second: Any, *, table: str | PathLike | None = None, **o
 def reference_space(table: str) -> FingerprintSpace:
     """The fingerprints of a table, read once."""
     return FingerprintSpace(EmbeddingTable.read(table))
-
-
-def _fingerprints(checkpoint: Checkpoint) -> dict[str, np.ndarray]:
-    embedding = embed_checkpoint(checkpoint)
-    return {name: getattr(embedding, name) for name in FINGERPRINTS}
 
 
 def _aligned(first: Checkpoint, second: Checkpoint) -> dict[str, str]:
@@ -288,12 +282,12 @@ def _verdict(
     def mean(values: Iterator[float]) -> float:
         return sum(value * change.entries for value, change in zip(values, changes, strict=True)) / entries
 
-    if mean(c.pruned for c in changes) > PRUNED_SHARE and mean(c.kept_change for c in changes) < NEAR_CHANGE:
-        return "pruned copy"
     change = mean(c.change for c in changes)
     rounded = sum(c.entries for c in changes if c.is_rounded) / entries
     if change < ROUNDED_CHANGE and rounded > SHARED_SHARE:
         return "quantized copy"
+    if mean(c.pruned for c in changes) > PRUNED_SHARE and mean(c.kept_change for c in changes) < NEAR_CHANGE:
+        return "pruned copy"
     if share == 1 and max((c.change for c in changes if not _is_statistic(c.name, second)), default=0) <= NEAR_CHANGE:
         return "copy"
     if neurons and mean_cosine(neurons) > MATCHED_COSINE and _correlation(changes) < COPY_CORRELATION:

@@ -10,10 +10,12 @@ from scipy.sparse.csgraph import connected_components
 from ..embedding import EmbeddingTable
 from ..sources import ModelSource
 from .calibration import SAME_EMBEDDING, Calibration
+from .fingerprints import Closeness, FingerprintSpace
 from .nearest import FeatureSpace, check_finite, nearest, pairs_within
-from .weight_relations import EXACT, FINE_TUNE, NEAR, WeightVerdicts
+from .weight_relations import EXACT, FINE_TUNE, NEAR, REORDERED, WeightVerdicts
 
 
+NEAR_POSITION = 0.98  # position cosine of copies with slight noise, casts and the like
 NEIGHBORS = 5  # of each model, that are compared by weights
 
 
@@ -47,7 +49,8 @@ def find_copies(
 ) -> list[list[Copy]]:
     """Groups the models of a table that are copies of each other, directly or by way of others.
 
-    Candidates are pairs within the calibrated threshold; without a calibration those with the same embedding. With
+    Candidates are pairs whose fingerprints are those of copies, where the table has any (`hf-wsl embed profile`); else
+    pairs within the calibrated threshold, or without a calibration those with the same embedding. With
     weights at hand, each model's NEIGHBORS nearest ones are candidates too, and the weights decide: a pair of which
     both models are at hand is dropped where they are no copies.
 
@@ -78,6 +81,10 @@ def find_copies(
         for i, j in pairs_within(rows, space.squared(limits["threshold"]))
         for a, b in zip(i, j, strict=True)
     }
+    told: dict[tuple[int, int], Closeness] = {}
+    if table.fingerprints and calibration is None:
+        told = {(i, j): closeness for i, j, closeness in FingerprintSpace(table).close_pairs()}
+        close = set(told)
     links: dict[tuple[int, int], str | None] = {}  # pair -> what the weights say, None where they are not at hand
     for a, b in sorted(close | _neighbors(table, metric, standardize, verdicts)):
         if not (names[a] in verdicts and names[b] in verdicts):
@@ -95,11 +102,24 @@ def find_copies(
             squared = np.square(rows[linked[a]] - rows[a]).sum(1)
             b = linked[a][int(squared.argmin())]
             distance = float(space.distance(squared.min()))
-            said = links[min(a, b), max(a, b)]
-            level = EXACT if distance <= limits["exact"] else NEAR if distance <= limits["near"] else FINE_TUNE
+            pair = (min(a, b), max(a, b))
+            said = links[pair]
+            if pair in told:
+                level = _level(told[pair], distance <= limits["exact"])
+            else:
+                level = EXACT if distance <= limits["exact"] else NEAR if distance <= limits["near"] else FINE_TUNE
             group.append(Copy(names[a], names[b], distance, said or level, said is not None))
         groups.append(group)
     return groups
+
+
+def _level(closeness: Closeness, is_same: bool) -> str:
+    """What two models are by their fingerprints; `is_same`: their profiles agree to the last digits."""
+    if closeness.kind == "reordered":
+        return REORDERED
+    if closeness.position > NEAR_POSITION:
+        return EXACT if is_same and closeness.position > 1 - 1e-6 else NEAR
+    return FINE_TUNE
 
 
 def _neighbors(

@@ -6,6 +6,9 @@ from functools import cached_property
 
 import numpy as np
 
+from modeling_wsl.embedding.model_embedding import ModelEmbedding
+from modeling_wsl.embedding.profile import profile_names
+
 from ..embedding.embedding_table import FINGERPRINTS, EmbeddingTable
 
 
@@ -14,6 +17,8 @@ from ..embedding.embedding_table import FINGERPRINTS, EmbeddingTable
 POSITION_COSINE = 0.45
 PROBE_DISTANCE = 0.55  # relative to the density around both models
 DENSITY_RANKS = slice(5, 10)  # neighbors whose mean distance is the density around a model: copies of it come before
+SIZES = [profile_names().index(f"count: {name}") for name in ("log layers", "log all entries")]
+SIZE_RATIO = np.log(1.25)  # reordered copies have as many layers and weights, but for a head
 MIN_ROWS = 20  # of a table whose densities mean something
 EPS = 1e-12
 
@@ -26,17 +31,20 @@ class Closeness:
         position: cosine of their weights as they stand, -1 to 1.
         probe: distance of their responses, relative to the density around both; None where there is no table of
             strangers to tell it.
+        same_size: whether they have about as many layers and weights.
     """
 
     position: float
     probe: float | None
+    same_size: bool = True
 
     @property
     def kind(self) -> str | None:
         """ "copy" by position, "reordered" by probe alone, None for strangers."""
         if self.position > POSITION_COSINE:
             return "copy"
-        return "reordered" if self.probe is not None and self.probe < PROBE_DISTANCE else None
+        is_reordered = self.same_size and self.probe is not None and self.probe < PROBE_DISTANCE
+        return "reordered" if is_reordered else None
 
 
 class FingerprintSpace:
@@ -59,6 +67,7 @@ class FingerprintSpace:
         self.position, probe = (table.fingerprints[name].astype(np.float64) for name in FINGERPRINTS)
         self.center = probe.mean(0)
         self.probe = _unit(probe - self.center)
+        self.sizes = table.embeddings[:, SIZES].astype(np.float64)
 
     @cached_property
     def density(self) -> np.ndarray:
@@ -67,26 +76,29 @@ class FingerprintSpace:
         np.fill_diagonal(distances, np.inf)
         return _density(distances)
 
-    def closeness(self, position: np.ndarray, probe: np.ndarray) -> list[Closeness]:
-        """How near one model, by its fingerprints `[d]`, is to each of the table."""
-        distances = self._distances(probe)
+    def closeness(self, model: ModelEmbedding) -> list[Closeness]:
+        """How near a model is to each of the table."""
+        distances = self._distances(model.probe)
         relative = distances / np.sqrt(_density(distances[None])[0] * self.density)
-        cosines = self.position @ position.astype(np.float64)
-        return [Closeness(float(c), _known(d)) for c, d in zip(cosines, relative, strict=True)]
+        cosines = self.position @ model.position.astype(np.float64)
+        same = _same_size(self.sizes, model.profile[SIZES])
+        return [Closeness(float(c), _known(d), bool(s)) for c, d, s in zip(cosines, relative, same, strict=True)]
 
-    def pair(self, first: dict[str, np.ndarray], second: dict[str, np.ndarray]) -> Closeness:
+    def pair(self, first: ModelEmbedding, second: ModelEmbedding) -> Closeness:
         """How near two models are that are not in the table, whose models stand for strangers."""
-        around = [_density(self._distances(model["probe"])[None])[0] for model in (first, second)]
-        units = [_unit(model["probe"].astype(np.float64) - self.center) for model in (first, second)]
+        around = [_density(self._distances(model.probe)[None])[0] for model in (first, second)]
+        units = [_unit(model.probe.astype(np.float64) - self.center) for model in (first, second)]
         relative = (1 - float(units[0] @ units[1])) / np.sqrt(around[0] * around[1])
-        return Closeness(float(first["position"] @ second["position"]), _known(relative))
+        same = bool(_same_size(first.profile[SIZES], second.profile[SIZES]))
+        return Closeness(float(first.position @ second.position), _known(relative), same)
 
     def close_pairs(self) -> Iterator[tuple[int, int, Closeness]]:
         """Pairs (i, j), i < j, of the table's rows that are copies by the rule."""
         for i in range(len(self.table) - 1):
             cosines = self.position[i + 1 :] @ self.position[i]
             relative = (1 - self.probe[i + 1 :] @ self.probe[i]) / np.sqrt(self.density[i] * self.density[i + 1 :])
-            for offset in np.flatnonzero((cosines > POSITION_COSINE) | (relative < PROBE_DISTANCE)):
+            reordered = (relative < PROBE_DISTANCE) & _same_size(self.sizes[i + 1 :], self.sizes[i])
+            for offset in np.flatnonzero((cosines > POSITION_COSINE) | reordered):
                 yield i, i + 1 + int(offset), Closeness(float(cosines[offset]), _known(relative[offset]))
 
     def stranger_cosines(self) -> np.ndarray:
@@ -109,6 +121,10 @@ def _density(distances: np.ndarray) -> np.ndarray:
     if distances.shape[1] < MIN_ROWS:
         return np.full(len(distances), np.nan)
     return np.sort(distances, axis=1)[:, DENSITY_RANKS].mean(1) + EPS
+
+
+def _same_size(first: np.ndarray, second: np.ndarray) -> np.ndarray:
+    return (np.abs(first - second) < SIZE_RATIO).all(-1)
 
 
 def _known(value: float) -> float | None:

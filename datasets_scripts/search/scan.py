@@ -62,7 +62,7 @@ def scan(source: Any, table: str | PathLike | None = None, *, top: int = 5, **op
     with open_checkpoint(source, **options) as checkpoint:
         embedding = embed_checkpoint(checkpoint)
     names = space.table.model_ids
-    closeness = space.closeness(embedding.position, embedding.probe)
+    closeness = space.closeness(embedding)
     by_position = np.argsort([-close.position for close in closeness], kind="stable")
     copies = [i for i in by_position if closeness[i].kind]
     order, _ = nearest(space.table, embedding.profile, len(names))
