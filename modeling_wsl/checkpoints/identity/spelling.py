@@ -37,8 +37,34 @@ HEAD = re.compile(
     r"generator\.proj)\.(?:weight|bias)$"
 )
 EMBEDDING = re.compile(
-    r"(?:^|\.)(?:word_embeddings?|embed_tokens|wte|tok_embeddings|shared|embed(?:dings?)?|embed_in|token_embedding)\.weight$"
+    r"(?:^|\.)(?:word_embeddings?|embed_tokens|wte|tok_embeddings|token_embd|shared|embed(?:dings?)?|embed_in|token_embedding)\.weight$"
 )
+# Language models in llama.cpp's names and in Meta's, as transformers names them. Their converters also exchange the
+# rows of queries and keys of some architectures: such a copy is near, for all other matrices are the same.
+LLAMA = {
+    "token_embd": "embed_tokens",
+    "tok_embeddings": "embed_tokens",
+    "output_norm": "norm",
+    "output": "lm_head",
+    "attn_q": "self_attn.q_proj",
+    "attn_k": "self_attn.k_proj",
+    "attn_v": "self_attn.v_proj",
+    "attn_output": "self_attn.o_proj",
+    "attention.wq": "self_attn.q_proj",
+    "attention.wk": "self_attn.k_proj",
+    "attention.wv": "self_attn.v_proj",
+    "attention.wo": "self_attn.o_proj",
+    "ffn_gate": "mlp.gate_proj",
+    "ffn_up": "mlp.up_proj",
+    "ffn_down": "mlp.down_proj",
+    "feed_forward.w1": "mlp.gate_proj",
+    "feed_forward.w3": "mlp.up_proj",
+    "feed_forward.w2": "mlp.down_proj",
+    "attn_norm": "input_layernorm",
+    "attention_norm": "input_layernorm",
+    "ffn_norm": "post_attention_layernorm",
+}
+LLAMA_NAME = re.compile(r"^((?:blk|layers)\.\d+\.)?(.+)\.(weight|bias)$")
 MAX_PREFIX = 24  # parts of a prefix; names of unknown origin may have a hundred thousand
 # Leaf names of norms in TensorFlow and in the oldest releases of transformers.
 NORM_LEAVES = {"gamma": "weight", "beta": "bias", "moving_mean": "running_mean", "moving_variance": "running_var"}
@@ -55,7 +81,7 @@ def plain_names(names: Iterable[str]) -> dict[str, str]:
     """
     originals = list(names)
     plain = originals
-    for step in (_without_wrappers, _without_module, _renamed, _norms_renamed):
+    for step in (_without_wrappers, _without_module, _renamed, _norms_renamed, _llama_renamed):
         plain = _unless_clash(plain, step)
     for _ in range(MAX_PREFIX):
         shorter = _unless_clash(_unless_clash(plain, _without_common), _without_holder)
@@ -130,6 +156,18 @@ def _norms_renamed(names: Sequence[str]) -> list[str]:
         norm = {start + dot + "gamma", start + dot + "beta"} <= there and start + dot + "weight" not in there
         renamed.append(start + dot + NORM_LEAVES.get(leaf, leaf) if norm else name)
     return renamed
+
+
+def _llama_renamed(names: Sequence[str]) -> list[str]:
+    if not {"token_embd.weight", "tok_embeddings.weight"}.intersection(names):
+        return list(names)
+    matches = [LLAMA_NAME.match(name) for name in names]
+    return [
+        f"{(match[1] or '').replace('blk', 'layers')}{LLAMA[match[2]]}.{match[3]}"
+        if match and match[2] in LLAMA
+        else name
+        for match, name in zip(matches, names, strict=True)
+    ]
 
 
 def _without_common(names: Sequence[str]) -> list[str]:

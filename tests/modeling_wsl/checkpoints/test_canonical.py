@@ -126,6 +126,48 @@ def test_two_models_in_one_state_dict_keep_their_prefixes():
     assert set(plain_names(both).values()) == set(both)
 
 
+GGUF = {
+    "model.embed_tokens": "token_embd",
+    "model.norm": "output_norm",
+    "lm_head": "output",
+    "model.layers": "blk",
+    "self_attn.q_proj": "attn_q",
+    "self_attn.k_proj": "attn_k",
+    "self_attn.v_proj": "attn_v",
+    "self_attn.o_proj": "attn_output",
+    "mlp.gate_proj": "ffn_gate",
+    "mlp.up_proj": "ffn_up",
+    "mlp.down_proj": "ffn_down",
+    "input_layernorm": "attn_norm",
+    "post_attention_layernorm": "ffn_norm",
+}
+META = {
+    "model.embed_tokens": "tok_embeddings",
+    "model.norm": "norm",
+    "lm_head": "output",
+    "model.layers": "layers",
+    "self_attn.q_proj": "attention.wq",
+    "self_attn.k_proj": "attention.wk",
+    "self_attn.v_proj": "attention.wv",
+    "self_attn.o_proj": "attention.wo",
+    "mlp.gate_proj": "feed_forward.w1",
+    "mlp.up_proj": "feed_forward.w3",
+    "mlp.down_proj": "feed_forward.w2",
+    "input_layernorm": "attention_norm",
+    "post_attention_layernorm": "ffn_norm",
+}
+
+
+@pytest.mark.parametrize("names", [GGUF, META], ids=["llama.cpp", "Meta"])
+def test_a_language_model_has_one_digest_under_the_names_of_llama_cpp_and_of_meta(states, names):
+    state = states["LlamaForCausalLM"]
+    renamed = state
+    for theirs, other in names.items():
+        renamed = {name.replace(theirs, other): value for name, value in renamed.items()}
+    assert not set(state) & set(renamed)
+    assert digest(renamed) == digest(state)
+
+
 def test_names_of_any_depth_and_length_are_taken():
     deep = [".".join(["a"] * 50_000 + [leaf]) for leaf in ("weight", "bias")]
     assert len(set(plain_names(deep).values())) == 2
