@@ -159,7 +159,7 @@ def _card(source: ModelSource) -> Mapping[str, Any]:
 def ask_hub(source: ModelSource) -> HubFacts:
     """Asks the Hub for a model's facts; gives empty ones, with a warning, where it does not answer."""
     try:
-        info = HfApi().model_info(source.location, revision=source.revision)
+        info = HfApi().model_info(source.reference.location, revision=source.revision)
     except Exception as error:  # its client raises errors of three libraries; facts are no reason to stop
         logger.warning("%s: the Hub does not give its license and task (%r)", source.model_id, error)
         return HubFacts()

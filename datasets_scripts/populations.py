@@ -20,7 +20,6 @@ from modeling_wsl.checkpoints.errors import CheckpointError, read_json
 
 
 Properties = dict[str, Any]  # name -> number, text or boolean
-MATRIX_ROW = re.compile(r"(?<=\.npy)#\d+$")  # behind the matrix, as a model's location
 MATRIX, METRICS = "weights.npy", ("metrics.csv.gz", "metrics.csv")  # of the Small CNN Zoo
 CHECKPOINT = re.compile(r"checkpoint_(\d+)$")  # a folder of Ray Tune
 # Of what Ray Tune writes, what is of the machine and the hour, not of the model.

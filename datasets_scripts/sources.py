@@ -3,6 +3,7 @@
 import json
 import logging
 import os
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from os import PathLike
@@ -10,11 +11,13 @@ from pathlib import Path
 from typing import Any
 
 from hf_wsl.files import sha256
+from modeling_wsl.checkpoints.checkpoint import list_models
 from modeling_wsl.checkpoints.errors import CheckpointError, read_json
 from modeling_wsl.checkpoints.folders import own_files, survey
 from modeling_wsl.checkpoints.hub import is_hub_id
+from modeling_wsl.checkpoints.reference import ALL, Reference, exists, parse_reference
 
-from .populations import MATRIX, MATRIX_ROW, is_matrix_zoo, matrix_rows, properties_of, table_models
+from .populations import MATRIX, is_matrix_zoo, matrix_rows, properties_of, table_models
 from .tokenize_config import TokenizeError
 
 
@@ -34,7 +37,7 @@ class ModelSource:
 
     Attributes:
         model_id: unique in the dataset.
-        location: for `open_checkpoint`: an absolute path, or a Hub id.
+        location: for `open_checkpoint`: an absolute path or a Hub id, with `:subfolder` and `#key` if given.
         label: as the user would name it again; no folder outside of what was named shows in it.
         revision: of a Hub id; None is the newest.
         facts: columns of the config `models` that a list of models gave (`license`, `family`, ...).
@@ -51,8 +54,14 @@ class ModelSource:
     @property
     def path(self) -> Path | None:
         """The file or folder; None for a model on the Hub."""
-        path = Path(MATRIX_ROW.sub("", self.location))
+        reference = parse_reference(self.location)
+        path = Path(reference.location, reference.subfolder)
         return path if path.is_absolute() else None
+
+    @property
+    def reference(self) -> Reference:
+        """As one can name the model again, on this machine."""
+        return parse_reference(self.location).with_options(revision=None if self.path else self.revision)
 
     def fingerprint(self) -> str:
         """A hash that tells that a source changed, of revision, facts, and each file's name, size and time.
@@ -63,6 +72,7 @@ class ModelSource:
         if self.path is not None:
             own = [self.path, self.path.with_suffix(".json")] if self.path.is_file() else own_files(self.path)
             files = [path for path in own if path.is_file()]
+            state += [key] if (key := parse_reference(self.location).key) is not None else []
             state += [[p.name, p.stat().st_size, p.stat().st_mtime_ns] for p in files]
         return sha256(json.dumps(state, sort_keys=True))[:32]
 
@@ -74,8 +84,9 @@ def expand_sources(sources: Iterable[str | PathLike]) -> list[ModelSource]:
         sources: any of: a model's folder (`config.json`, `adapter_config.json`, `model.json`, an index of shards, or a
             single weight file in it); a folder of such folders or of checkpoint files, searched to any depth in order
             of names, hidden files left out; a lab zoo, whose models have the ids of its table, behind the zoo's name
-            (`zoo/member_0003/epoch_005`) where several zoos are named; a checkpoint file; a Hub id, `org/name`
-            or `org/name@revision`; a list of these, `.txt` (one a line, # comments) or `.json`/`.jsonl` of
+            (`zoo/member_0003/epoch_005`) where several zoos are named; a checkpoint file; a Hub id; a part of
+            these, as a reference (`org/name:subfolder#key@revision`, `file.pt#ema`, `file.pt#all`: each state dict); a
+            list of these, `.txt` (one a line, comments behind a # that white space precedes) or `.json`/`.jsonl` of
             strings or of objects with `source` and any of `model_id`, `revision`, `owner`, `license`, `family`,
             `task`; paths in a list are relative to its file.
 
@@ -138,11 +149,44 @@ def _expand(source: str, base: Path, facts: dict[str, Any]) -> list[ModelSource]
                 replace(m, properties=known) for name, known in listed for m in _expand(name, path.parent, {**facts})
             ]
         return _local_models(path, path.parent, facts)
-    repository, _, revision = source.partition("@")
-    if is_hub_id(repository):
-        model_id, revision = facts.pop("model_id", repository), facts.pop("revision", revision or None)
-        return [ModelSource(model_id, repository, repository, revision, facts)]
-    raise TokenizeError(f"{source}: there is no such file or folder, and it is not a Hub id (org/name[@revision]).")
+    reference = _reference(source, base)
+    if reference.key == ALL:
+        return _state_dicts(source, reference, base, facts)
+    local = Path(reference.location).is_absolute()
+    if local and exists(reference.location) and reference.revision is None:
+        path = Path(reference.location, reference.subfolder)
+        if not path.exists():
+            raise TokenizeError(f"{source}: {reference.location} has no {reference.subfolder} inside.")
+        named = str(replace(reference, location=os.path.basename(reference.location)))
+        return [ModelSource(facts.pop("model_id", named), str(reference), named, facts.pop("revision", None), facts)]
+    if is_hub_id(reference.location):
+        reference = reference.with_options(revision=facts.pop("revision", None))
+        named = str(replace(reference, revision=None))
+        return [ModelSource(facts.pop("model_id", named), named, named, reference.revision, facts)]
+    raise TokenizeError(
+        f"{source}: there is no such file or folder, and it is not a Hub id (org/name:subfolder#key@revision)."
+    )
+
+
+def _reference(source: str, base: Path) -> Reference:
+    """A reference; its location is an absolute path where there is such a file or folder, seen from `base`."""
+    absolute = parse_reference(os.path.abspath(base / Path(source).expanduser()))
+    return absolute if exists(absolute.location) else parse_reference(source)
+
+
+def _state_dicts(source: str, reference: Reference, base: Path, facts: dict[str, Any]) -> list[ModelSource]:
+    """The models of `file#all`; where the file cannot be read one model, which says why when it is opened."""
+    try:
+        references = list_models(reference)
+    except CheckpointError:
+        references = [replace(reference, key=None)]
+    models = []
+    for one in references:
+        given = dict(facts)
+        if len(references) > 1 and "model_id" in given:
+            given["model_id"] = str(Reference(given["model_id"], key=one.key))
+        models += _expand(str(one), base, given)
+    return models
 
 
 def _models_below(folder: Path, root: Path, seen: set[str]) -> list[Path]:
@@ -216,7 +260,7 @@ def _read_list(path: Path) -> list[tuple[str, dict[str, Any]]]:
     """The entries of a list of models, each with the facts given beside it."""
     text = path.read_text(encoding="utf-8")
     if path.suffix == ".txt":
-        lines = (line.partition("#")[0].strip() for line in text.splitlines())
+        lines = (re.sub(r"(^|\s)#.*", "", line).strip() for line in text.splitlines())  # `file.pt#key` is a name
         return [(line, {}) for line in lines if line]
     try:
         entries = [json.loads(line) for line in text.splitlines() if line.strip()] if path.suffix == ".jsonl" else None

@@ -294,10 +294,12 @@ def generate(options: GenerateOptions) -> Iterator[str]:
 def _state(source: str) -> str:
     """A model as it was named; of a local one, also a hash that tells when it has changed."""
     from datasets_scripts.sources import expand_sources
+    from modeling_wsl.checkpoints.reference import exists, parse_reference
 
-    if not Path(source).expanduser().exists():
+    if not exists(parse_reference(source).location):
         return source
-    return f"{Path(source).absolute()} {expand_sources([source])[0].fingerprint()}"
+    model = expand_sources([source])[0]
+    return f"{model.location} {model.fingerprint()}"
 
 
 def evaluate(options: EvaluateConfig) -> Iterator[str]:

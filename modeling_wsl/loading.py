@@ -63,7 +63,7 @@ def find_backbone(
 
     Args:
         backbone: folder, Hub id (`org/name`, `org/name@revision`), or "default": the one that comes with the library.
-        revision: branch, tag or commit of a Hub id that does not name its own.
+        revision: branch, tag or commit of a Hub id.
         token: for private and gated backbones; by default the one of the login.
 
     Returns:
@@ -74,12 +74,18 @@ def find_backbone(
     """
     # Here, for the configuration imports this module: reading checkpoints needs torch and transformers' Auto classes.
     from .checkpoints.folders import read_config
-    from .checkpoints.hub import download_config, hub_source, verify
+    from .checkpoints.hub import download_config, is_hub_id, verify
+    from .checkpoints.reference import exists, parse_reference
 
     name = resolve_default(backbone)
-    folder, commit = Path(name).expanduser(), None
-    if not folder.exists() and (on_hub := hub_source(name, revision)):
-        name, revision = on_hub
+    reference, commit = parse_reference(name).with_options(revision=revision), None
+    revision, on_hub = reference.revision, not exists(reference.location) and is_hub_id(reference.location)
+    if reference.key is not None or (on_hub and reference.subfolder):
+        reason = f"names a part, {shorten(reference.key or reference.subfolder)}"
+        raise CheckpointError(name, reason, "A backbone is a folder of its own: name that")
+    name = reference.location if on_hub else str(Path(reference.location, reference.subfolder))
+    folder = Path(name).expanduser()
+    if on_hub:
         folder = download_config(name, revision=revision, token=token)
         commit = folder.name  # in the cache; a branch may move between one file and the next
     elif revision is not None:

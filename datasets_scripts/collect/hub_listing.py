@@ -107,6 +107,8 @@ def named_candidates(models: Sequence[ModelSource], hub: HubReader) -> Listing:
             raise TokenizeError(
                 f"{model.label} is a local model. `collect` reads the Hub; use `hf-wsl tokenize` for files."
             )
+        if (reference := model.reference).subfolder or reference.key is not None:
+            raise TokenizeError(f"{reference}: collect takes whole repositories; tokenize takes a part of one")
         info = hub.info(model.location, model.revision)
         candidates.append(_candidate(info, dict(model.facts)))
     return Listing(candidates, {"named": len(candidates)}, _today(), len(candidates))

@@ -7,7 +7,7 @@ import math
 import os
 import tempfile
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from os import PathLike
 from pathlib import Path
 
@@ -20,6 +20,7 @@ from hf_wsl.options import ConfigError, build
 from hf_wsl.workers import one_thread
 from modeling_wsl import CheckpointError, open_checkpoint
 from modeling_wsl.checkpoints.canonical import embedding_view
+from modeling_wsl.checkpoints.reference import exists, parse_reference
 from modeling_wsl.loading import find_backbone
 from modeling_wsl.pipelines import no_weights
 
@@ -159,8 +160,10 @@ def _digest(shapes: Mapping[str, tuple[int, ...]]) -> str:
 
 def _absolute(source: str | PathLike) -> str:
     """A path that means the same in any working folder; a Hub id as it is."""
-    path = Path(source).expanduser()
-    return os.path.abspath(path) if path.exists() else str(source)
+    reference = parse_reference(source)
+    if not exists(reference.location):
+        return str(source)
+    return str(replace(reference, location=os.path.abspath(os.path.expanduser(reference.location))))
 
 
 def backbone_state(backbone: str | PathLike, revision: str | None = None) -> str:

@@ -1,6 +1,6 @@
 """The models of a table of embeddings that are nearest to a model by its weights."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from os import PathLike
 
 import numpy as np
@@ -102,6 +102,5 @@ class NeighborSearch:
         """The source that names this model to `expand_sources`, which reads an index of shards as a list of models."""
         path = self.model.path
         if path is None:
-            revision = self.commit or self.model.revision
-            return f"{self.model.location}@{revision}" if revision else self.model.location
-        return str(path.parent if path.suffix in LIST_SUFFIXES else path)
+            return str(replace(self.model.reference, revision=self.commit or self.model.revision))
+        return str(path.parent) if path.suffix in LIST_SUFFIXES else self.model.location

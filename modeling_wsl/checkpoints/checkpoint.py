@@ -4,6 +4,7 @@ import hashlib
 import math
 import os
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import torch
 
 from ..tokens.manifest import TensorSpec
 from .constants import with_constants
-from .contents import Contents, file_contents, memory_contents
+from .contents import Contents, file_contents, file_keys, memory_contents
 from .errors import (
     CheckpointError,
     NonFiniteWeightsError,
@@ -21,10 +22,11 @@ from .errors import (
     shorten,
 )
 from .file_names import ADAPTER_NAMES, WEIGHT_NAMES, variant_of
-from .folders import choose_local, local_subfolder, read_config
-from .hub import download, hub_source
+from .folders import choose_local, local_path, read_config
+from .hub import download, is_hub_id
 from .order import SIDECAR, Order, order_names
 from .parts.single import refuse_cut, refuse_single_part, refuse_ungathered
+from .reference import ALL, Reference, exists, parse_reference
 
 
 CHUNK_BYTES = 1 << 24
@@ -114,7 +116,7 @@ class Checkpoint:
             value = float(tensor[index])
             is_complete = tensor.shape == self.tensors[self.tied.get(name, name)].shape
             reason = f"tensor {shorten(name)} holds {value}" + f" at {list(index)}" * is_complete
-            raise NonFiniteWeightsError(self.source, reason, "Pass allow_nonfinite=True to admit it")
+            raise NonFiniteWeightsError(self.source, reason, "The option allow_nonfinite admits it")
 
     def state_dict(self) -> dict[str, torch.Tensor]:
         """All tensors in state-dict order, checked to be finite; tied names share one tensor object.
@@ -191,7 +193,7 @@ def pieces(tensor: torch.Tensor, chunk_bytes: int) -> Iterator[torch.Tensor]:
 
 @refuses_unknown_keywords
 def open_checkpoint(
-    source: "Mapping[str, torch.Tensor] | torch.nn.Module | str | os.PathLike[str] | Checkpoint",
+    source: "Mapping[str, torch.Tensor] | torch.nn.Module | str | os.PathLike[str] | Reference | Checkpoint",
     *,
     revision: str | None = None,
     token: str | bool | None = None,
@@ -205,9 +207,10 @@ def open_checkpoint(
 
     Args:
         source: a state dict, a module, a file (safetensors, torch.save, an index of shards), a folder (of
-            transformers, timm or PEFT, or with one weight file), a Hub id (`org/name`), or a `Checkpoint`, which is
-            returned as it is.
-        revision: branch, tag or commit of a Hub id that does not name its own (`org/name@revision`).
+            transformers, timm or PEFT, or with one weight file), a Hub id (`org/name`), each also as a reference that
+            says what of it is meant (`org/name:subfolder#key@revision`, see `reference.py`); or a `Checkpoint`, which
+            is returned as it is.
+        revision: branch, tag or commit of a Hub id.
         token: access token for private and gated models of the Hub.
         subfolder: folder within a folder or Hub model.
         key: which state dict of a training checkpoint is meant, names joined by dots (`"ema.model"`); needed only
@@ -221,8 +224,8 @@ def open_checkpoint(
             training checkpoint and none otherwise; 0 admits all.
 
     Raises:
-        CheckpointError: the source cannot be read safely, contradicts itself, is of a format that is refused, or holds
-            no floating-point tensor; the message names the file, the reason and what to do.
+        CheckpointError: the source cannot be read safely, contradicts itself or the options, is of a format that is
+            refused, or holds no floating-point tensor; the message names the file, the reason and what to do.
         TypeError: `source` is none of the above, or options are given for a `Checkpoint`.
     """
     if isinstance(source, Checkpoint):
@@ -240,17 +243,19 @@ def open_checkpoint(
     elif isinstance(source, Mapping):
         name = "<state dict>"
         contents = memory_contents(name, source, key)
-    elif isinstance(source, (str, os.PathLike)):
-        name = os.fspath(source)
-        path = Path(name).expanduser()
-        if not path.exists() and isinstance(source, str) and (on_hub := hub_source(source, revision)):
-            name = on_hub[0]
-            path, commit = download(name, revision=on_hub[1], token=token, subfolder=subfolder)
-        elif not path.exists():
-            advice = "Pass a path that exists, or a Hub id of the form org/name"
-            raise CheckpointError(name, "is no file or folder" + " (a broken link)" * path.is_symlink(), advice)
-        elif subfolder:
-            path = local_subfolder(path, subfolder)
+    elif isinstance(source, (str, os.PathLike, Reference)):
+        own = parse_reference(source)
+        reference = own.with_options(subfolder=subfolder, key=key, revision=revision)
+        name, key = str(replace(reference, revision=None)), reference.key
+        if not exists(reference.location) and not isinstance(source, os.PathLike) and is_hub_id(reference.location):
+            options = {"revision": reference.revision, "subfolder": reference.subfolder}
+            path, commit = download(reference.location, token=token, **options)
+        else:
+            path = local_path(replace(reference, revision=own.revision))  # the option is of Hub ids alone
+        if own.key == ALL:
+            listed = "; ".join(map(str, list_models(reference, path))) or name.removesuffix(f"#{ALL}")
+            advice = "Name one of them; tokenize, embed and search read each as a model"
+            raise CheckpointError(name, f"names {shorten(listed, 1000)}", advice)
         passed_over: list[str] = []
         if path.is_dir():
             choice = choose_local(path)
@@ -292,6 +297,23 @@ def open_checkpoint(
     return checkpoint
 
 
+def list_models(reference: Reference, path: Path | None = None) -> list[Reference]:
+    """A reference to each model that `file#all` stands for: to its state dicts, or to the file, if it holds one.
+
+    Args:
+        reference: with the key `all`.
+        path: the file, where it is on this machine already.
+
+    Raises:
+        CheckpointError: the file cannot be read safely.
+    """
+    if path is None and not exists(reference.location) and is_hub_id(reference.location):
+        path, _ = download(reference.location, revision=reference.revision, token=None, subfolder=reference.subfolder)
+    path = local_path(replace(reference, key=None)) if path is None else path
+    path = choose_local(path).path if path.is_dir() else path
+    return [replace(reference, key=key) for key in file_keys(path) or [None]]
+
+
 def check_size(checkpoint: Checkpoint, nested: bool, min_parameters: int | None) -> None:
     """Refuses a checkpoint without floating-point tensors, or with too few entries."""
     if not checkpoint.num_parameters:
@@ -304,4 +326,4 @@ def check_size(checkpoint: Checkpoint, nested: bool, min_parameters: int | None)
     minimum = min_parameters if min_parameters is not None else MIN_NESTED_PARAMETERS * nested
     if checkpoint.num_parameters < minimum:
         reason = f"is degenerate: {checkpoint.num_parameters} floating-point entries, fewer than {minimum}"
-        raise TooFewParametersError(checkpoint.source, reason, "Pass min_parameters=0 to admit it")
+        raise TooFewParametersError(checkpoint.source, reason, "The option min_parameters admits it (0: no limit)")

@@ -24,7 +24,7 @@ from .file_names import is_index
 from .folders import find_shard, parse_index, refuse_json
 from .formats import identify
 from .parts.joining import parts_contents
-from .state_dicts import find_state_dict, list_beside, split_aliases
+from .state_dicts import find_state_dict, list_beside, list_state_dicts, split_aliases
 
 
 class Framework(NamedTuple):
@@ -55,6 +55,18 @@ def memory_contents(name: str, content: Mapping[str, Any], key: str | None) -> C
     return Contents(specs, tensors.__getitem__, owners, nested=bool(path), ignored=ignored)
 
 
+def file_keys(path: Path) -> list[str]:
+    """The keys of the state dicts of a file, as `file_contents` takes them; none where no key is needed.
+
+    Raises:
+        CheckpointError: the file cannot be read safely.
+    """
+    if path.is_dir() or (kind := identify(path)) not in ("torch archive", "torch legacy", "pickle"):
+        return []
+    keys = list_state_dicts(load_torch_file(path, kind))
+    return keys if len(keys) > 1 else []
+
+
 def file_contents(path: Path, key: str | None) -> Contents:
     """Contents of a weight file, of the shards of an index, or of a folder of parts."""
     if path.is_dir():
@@ -65,7 +77,8 @@ def file_contents(path: Path, key: str | None) -> Contents:
     if kind in FRAMEWORKS:
         return framework_contents(path, kind, key)
     if key is not None:
-        raise CheckpointError(path, f"is a {kind} file: it has no nested state dict for key={key!r}", "Leave key= out")
+        reason = f"is a {kind} file: it has no state dict under the key {shorten(key)}"
+        raise CheckpointError(path, reason, f"Leave #{key} out")
     if kind == "safetensors":
         file = SafetensorsFile(path)
         stored = written_elsewhere(path, file)

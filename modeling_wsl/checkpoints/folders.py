@@ -1,5 +1,6 @@
 """Folders of weights: which files are the model, what is passed over, and shards that agree with their index."""
 
+import errno
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -34,6 +35,7 @@ from .formats import (
     TORCH_SUFFIXES,
 )
 from .parts.layouts import find_parts, list_files, parts_folders
+from .reference import Reference, exists
 
 
 PIPELINE = "model_index.json"  # of diffusers: its components are models of their own
@@ -393,9 +395,34 @@ def refuse_json(path: Path, content: Any) -> None:
     raise CheckpointError(path, "is JSON, not weights", "Pass the folder or the weight file beside it")
 
 
+def local_path(reference: Reference) -> Path:
+    """The file or folder that a reference to this machine names.
+
+    Raises:
+        CheckpointError: it is missing, may not be read, is a link to nothing, or has a revision; the reason tells it.
+    """
+    path = Path(reference.location).expanduser()
+    shown = shorten(reference.location) if not reference.location.isprintable() else reference.location
+    try:
+        os.stat(path)
+    except (OSError, ValueError) as error:
+        number = getattr(error, "errno", errno.EINVAL)
+        if number not in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.EINVAL):
+            reason = f"cannot be looked at ({os.strerror(number)})"
+            raise CheckpointError(shown, reason, "Check its name and your rights to it") from error
+        advice = "Pass a path that exists, or a Hub id of the form org/name"
+        raise CheckpointError(
+            shown, "is no file or folder" + " (a broken link)" * exists(reference.location), advice
+        ) from error
+    if reference.revision is not None:
+        reason = f"has no revision {shorten(reference.revision)}, for it is no Hub id"
+        raise CheckpointError(shown, reason, "Leave the revision out")
+    return local_subfolder(path, reference.subfolder) if reference.subfolder else path
+
+
 def local_subfolder(path: Path, subfolder: str) -> Path:
     """A folder inside a local folder."""
     inside = path / subfolder
     if not inside.is_dir() or not inside.resolve().is_relative_to(path.resolve()):
-        raise CheckpointError(path, f"has no folder {shorten(subfolder)} inside", "Correct subfolder=")
+        raise CheckpointError(path, f"has no folder {shorten(subfolder)} inside", "Correct the subfolder")
     return inside

@@ -41,12 +41,6 @@ def is_hub_id(source: str) -> bool:
     return bool(HUB_ID.fullmatch(source)) and suffix not in (*SAFETENSORS_SUFFIXES, *TORCH_SUFFIXES, *SUFFIXES)
 
 
-def hub_source(source: str, revision: str | None = None) -> tuple[str, str | None] | None:
-    """Id and revision of "org/name" or "org/name@revision" (its own counts first); None for anything else."""
-    repo_id, _, own = source.partition("@")
-    return (repo_id, own or revision) if is_hub_id(repo_id) else None
-
-
 def download(
     repo_id: str,
     *,

@@ -10,6 +10,7 @@ from .containers.pickle_reader import describe as in_words
 from .containers.torch_files import StoredOtherwise
 from .errors import CheckpointError, shorten
 from .formats import SAVE_SAFELY
+from .reference import Reference
 
 
 MAX_DEPTH = 8
@@ -143,16 +144,16 @@ def find_state_dict(source: object, content: Any, key: str | None) -> tuple[tupl
         path, mapping = nested[0]
         return (*chosen, *path), named_tensors(source, mapping)
     if nested:
-        listed = "; ".join(describe((*chosen, *path), mapping) for path, mapping in nested[:8])
+        listed = "; ".join(describe(source, (*chosen, *path), mapping) for path, mapping in nested[:8])
         more = f"; and {len(nested) - 8} more" if len(nested) > 8 else ""
-        raise CheckpointError(source, f"holds {len(nested)} state dicts: {listed}{more}", "Choose one with key=")
+        advice = "Choose one; #all stands for a row each in tokenize, embed and search"
+        raise CheckpointError(source, f"holds {len(nested)} state dicts: {listed}{more}", advice)
     raise no_state_dict(source, content)
 
 
-def list_state_dicts(source: object, content: Any) -> dict[str, dict[str, torch.Tensor]]:
-    """Every state dict of parameters in what a checkpoint file holds: key -> tensors, in the file's order."""
-    content = as_mapping(content)
-    return {".".join(path): named_tensors(source, mapping) for path, mapping in candidates(content, (), set())}
+def list_state_dicts(content: Any) -> list[str]:
+    """The key of every state dict of parameters in what a checkpoint file holds, in the file's order."""
+    return [".".join(path) for path, _ in candidates(as_mapping(content), (), set())]
 
 
 def no_state_dict(source: object, content: Any) -> CheckpointError:
@@ -194,7 +195,7 @@ def select(source: object, content: Any, key: str) -> tuple[tuple[str, ...], Any
                 path, there = select(source, names[name], key[len(name) + 1 :])
                 return (name, *path), there
     there = ", ".join(shorten(name, 40) for name in list(content)[:12]) if isinstance(content, Mapping) else "no names"
-    raise CheckpointError(source, f"has no entry {shorten(key)}", f"Under key= it offers {there}")
+    raise CheckpointError(source, f"has no entry {shorten(key)}", f"There it offers {there}")
 
 
 def candidates(
@@ -223,10 +224,14 @@ def candidates(
     yield from nested
 
 
-def describe(path: tuple[str, ...], mapping: Mapping[str, Any]) -> str:
-    """One candidate of an ambiguous checkpoint: the key to give, and how much it holds."""
-    tensors = [value for value in mapping.values() if isinstance(value, torch.Tensor)]
-    return f"key={'.'.join(path)!r} ({len(tensors)} tensors, {sum(t.numel() for t in tensors):,} entries)"
+def describe(source: object, path: tuple[str, ...], mapping: Mapping[str, Any]) -> str:
+    """One candidate of an ambiguous checkpoint: the reference to give, and what it holds."""
+    tensors = {name: value for name, value in mapping.items() if isinstance(value, torch.Tensor)}
+    size = f"{len(tensors)} tensors, {sum(t.numel() for t in tensors.values()):,} entries"
+    shapes = ", ".join(f"{shorten(name, 40)} {list(t.shape)}" for name, t in list(tensors.items())[:2])
+    key = ".".join(path)
+    named = f"key={key!r}" if str(source).startswith("<") else str(Reference(str(source), key=key))
+    return f"{named} ({size}: {shapes})"
 
 
 def named_tensors(source: object, mapping: Mapping[str, Any]) -> dict[str, torch.Tensor]:

@@ -28,7 +28,8 @@ from ..checkpoints.architectures import (
 from ..checkpoints.checkpoint import Checkpoint, open_checkpoint
 from ..checkpoints.errors import CheckpointError
 from ..checkpoints.folders import read_config
-from ..checkpoints.hub import download_config, hub_source, is_hub_id
+from ..checkpoints.hub import download_config, is_hub_id
+from ..checkpoints.reference import exists, parse_reference
 from ..tokens.manifest import TensorSpec, WeightManifest
 
 
@@ -283,16 +284,17 @@ def resolve_target(
         target_kwargs: for `timm.create_model` (`img_size`, ...), or entries of a transformers target's config.
         in_channels: channels of the images (timm: `in_chans`, transformers: `num_channels`). A module has its own;
             with the option its stem is its first convolution, where the module is none of timm's.
-        hub_options: `revision` (that of `org/name@revision` counts first), `token`, where the target is a Hub id.
+        hub_options: `revision`, `token`, where the target is a Hub id.
 
     Raises:
         ValueError: nothing of that name, or an option that the target cannot have.
         CheckpointError: a Hub model without config.json, or a config.json that must not be built.
     """
     options, sizes = dict(target_kwargs or {}), Sizes(num_classes, in_channels)
-    revision = hub_options.get("revision")
-    if isinstance(target, str) and not Path(target).exists() and (source := hub_source(target, revision)):
-        target, hub_options["revision"] = source
+    if isinstance(target, str):
+        reference = parse_reference(target).with_options(revision=hub_options.pop("revision", None))
+        hub_options["revision"] = reference.revision
+        target = str(replace(reference, revision=None))
     timm_name = isinstance(target, str) and not Path(target).is_file() and is_timm_name(target)
     if hub_options.get("revision") is not None and (timm_name or not _on_hub(target)):
         raise ValueError(
@@ -325,7 +327,7 @@ def resolve_target(
 
 
 def _on_hub(target: TargetSource) -> bool:
-    return isinstance(target, str) and not Path(target).exists() and is_hub_id(target)
+    return isinstance(target, str) and not exists(target) and is_hub_id(parse_reference(target).location)
 
 
 def _timm_options(options: dict[str, Any]) -> dict[str, Any]:
@@ -451,10 +453,11 @@ def _transformers_target(
 
 def _named_target(name: str, sizes: Sizes, options: dict[str, Any], hub_options: dict[str, Any]) -> Target:
     """A folder, a file or a Hub id."""
-    path = Path(name)
-    if _on_hub(name):
+    reference = parse_reference(name)
+    path = Path(reference.location, reference.subfolder).expanduser()
+    if _on_hub(name) and not reference.subfolder and reference.key is None:
         path = download_config(name, **hub_options)
-    elif not path.exists():
+    elif not _on_hub(name) and not exists(str(path)):
         close = difflib.get_close_matches(name, import_timm(name).list_models(), n=3)
         hint = f" Did you mean {', '.join(close)}?" if close else ""
         raise ValueError(

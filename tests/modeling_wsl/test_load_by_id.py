@@ -122,10 +122,12 @@ def test_the_pipelines_read_models_anchors_and_targets_by_id_and_revision(hub, c
         generator("ada/vit", anchors=["ada/vit@v2"])
 
 
-def test_a_revision_in_the_name_counts_before_the_option(hub):
+def test_a_revision_in_the_name_and_another_one_as_option_contradict(hub):
     first = hub.add("ada/net", {"model.safetensors": save(STATE)})
     newest = hub.add("ada/net", {"model.safetensors": save({"stem.weight": torch.ones(2, 3)})})
-    with open_checkpoint(f"ada/net@{first}", revision="main") as checkpoint:
+    with pytest.raises(CheckpointError, match="names the revision .*, and 'main' is asked for beside it"):
+        open_checkpoint(f"ada/net@{first}", revision="main")
+    with open_checkpoint(f"ada/net@{first}", revision=first) as checkpoint:
         assert (checkpoint.source, checkpoint.revision) == ("ada/net", first)
     assert open_checkpoint("ada/net@", revision=first).revision == first
     assert open_checkpoint("ada/net@main").revision == newest

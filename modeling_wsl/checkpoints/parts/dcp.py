@@ -167,7 +167,7 @@ def choose_group(folder: Path, stored: list[Stored], key: str | None) -> tuple[s
         if key in groups:
             return key, groups[key]
         offered = ", ".join(shorten(group, 60) for group in list(groups)[:12]) or "nothing"
-        raise CheckpointError(folder, f"has no entry {shorten(key)}", f"Under key= it offers {offered}")
+        raise CheckpointError(folder, f"has no entry {shorten(key)}", f"There it offers {offered}")
     if len(floats) == 1:
         return next(iter(floats.items()))
     if not floats:
@@ -176,7 +176,7 @@ def choose_group(folder: Path, stored: list[Stored], key: str | None) -> tuple[s
         f"key={group!r} ({len(tensors)} tensors, {sum(t.spec.numel for t in tensors):,} entries)"
         for group, tensors in list(floats.items())[:8]
     )
-    raise CheckpointError(folder, f"holds {len(floats)} state dicts: {listed}", "Choose one with key=")
+    raise CheckpointError(folder, f"holds {len(floats)} state dicts: {listed}", f"Choose one: {folder}#key")
 
 
 def read_tensor(folder: Path, tensor: Stored) -> torch.Tensor:

@@ -211,7 +211,7 @@ def test_a_nested_checkpoint_with_several_models_names_them_and_key_chooses(tmp_
     state, ema = weights(), {name: tensor + tensor for name, tensor in weights().items() if name != "table"}
     content = {"model": {"net": state}, "ema": ema, "ema.state": {"x.weight": torch.zeros(99)}, "epoch": 1}
     torch.save(content, tmp_path / "a.pt")
-    with pytest.raises(CheckpointError, match=r"a\.pt: holds 3 state dicts: key='model\.net' .*key='ema' .*key="):
+    with pytest.raises(CheckpointError, match=r"holds 3 state dicts: \S+a\.pt#model\.net .*#ema .*#ema\.state "):
         open_checkpoint(tmp_path / "a.pt")
     assert_same(open_checkpoint(tmp_path / "a.pt", key="model").state_dict(), state)
     assert_same(open_checkpoint(tmp_path / "a.pt", key="model.net").state_dict(), state)
@@ -245,7 +245,7 @@ def test_min_parameters_guards_nested_checkpoints_by_default_and_all_when_given(
     torch.save({"model_state_dict": small}, tmp_path / "nested.pt")
     torch.save(small, tmp_path / "flat.pt")
     with pytest.raises(
-        CheckpointError, match="degenerate: 63 floating-point entries, fewer than 64.*min_parameters=0"
+        CheckpointError, match="degenerate: 63 floating-point entries, fewer than 64.*option min_parameters"
     ):
         open_checkpoint(tmp_path / "nested.pt")
     assert open_checkpoint(tmp_path / "nested.pt", min_parameters=0).num_parameters == 63

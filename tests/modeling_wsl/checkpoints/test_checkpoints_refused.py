@@ -379,7 +379,7 @@ def test_weights_without_any_float_are_refused(tmp_path):
 
 def test_a_key_for_a_file_without_nesting_is_refused(tmp_path):
     save_file({"w": torch.ones(3)}, tmp_path / "m.safetensors")
-    with pytest.raises(CheckpointError, match="is a safetensors file: it has no nested state dict for key='model'"):
+    with pytest.raises(CheckpointError, match="is a safetensors file: it has no state dict under the key 'model'"):
         open_checkpoint(tmp_path / "m.safetensors", key="model")
 
 
