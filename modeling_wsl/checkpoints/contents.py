@@ -73,7 +73,8 @@ def file_contents(path: Path, key: str | None) -> Contents:
         return parts_contents(path, key)
     kind = identify(path)
     if kind in ("torch archive", "torch legacy", "pickle"):
-        return memory_contents(str(path), load_torch_file(path, kind), key)
+        contents = memory_contents(str(path), load_torch_file(path, kind), key)
+        return written_elsewhere(path, contents, "paddle") if path.suffix.lower() == ".pdparams" else contents
     if kind in FRAMEWORKS:
         return framework_contents(path, kind, key)
     if key is not None:
@@ -81,14 +82,13 @@ def file_contents(path: Path, key: str | None) -> Contents:
         raise CheckpointError(path, reason, f"Leave #{key} out")
     if kind == "safetensors":
         file = SafetensorsFile(path)
-        stored = written_elsewhere(path, file)
         owners = saved_aliases(file.header.metadata, file.header.tensors)
-        stored.specs |= {
-            alias: TensorSpec(alias, stored.specs[owner].shape, stored.specs[owner].dtype)
-            for alias, owner in owners.items()
+        specs = file.header.tensors | {
+            alias: replace(file.header.tensors[owner], name=alias) for alias, owner in owners.items()
         }
         told = {"metadata": file.header.metadata, "in_state_dict_order": False}
-        return replace(stored, owners=owners, close=file.close, **told)
+        contents = Contents(specs, file.read, owners, close=file.close, **told)
+        return written_elsewhere(path, contents, file.header.metadata.get("format", ""))
     content = read_json(path, "the file")
     if not is_index(path.name) and not (isinstance(content, dict) and "weight_map" in content):
         refuse_json(path, content)
@@ -118,17 +118,19 @@ def framework_contents(path: Path, kind: str, key: str | None) -> Contents:
     return replace(contents, read=read)
 
 
-def written_elsewhere(path: Path, file: SafetensorsFile) -> Contents:
-    """Tensors of a safetensors file, those of Flax, TensorFlow and MLX brought to `[out, in, ...]`."""
-    shapes = {name: spec.shape for name, spec in file.header.tensors.items()}
-    axes, unknown = axes_by_format(file.header.metadata.get("format", ""), shapes)
-    if not axes:
-        return Contents(dict(file.header.tensors), file.read, ignored=unknown_axes(unknown))
-    arrays = {
-        name: StoredArray(spec.shape, spec.dtype, partial(file.read, name))
-        for name, spec in file.header.tensors.items()
-    }
-    return array_contents(path, arrays, axes, ignored=unknown_axes(unknown))
+def written_elsewhere(path: Path, contents: Contents, written_by: str) -> Contents:
+    """Contents of a file of a common format that "flax", "tf", "mlx" or "paddle" wrote, as `[out, in, ...]`."""
+    stored = {name: spec for name, spec in contents.specs.items() if name not in contents.owners}
+    axes, unknown = axes_by_format(written_by, {name: spec.shape for name, spec in stored.items()})
+    statistics = {name for name in stored if written_by == "paddle" and name.endswith(("._mean", "._variance"))}
+    told = {"ignored": contents.ignored + unknown_axes(unknown), "constants": contents.constants | statistics}
+    if axes:
+        arrays = {n: StoredArray(spec.shape, spec.dtype, partial(contents.read, n)) for n, spec in stored.items()}
+        turned = array_contents(path, arrays, axes)
+        owner = contents.owners
+        specs = {name: replace(turned.specs[owner.get(name, name)], name=name) for name in contents.specs}
+        told |= {"specs": specs, "read": turned.read, "layouts": turned.layouts}
+    return replace(contents, **told)
 
 
 def saved_aliases(metadata: Mapping[str, str], tensors: Mapping[str, TensorSpec]) -> dict[str, str]:

@@ -43,15 +43,15 @@ CONTENTS = (
 # Of other frameworks, and read: (first bytes, the kind).
 FRAMEWORK_MARKS = ((b"\x89HDF\r\n\x1a\n", "hdf5"), (b"\x93NUMPY", "npy"))
 FRAMEWORK_SUFFIXES = {".onnx": "onnx", ".msgpack": "flax"}
-# Suffixes by which folders and lists tell them; a lone .npy or .index is as often something else.
-FRAMEWORK_WEIGHTS = (".keras", ".h5", ".hdf5", ".msgpack", ".npz", ".onnx")  # an exported graph is taken last
+# Suffixes by which folders and lists tell them; a lone .npy or .index is as often something else. An exported graph is
+# taken last.
+FRAMEWORK_WEIGHTS = (".keras", ".h5", ".hdf5", ".msgpack", ".npz", ".pdparams", ".onnx")
 TABLE_MARK = bytes.fromhex("57fb808b247547db")  # the end of a TensorFlow checkpoint's index
 # Told by the suffix, where the content has no mark of its own.
 SUFFIXES = {
     ".pb": ("is a TensorFlow graph (SavedModel or frozen graph)", CONVERT),
     ".tflite": ("is a TensorFlow Lite model", EXPORT),
     ".mlmodel": ("is a Core ML model", EXPORT),
-    ".pdparams": ("is a PaddlePaddle checkpoint", CONVERT),
     ".caffemodel": ("is a Caffe model", CONVERT),
     ".engine": ("is a TensorRT engine", EXPORT),
     ".gguf": ("is a GGUF file: weights packed for llama.cpp", UNPACK),
@@ -60,7 +60,7 @@ SUFFIXES = {
     ".yaml": ("is text, not weights", "Pass the folder or the weight file"),
     ".json": ("is not valid JSON, nor weights", "Pass the folder or the weight file"),
 }
-FOREIGN_SUFFIXES = (".pb", ".tflite", ".mlmodel", ".pdparams", ".gguf")
+FOREIGN_SUFFIXES = (".pb", ".tflite", ".mlmodel", ".gguf")
 READABLE = (
     "Readable: safetensors and torch.save files, shards with their index, PEFT adapters, Keras, Flax, ONNX, NumPy and "
     "TensorFlow checkpoints, and folders of these"

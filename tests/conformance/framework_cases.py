@@ -2,6 +2,7 @@
 
 import json
 import os
+import pickle
 import zipfile
 from functools import partial
 from pathlib import Path
@@ -257,6 +258,15 @@ def mlx_safetensors(folder: Path) -> Made:
     return folder, state | {"patch_embed.proj.weight": state["patch_embed.proj.weight"].permute(0, 3, 1, 2)}
 
 
+def paddle_file(folder: Path) -> Made:
+    """The layout of paddle.save: NumPy arrays by name, pickled, and a table of names."""
+    arrays = {"conv.weight": numbers(4, 3, 2, 2), "fc.weight": numbers(6, 5), "fc.bias": numbers(5)}
+    arrays |= {"emb.weight": numbers(9, 6), "bn._mean": numbers(4), "head.weight": numbers(6, 7)}
+    content = {**arrays, "StructuredToParameterName@@": {name: f"{name}_0" for name in arrays}}
+    (folder / "model.pdparams").write_bytes(pickle.dumps(content, protocol=2))
+    return folder, outputs_first(arrays, {"fc.weight": DENSE})
+
+
 def numpy_archive(folder: Path, save: Any = np.savez) -> Made:
     """Names as those of the vision transformers that Google published."""
     arrays = {
@@ -463,6 +473,7 @@ CASES = [
          reads_with=("msgpack",)),
     case("flax-safetensors", "safetensors, format flax", "safetensors", flax_safetensors),
     case("mlx-safetensors", "safetensors, format mlx", "safetensors", mlx_safetensors),
+    case("paddle", ".pdparams", "by hand", paddle_file, "read", ("bn._mean", "head.weight: it is not known")),
     case("numpy-archive", ".npz with Flax's names", "numpy", numpy_archive),
     case("numpy-packed", ".npz, compressed", "numpy", partial(numpy_archive, save=np.savez_compressed)),
     case("numpy-array", ".npy in the other byte order", "numpy", numpy_array),

@@ -71,12 +71,18 @@ def order_of(
 def axes_by_format(
     written_by: str, shapes: Mapping[str, Sequence[int]]
 ) -> tuple[dict[str, tuple[int, ...]], list[str]]:
-    """As `kernel_axes`, for tensors of a safetensors file whose metadata name the framework: flax, tf or mlx."""
+    """As `kernel_axes`, for tensors of a common format that "flax", "tf", "mlx" or "paddle" wrote; else none."""
     if written_by in ("flax", "tf"):
         paths = {name: name.partition(":")[0].replace(".", "/") for name in shapes}
         roles = {name: tuple(path.rpartition("/")[::2]) for name, path in paths.items()}
         return kernel_axes(shapes, roles, flax=written_by == "flax")
     axes, unknown = {}, []
+    for name, shape in shapes.items() if written_by == "paddle" else ():
+        if len(shape) == 2 and name.endswith(".weight"):  # a linear layer's [in, out], or an embedding
+            if tuple(shapes.get(name.removesuffix("weight") + "bias", ())) == tuple(shape[1:]):
+                axes[name] = (1, 0)
+            elif "emb" not in name:
+                unknown.append(name)
     for name, shape in shapes.items() if written_by == "mlx" else ():
         if len(shape) > 3 or (len(shape) == 3 and "conv" in name):
             axes[name] = (0, len(shape) - 1, *range(1, len(shape) - 1))  # of convolutions: [out, *space, in]
