@@ -23,7 +23,7 @@ test: $(VENV)/.installed ## Run the tests
 	$(BIN)/python -m pytest -q -n 2 --dist worksteal
 
 conformance: $(VENV)/.installed ## Try checkpoints of every kind; writes the table in docs/checkpoints.md
-	PYTHONPATH=. $(BIN)/python tests/conformance/report.py
+	PYTHONPATH=.:tests/fixtures $(BIN)/python tests/conformance/report.py
 
 lint: $(VENV)/.installed ## Check style
 	$(BIN)/ruff check .

@@ -1,7 +1,7 @@
 """Runs the conformance table: writes results/conformance.json and the table in docs/checkpoints.md.
 
-PYTHONPATH=. python tests/conformance/report.py           # what `make conformance` runs
-PYTHONPATH=. python tests/conformance/report.py --only NAME [NAME ...]   # prints these rows and writes nothing
+PYTHONPATH=.:tests/fixtures python tests/conformance/report.py           # what `make conformance` runs
+PYTHONPATH=.:tests/fixtures python tests/conformance/report.py --only NAME [NAME ...]   # prints these rows and writes nothing
 """
 
 import argparse
