@@ -195,8 +195,9 @@ def with_version(maker: str) -> str:
 
 
 def all_cases() -> list[Case]:
-    """The cases of all modules `*_cases.py`, those of one kind together."""
-    cases = [case for path in sorted(HERE.glob("*_cases.py")) for case in importlib.import_module(path.stem).CASES]
+    """The cases of all modules `*_cases.py`, those of one kind together, plain ones first."""
+    modules = sorted((path.stem for path in HERE.glob("*_cases.py")), key=lambda name: (name != "plain_cases", name))
+    cases = [case for name in modules for case in importlib.import_module(name).CASES]
     names = [case.name for case in cases]
     assert len(set(names)) == len(names), sorted({name for name in names if names.count(name) > 1})
     kinds = list(dict.fromkeys(case.kind for case in cases))

@@ -1,6 +1,6 @@
 """Writes the files of cases whose libraries not everybody has into tests/fixtures/checkpoints.
 
-PYTHONPATH=.:tests/fixtures python tests/conformance/make_fixtures.py NAME [NAME ...]   # with those libraries installed
+PYTHONPATH=.:tests/fixtures python tests/conformance/make_fixtures.py NAME [NAME ...]   # with the libraries
 """
 
 import shutil

@@ -1,7 +1,7 @@
 """Runs the conformance table: writes results/conformance.json and the table in docs/checkpoints.md.
 
 PYTHONPATH=.:tests/fixtures python tests/conformance/report.py           # what `make conformance` runs
-PYTHONPATH=.:tests/fixtures python tests/conformance/report.py --only NAME [NAME ...]   # prints these rows and writes nothing
+PYTHONPATH=.:tests/fixtures python tests/conformance/report.py --only NAME [NAME ...]   # prints these rows
 """
 
 import argparse
@@ -18,6 +18,7 @@ from hf_wsl.tables import markdown_table, plain
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGE = ROOT / "docs" / "checkpoints.md"
+RESULTS = ROOT / "results" / "conformance.json"
 BEGIN = "<!-- conformance: written by `make conformance` -->"
 END = "<!-- /conformance -->"
 
@@ -34,7 +35,9 @@ def row_of(case: Case) -> dict:
     return in_new_folder(run)
 
 
-def table_of(rows: list[dict]) -> str:
+def section_of(rows: list[dict]) -> str:
+    """The section of the page, between its marks."""
+
     def exact(row: dict) -> str:
         error = row["largest_relative_error"]
         return "" if error is None else "bit for bit" if error == 0 else f"within {error:.1g}"
@@ -54,7 +57,9 @@ def table_of(rows: list[dict]) -> str:
         ]
         header = ["file", "made by", "outcome", "exact", "what the reader says"]
         lines += [f"### {kind}", "", markdown_table(header, cells, text_columns=5), ""]
-    return "\n".join(lines)
+    counts = Counter(row["outcome"] for row in rows).most_common()
+    counted = ", ".join(f"{count} {outcome}" for outcome, count in counts)
+    return "\n".join([f"\n{len(rows)} files: {counted}.", "", *lines, ""])
 
 
 def main() -> None:
@@ -70,12 +75,9 @@ def main() -> None:
     counts = Counter(row["outcome"] for row in rows)
     print(f"{len(rows)} rows: {dict(counts)}; left out for want of packages: {left_out or 'none'}")  # noqa: T201
     if not only:
-        write_json(ROOT / "results" / "conformance.json", {"rows": rows, "left_out": left_out})
-        page = PAGE.read_text(encoding="utf-8")
-        before, _, rest = page.partition(BEGIN)
-        counted = ", ".join(f"{count} {outcome}" for outcome, count in counts.most_common())
-        text = f"{BEGIN}\n{len(rows)} files: {counted}.\n\n{table_of(rows)}\n{END}"
-        write_text(PAGE, before + text + rest.partition(END)[2])
+        write_json(RESULTS, {"rows": rows, "left_out": left_out})
+        before, _, rest = PAGE.read_text(encoding="utf-8").partition(BEGIN)
+        write_text(PAGE, before + BEGIN + section_of(rows) + END + rest.partition(END)[2])
     sys.exit(any("problem" in row for row in rows))
 
 
