@@ -43,6 +43,7 @@ def machine(device: torch.device | str = "cpu") -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "cpus": os.cpu_count(),
         "cpu_flags": [flag for flag in CPU_FLAGS if flag in _cpu_flags()],
+        "onednn_max_cpu_isa": os.environ.get("ONEDNN_MAX_CPU_ISA"),
         "load_average": round(os.getloadavg()[0], 2),
         "torch": torch.__version__,
     }

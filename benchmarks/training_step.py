@@ -176,7 +176,9 @@ def _float32_step(
     return run
 
 
-def make_trainer(config: WSLConfig, batch_size: int, options: argparse.Namespace) -> PretrainTrainer:
+def make_trainer(
+    config: WSLConfig, batch_size: int, options: argparse.Namespace, precision: str = "bfloat16"
+) -> PretrainTrainer:
     """A trainer that is ready for `one_step`."""
     torch.manual_seed(0)
     model = WSLForPreTraining._from_config(config)
@@ -186,7 +188,7 @@ def make_trainer(config: WSLConfig, batch_size: int, options: argparse.Namespace
         max_steps=1000,
         max_grad_norm=1.0,
         optim=options.optimizer,
-        precision="bfloat16",
+        precision=precision,
         use_cpu=options.use_cpu,
         torch_compile=options.compile,
     )
