@@ -24,6 +24,7 @@ from .file_names import is_index
 from .folders import find_shard, parse_index, refuse_json
 from .formats import identify
 from .parts.joining import parts_contents
+from .parts.ranks import refuse_other_ranks
 from .state_dicts import find_state_dict, list_beside, list_state_dicts, split_aliases
 
 
@@ -73,7 +74,9 @@ def file_contents(path: Path, key: str | None) -> Contents:
         return parts_contents(path, key)
     kind = identify(path)
     if kind in ("torch archive", "torch legacy", "pickle"):
-        contents = memory_contents(str(path), load_torch_file(path, kind), key)
+        content = load_torch_file(path, kind)
+        refuse_other_ranks(path, content)
+        contents = memory_contents(str(path), content, key)
         return written_elsewhere(path, contents, "paddle") if path.suffix.lower() == ".pdparams" else contents
     if kind in FRAMEWORKS:
         return framework_contents(path, kind, key)

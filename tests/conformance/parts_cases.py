@@ -73,6 +73,13 @@ def two_processes(folder: Path, name: str, truth: str = "truth.pt") -> Made:
         return folder / name, torch.load(Path(made) / truth)
 
 
+def one_rank(folder: Path) -> Made:
+    made, _ = two_processes(folder, "fsdp2")
+    (made / "model_world_size_2_rank_0.pt").rename(folder / "model.pt")
+    shutil.rmtree(made)
+    return folder / "model.pt", None
+
+
 def ungathered(folder: Path, *, adapter: bool = False) -> Made:
     if adapter:
         names = [f"base_model.model.layers.0.q_proj.lora_{part}.weight" for part in "AB"]
@@ -176,6 +183,10 @@ CASES = [
         "torch",
         partial(two_processes, name="dcp", truth="truth_dcp.pt"),
     ),
+    parts("fsdp-2", "DTensors of two ranks (FSDP2, verl)", "torch", partial(two_processes, name="fsdp2")),
+    parts("fsdp-1", "ShardedTensors of two ranks (FSDP1)", "torch", partial(two_processes, name="fsdp1")),
+    parts("fsdp-flat", "local state dicts of FSDP1", "torch", partial(two_processes, name="fsdp1_flat"), NOTHING_SAYS),
+    parts("fsdp-rank", "one rank's DTensors under a name of its own", "torch", one_rank, "holds one rank's part"),
     parts("llama-2", "consolidated.NN.pth, embedding cut by columns", HAND, llama),
     parts("llama-3", "consolidated.NN.pth, embedding cut by rows", HAND, partial(llama, rows=True)),
     parts(

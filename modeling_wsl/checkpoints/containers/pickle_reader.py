@@ -63,9 +63,10 @@ class Inert:
 
 @dataclass(eq=False, frozen=True)
 class OddKey:
-    """Stands for a key of a mapping that is no text or number; it is not hashed by what it holds."""
+    """Stands for a key of a mapping that is no text or number; it is not hashed by what it holds (`held`)."""
 
     kind: str
+    held: Any = None
 
 
 @dataclass(eq=False)
@@ -452,7 +453,7 @@ class _Machine:
 
 def odd_key(key: Any) -> OddKey:
     """The stand-in of a key that is a container or an object."""
-    return OddKey(key.kind if isinstance(key, Inert) else type(key).__name__)
+    return OddKey(key.kind if isinstance(key, Inert) else type(key).__name__, key)
 
 
 def _named(module: Any, name: Any) -> Global:

@@ -248,10 +248,13 @@ def _actions(locate: Locate, depth: int = 0, is_trial: bool = False) -> dict[str
     def first(value: Any = None, *_: Any) -> Any:
         return value
 
-    def rebuild_type(function: Any, kind: Any, args: Any, *_: Any) -> Any:
+    def rebuild_type(function: Any, kind: Any, args: Any, state: Any = None, *_: Any) -> Any:
         """A tensor's subclass by the way its tensor is rebuilt, where that is one of these ways."""
         if isinstance(function, Global) and function.name in functions and isinstance(args, tuple):
-            return functions[function.name](*args)
+            made = functions[function.name](*args)
+            if isinstance(made, StoredOtherwise):
+                made.set_state(state)  # of a DTensor: this rank's part, and how the tensor was cut
+            return made
         return StoredOtherwise(describe(kind).removeprefix("the name "), (args,))
 
     def load_bytes(data: Any, *_: Any) -> Any:

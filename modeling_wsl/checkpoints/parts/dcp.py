@@ -1,7 +1,6 @@
 """Folders of torch.distributed.checkpoint (DCP): `.metadata` says which bytes of which file are which chunk."""
 
 import io
-import pickle
 import zipfile
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -14,6 +13,7 @@ import torch
 
 from ...tokens.manifest import TensorSpec
 from ..containers.container import Contents
+from ..containers.pickle_reader import OddKey, read_pickle
 from ..errors import CheckpointError, shorten
 from ..folders import check_inside
 from .layouts import DCP_METADATA
@@ -74,7 +74,7 @@ def read_metadata(folder: Path) -> tuple[list[Stored], list[str]]:
     if len(data) > MAX_METADATA_BYTES:
         raise CheckpointError(path, f"is larger than {MAX_METADATA_BYTES:,} bytes", AGAIN)
     try:
-        metadata = fields(inert_objects(data))
+        metadata = fields(read_pickle(data, functions={"torch.Size": lambda size=(): tuple(size)})[0])
         entries, places = metadata["state_dict_metadata"], metadata["storage_data"]
         if not isinstance(entries, dict) or not isinstance(places, dict):
             raise TypeError("no mapping of tensors")
@@ -101,7 +101,8 @@ def read_metadata(folder: Path) -> tuple[list[Stored], list[str]]:
 def _stored(path: Path, name: str, where: tuple[str, ...], entry: dict, infos: dict[tuple, dict]) -> Stored:
     """One tensor, its chunks checked to fill it."""
     state = entry["properties"].state  # a tuple, by its own __getstate__
-    dtype = state[0] if isinstance(state, tuple) else fields(entry["properties"])["dtype"]
+    named = state[0] if isinstance(state, tuple) else fields(entry["properties"])["dtype"]
+    dtype = getattr(torch, named.name.removeprefix("torch."), None)
     if not isinstance(dtype, torch.dtype):
         raise CheckpointError(path, f"tensor {shorten(name)} has an unknown dtype", AGAIN)
     spec = TensorSpec(where[-1], tuple(int(n) for n in entry["size"]), str(dtype).removeprefix("torch."))
@@ -226,35 +227,9 @@ def _tensors_of(data: bytes) -> Iterator[torch.Tensor]:
     yield tensor.detach()
 
 
-class _Inert:
-    """Takes whatever a pickle does to it, and keeps its state."""
-
-    def __init__(self, *args: Any, **_: Any):
-        self.args, self.state = args, None
-
-    def __setstate__(self, state: Any) -> None:
-        self.state = state
-
-
-class _InertUnpickler(pickle.Unpickler):
-    """Nothing is imported: classes become inert ones, but for tuples of sizes and dtypes."""
-
-    def find_class(self, module: str, name: str) -> Any:
-        if module == "torch" and name == "Size":
-            return tuple
-        if module == "torch" and isinstance(dtype := getattr(torch, name, None), torch.dtype):
-            return dtype
-        return type(name.rpartition(".")[2] or "inert", (_Inert,), {})
-
-
-def inert_objects(data: bytes) -> Any:
-    """The objects of a pickle, none of whose classes is imported or called."""
-    return _InertUnpickler(io.BytesIO(data)).load()
-
-
 def fields(value: Any) -> dict[str, Any]:
-    """The attributes of an inert object of a dataclass."""
-    state = getattr(value, "state", None)
+    """The attributes of an inert object of a dataclass, which may be a key of a mapping."""
+    state = getattr(value.held if isinstance(value, OddKey) else value, "state", None)
     if isinstance(state, tuple):  # plain attributes, slots
         state = {k: v for part in state if isinstance(part, dict) for k, v in part.items()}
     if not isinstance(state, dict):

@@ -11,6 +11,7 @@ import torch
 
 from ...tokens.manifest import TensorSpec
 from ..containers.container import Contents
+from ..containers.pickle_reader import Inert
 from ..containers.safetensors_files import SafetensorsFile
 from ..errors import CheckpointError, PartOfModelError, shorten
 from ..file_names import part_of
@@ -48,14 +49,22 @@ MERGE_ELSE = "Merge them with the tool that wrote them, and pass what it writes"
 
 @dataclass(frozen=True)
 class Box:
-    """Where a rank's part lies in a tensor of the shape `shape`."""
+    """Where a rank's part lies in a tensor of the shape `shape`, as a DTensor or a ShardedTensor says.
 
-    offsets: tuple[int, ...]
+    Attributes:
+        offsets: of its first entry; None where `dim` tells, or where the rank has nothing.
+        dim: the parts of all ranks follow each other along it.
+        is_all: every rank holds the tensor.
+    """
+
     shape: tuple[int, ...]
+    offsets: tuple[int, ...] | None = None
+    dim: int | None = None
+    is_all: bool = False
 
 
 State = dict[str, torch.Tensor]
-Boxes = dict[str, Box | int | None]  # name -> where; an int: behind each other along it; None: the same everywhere
+Boxes = dict[str, Box]
 
 
 def ranks_contents(folder: Path, names: list[str], key: str | None, load: Callable[[Path], Any]) -> Contents:
@@ -136,72 +145,77 @@ def open_rank(path: Path, key: str | None, load: Callable[[Path], Any]) -> tuple
     if identify(path) == "safetensors":
         file = SafetensorsFile(path)
         return {name: file.read(name) for name in file.header.tensors}, {}
-    boxes: Boxes = {}
-    try:
-        content = localize(load(path), boxes)
-    except ValueError as error:
-        if isinstance(error, CheckpointError):
-            raise
-        raise CheckpointError(path, f"holds tensors that are {error}", MERGE["FSDP"]) from error
+    content = load(path)
+    boxes = localize(path, content)
     found_at, tensors = find_state_dict(path, content, key)
-    prefix = f"{found_at}." if found_at else ""
+    prefix = ".".join((*found_at, ""))
     return tensors, {name: boxes[prefix + name] for name in tensors if prefix + name in boxes}
 
 
-def localize(content: Any, boxes: Boxes, name: str = "", depth: int = 0) -> Any:
-    """A rank's content with the plain tensors that its DTensors and ShardedTensors hold; `boxes` gets their places."""
-    if isinstance(content, Mapping) and depth < 8:
-        prefix = f"{name}." if name else ""
-        return {inner: localize(value, boxes, f"{prefix}{inner}", depth + 1) for inner, value in content.items()}
-    if isinstance(content, torch.Tensor) or (held := local_part(content)) is None:
-        return content
-    tensor, box = held
-    boxes[name] = box
-    return tensor
-
-
-def local_part(value: Any) -> tuple[torch.Tensor, Box | int | None] | None:
-    """The tensor that an inert DTensor or ShardedTensor holds, and its place; None for anything else."""
-    arguments = getattr(value, "args", None)
-    state = getattr(value, "state", None)
-    for candidate in (state, arguments[-1] if isinstance(arguments, tuple) and arguments else None):
-        if isinstance(candidate, tuple) and candidate and isinstance(candidate[0], list):  # ShardedTensor
-            shards = [attributes(shard) for shard in candidate[0]]
-            if len(shards) != 1 or not isinstance(shards[0].get("tensor"), torch.Tensor):
-                return None
-            size = attributes(candidate[1]).get("size")
-            offsets = attributes(shards[0].get("metadata")).get("shard_offsets")
-            return shards[0]["tensor"], Box(tuple(offsets), tuple(size))
-        held = dict(attributes(candidate))
-        if isinstance(held.get("_local_tensor"), torch.Tensor):
-            placements = attributes(held.get("_spec")).get("placements")
-            return held["_local_tensor"], _dimension(placements)
-    return None
-
-
-def _dimension(placements: Any) -> int | None:
-    """The dimension along which a DTensor was cut over one dimension of ranks; None: not cut.
+def refuse_other_ranks(path: Path, content: Any) -> None:
+    """Puts plain tensors in place of DTensors and ShardedTensors that one rank holds completely.
 
     Raises:
-        ValueError: it was cut along several, or is a sum to be made.
+        PartOfModelError: a tensor has entries that other ranks hold.
     """
-    dims = []
-    for placement in placements if isinstance(placements, (list, tuple)) else ():
-        kind = type(placement).__name__ if not hasattr(placement, "name") else str(placement.name)
-        if kind.endswith("Replicate"):
+    for name, box in localize(path, content).items():
+        if not box.is_all:
+            reason = f"holds one rank's part of tensor {shorten(name)}, whose shape is {list(box.shape)}"
+            raise PartOfModelError(path, reason, "Pass the folder that has the files of all ranks")
+
+
+def localize(path: Path, content: Any) -> Boxes:
+    """Puts plain tensors in place of the inert DTensors and ShardedTensors of a content; gives their places."""
+    boxes: Boxes = {}
+    seen: set[int] = set()
+    stack = [(content, "")]
+    while stack:
+        held, prefix = stack.pop()
+        if not isinstance(held, dict) or id(held) in seen:
             continue
-        dim = attributes(placement).get("dim")
-        if not isinstance(dim, int) or not kind.endswith(".Shard") and kind != "Shard":
-            raise ValueError(f"placed by {kind}")
-        dims.append(dim)
-    if len(dims) > 1:
-        raise ValueError("cut along several dimensions of ranks")
-    return dims[0] if dims else None
+        seen.add(id(held))
+        for key, value in held.items():
+            name = f"{prefix}{key}"
+            if isinstance(value, Inert) and (part := local_part(path, value)):
+                held[key], boxes[name] = part
+            else:
+                stack.append((value, f"{name}."))
+    return boxes
+
+
+def local_part(path: Path, value: Inert) -> tuple[torch.Tensor, Box] | None:
+    """The tensor that an inert DTensor or ShardedTensor holds, and its place; None for anything else.
+
+    Raises:
+        PartOfModelError: it was cut along several dimensions, or is a sum that is still to be made.
+    """
+    kind = value.kind.strip("'")
+    if kind.endswith(".ShardedTensor") and isinstance(value.state, tuple) and len(value.state) > 1:
+        shards = [attributes(shard) for shard in value.state[0]]
+        shape = tuple(attributes(value.state[1]).get("size") or ())
+        if not shards:
+            return torch.empty(0), Box(shape)
+        tensor, offsets = shards[0].get("tensor"), attributes(shards[0].get("metadata")).get("shard_offsets")
+        if len(shards) > 1 or not isinstance(tensor, torch.Tensor) or not isinstance(offsets, list):
+            return None
+        return tensor, Box(shape, tuple(offsets), is_all=tuple(tensor.shape) == shape)
+    state = attributes(value)
+    if not kind.endswith(".DTensor") or not isinstance(state.get("_local_tensor"), torch.Tensor):
+        return None
+    tensor = state["_local_tensor"]
+    shape = value.args[1] if len(value.args) > 1 and isinstance(value.args[1], tuple) else ()
+    placements = attributes(state.get("_spec")).get("placements") or ()
+    cuts = [placement for placement in placements if not placement.kind.endswith(".Replicate")]
+    dims = [attributes(cut).get("dim") for cut in cuts if cut.kind.endswith(".Shard")]
+    if len(dims) < len(cuts) or len(dims) > 1 or not all(isinstance(dim, int) for dim in dims):
+        kinds = ", ".join(placement.kind.rpartition(".")[2] for placement in placements)
+        raise PartOfModelError(path, f"holds tensors cut in a way that is not joined here ({kinds})", MERGE["FSDP"])
+    return tensor, Box(shape, dim=dims[0] if dims else None, is_all=tuple(tensor.shape) == shape)
 
 
 def attributes(value: Any) -> dict[str, Any]:
-    """The attributes of an inert object, or of a mapping; {} where it has none."""
-    state = getattr(value, "state", value)
+    """The attributes of an inert object; {} where it has none."""
+    state = getattr(value, "state", None)
     if isinstance(state, tuple):  # plain attributes, slots
         return {k: v for part in state if isinstance(part, dict) for k, v in part.items()}
     return state if isinstance(state, dict) else {}
@@ -229,26 +243,25 @@ def join(
     for name in states[0]:
         placed = [boxes[name] for _, boxes in opened if name in boxes]
         if len(placed) == len(states):
-            stated = placed if all(isinstance(box, Box) for box in placed) else placed[0]
-            plan[name] = stated
+            plan[name] = placed
         elif (rule := rule_of(name, rules)) is not ...:
             plan[name] = rule
         else:
             unknown.append(name)
-    if unknown and not all(same(states, name) for name in states[0]):  # of one part all is the same
+    # Beside tensors that say how they were cut, others are whole in every rank; else all of the model must be.
+    alike = unknown if any(isinstance(rule, list) for rule in plan.values()) else states[0]
+    if unknown and not all(same(states, name) for name in alike):
         reason = (
             f"holds {len(states)} parts of a model, and nothing says how {shorten(unknown[0])} was cut "
             f"({len(unknown)} tensors)"
         )
         raise PartOfModelError(folder, reason, advice)
-    if unknown:  # every rank holds all of the same model
-        plan = dict.fromkeys(states[0])
-    else:
-        plan = {name: settled(folder, name, rule, states, advice) for name, rule in plan.items()}
-    specs = {
-        name: TensorSpec(name, joined_shape(folder, name, plan[name], states), TensorSpec.of(name, part).dtype)
-        for name, part in states[0].items()
-    }
+    plan |= dict.fromkeys(alike if unknown else ())
+    plan = {name: settled(folder, name, rule, states, advice) for name, rule in plan.items()}
+    specs = {}
+    for name in states[0]:
+        held = max((state[name] for state in states), key=torch.Tensor.numel)  # a rank may have nothing of it
+        specs[name] = TensorSpec(name, joined_shape(folder, name, plan[name], states), TensorSpec.of(name, held).dtype)
     return Contents(
         specs, lambda name: joined(plan[name], [state[name] for state in states]), split_aliases(states[0])[1]
     )
@@ -304,8 +317,11 @@ def joined_shape(folder: Path, name: str, rule: Any, states: list[State]) -> tup
     if rule is None:
         return first
     if isinstance(rule, list):
-        shape = rule[0].shape
-        if sum(part.numel() for part in parts) != prod(shape) or len({box.offsets for box in rule}) < len(rule):
+        shape, held = rule[0].shape, [(box, part) for box, part in zip(rule, parts, strict=True) if part.numel()]
+        starts = {box.offsets for box, _ in held if box.offsets is not None}
+        there = sum(part.numel() for _, part in held)
+        is_placed = all(box.dim is not None for box in rule) or len(starts) == len(held)
+        if not all(box.is_all for box in rule) and (there != prod(shape) or not is_placed):
             raise CheckpointError(folder, f"the parts of {shorten(name)} do not fill it", MERGE_ELSE)
         return shape
     dim = 0 if rule == "gated" else rule
@@ -323,7 +339,12 @@ def joined(rule: Any, parts: list[torch.Tensor]) -> torch.Tensor:
         return torch.cat([half[0] for half in halves] + [half[1] for half in halves])
     if isinstance(rule, int):
         return torch.cat(parts, rule)
-    tensor = torch.empty(rule[0].shape, dtype=parts[0].dtype)
+    if all(box.is_all for box in rule):
+        return parts[0]
+    if rule[0].dim is not None:
+        return torch.cat(parts, rule[0].dim)
+    tensor = torch.zeros(rule[0].shape, dtype=max(parts, key=torch.Tensor.numel).dtype)
     for box, part in zip(rule, parts, strict=True):
-        tensor[tuple(slice(o, o + n) for o, n in zip(box.offsets, part.shape, strict=True))] = part
+        if part.numel():
+            tensor[tuple(slice(o, o + n) for o, n in zip(box.offsets, part.shape, strict=True))] = part
     return tensor
