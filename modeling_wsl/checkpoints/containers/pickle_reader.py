@@ -6,6 +6,7 @@ and state. Only the few functions that rebuild tensors and arrays are known, by 
 """
 
 import struct
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pickletools import opcodes
@@ -16,11 +17,15 @@ from ..errors import shorten
 
 MAX_BYTES = 1 << 29  # of one pickle
 MAX_STEPS = 10_000_000  # opcodes: some ten seconds
+MAX_SECONDS, STEPS_A_LOOK = 60, 1 << 12  # and how often to look at the clock
+MAX_CALLS = 1_000_000
+MAX_COPIES = 8  # bytes that calls copy, for a byte of the pickle: it may hand the same value to each of them
 MAX_DEPTH = 10_000  # marks that are open at once
 MAX_NAME = 512
 CODE_OF = {opcode.code: opcode.name for opcode in opcodes}
 MAPPINGS = ("collections.OrderedDict", "collections.defaultdict", "collections.Counter", "builtins.dict")
 SEQUENCES = ("builtins.list", "builtins.set", "builtins.frozenset", "builtins.tuple")
+COPYING = (*MAPPINGS, *SEQUENCES, "_codecs.encode", "builtins.bytes", "builtins.bytearray")
 
 
 class PickleError(ValueError):
@@ -120,12 +125,16 @@ class _Machine:
         self.functions, self.persistent = functions, persistent
         self.stack: list[Any] = []
         self.memo: dict[int, Any] = {}
-        self.marks = 0
+        self.marks = self.calls = 0
+        self.copies = MAX_COPIES * (self.end - start) + (1 << 16)
 
     def run(self) -> tuple[Any, int]:
+        deadline = time.monotonic() + MAX_SECONDS
         handlers = {ord(code): getattr(self, f"_{name.lower()}", None) for code, name in CODE_OF.items()}
         try:
-            for _ in range(MAX_STEPS):
+            for step in range(MAX_STEPS):
+                if not step % STEPS_A_LOOK and time.monotonic() > deadline:
+                    raise PickleError(f"it takes more than {MAX_SECONDS} seconds")
                 code = self.take(1)[0]
                 if code == 0x2E:  # STOP
                     return self.pop(), self.at
@@ -339,7 +348,7 @@ class _Machine:
         if not isinstance(target, dict) or len(values) % 2:
             raise PickleError(f"it puts {len(values)} values into a {type(held).__name__} at byte {self.at:,}")
         for key, value in zip(values[::2], values[1::2], strict=True):
-            target[key if isinstance(key, (str, int, float, bytes, type(None))) else odd_key(key)] = value
+            target[key if is_plain_key(key) else odd_key(key)] = value
 
     def _append(self) -> None:
         value = self.pop()
@@ -424,6 +433,11 @@ class _Machine:
     def call(self, function: Any, args: Any) -> Any:
         args = args if isinstance(args, tuple) else (args,)
         name = function.name if isinstance(function, Global) else f"a {type(function).__name__}"
+        self.calls += 1
+        if self.calls > MAX_CALLS:
+            raise PickleError(f"it makes more than {MAX_CALLS:,} objects")
+        if name in self.functions or name in COPYING:
+            self.spend(args)
         if name in self.functions:
             return self.functions[name](*args)
         if name in MAPPINGS:
@@ -438,9 +452,21 @@ class _Machine:
             return _bytes(args)
         return Inert(name, args)
 
+    def spend(self, values: tuple) -> None:
+        """Counts what a call may copy of its arguments."""
+        for value in values:
+            if isinstance(value, (str, bytes)):
+                self.copies -= len(value)
+            elif isinstance(value, (list, tuple, dict)):
+                self.copies -= 8 * len(value)
+        if self.copies < 0:
+            raise PickleError("it copies its own values again and again")
+
     def _build(self) -> None:
         state, held = self.pop(), self.top()
         if isinstance(held, Inert):
+            if type(held) is not Inert and isinstance(state, tuple):
+                self.spend(state)  # an array copies its bytes
             held.set_state(state)
         # attributes of plain containers (an OrderedDict's `_metadata`) say nothing about weights
 
@@ -449,6 +475,11 @@ class _Machine:
 
     def _binpersid(self) -> None:
         self.push(self.persistent(self.pop()))
+
+
+def is_plain_key(key: Any) -> bool:
+    """Whether a mapping keeps a key as it is. Integers past 64 bits may be many of one hash, and slow every look-up."""
+    return isinstance(key, (str, float, bytes, type(None))) or (isinstance(key, int) and key.bit_length() < 64)
 
 
 def odd_key(key: Any) -> OddKey:
@@ -474,7 +505,7 @@ def _mapping(args: tuple) -> dict:
     return {
         pair[0]: pair[1]
         for pair in pairs
-        if isinstance(pair, (list, tuple)) and len(pair) == 2 and isinstance(pair[0], (str, int, float, bytes))
+        if isinstance(pair, (list, tuple)) and len(pair) == 2 and is_plain_key(pair[0])
     }
 
 

@@ -215,6 +215,8 @@ def _actions(locate: Locate, depth: int = 0, is_trial: bool = False) -> dict[str
     def persistent(identity: Any) -> Any:
         if not (isinstance(identity, tuple) and len(identity) >= 5 and identity[0] == "storage"):
             return Inert("persistent id")
+        if len(identity) > 5 and identity[5] is not None:
+            raise PickleError("it refers to a part of a storage, as torch did before 0.4")
         _, kind, key, _, entries = identity[:5]
         dtype = _storage_dtype(kind)
         if dtype is None or not isinstance(key, str) or not _is_count(entries):
