@@ -319,6 +319,9 @@ def check_size(checkpoint: Checkpoint, nested: bool, min_parameters: int | None)
     if not checkpoint.num_parameters:
         kinds = sorted({spec.dtype for spec in checkpoint.tensors.values()})
         reason = f"holds no floating-point tensor ({len(checkpoint.tensors)} tensors: {', '.join(kinds) or 'none'})"
+        if checkpoint.tensors and all(0 in spec.shape for spec in checkpoint.tensors.values()):
+            reason = f"holds no weights: all its {len(checkpoint.tensors)} tensors are empty"
+            raise NotTokenizableError(checkpoint.source, reason, "Save the weights themselves, or pass another file")
         if checkpoint.constants:
             named = ", ".join(sorted(checkpoint.constants)[:3])
             reason = f"holds no weights: all its floating-point tensors are constants ({shorten(named)})"

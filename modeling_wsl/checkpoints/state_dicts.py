@@ -7,7 +7,7 @@ import torch
 
 from .containers.pickle_reader import Global, Inert
 from .containers.pickle_reader import describe as in_words
-from .containers.torch_files import StoredOtherwise
+from .containers.torch_files import Array, StoredOtherwise
 from .errors import CheckpointError, shorten
 from .formats import SAVE_SAFELY
 from .reference import Reference
@@ -17,6 +17,7 @@ MAX_DEPTH = 8
 # A tensor may show few stored entries many times (a stride of 0). Past both bounds that is an attack on memory.
 MAX_MODULE_DEPTH = 200
 MAX_LISTED = 20
+SETTINGS = {"hyper_parameters", "hparams"}  # Lightning keeps there what a model was made from, whole networks too
 MAX_EXPANSION, MAX_EXPANDED_BYTES = 1000, 1 << 26
 
 
@@ -39,14 +40,15 @@ def holds_tensors(content: Any) -> bool:
 
 
 def as_mapping(content: Any) -> Any:
-    """A pickled module as its state dict, an object that is a mapping as one; all else as it is.
+    """A pickled module as its state dict, another object as a mapping of what it holds; all else as it is.
 
     A module's state dict is put together as torch does: parameters, persistent buffers, then the modules within.
     """
     if not isinstance(content, Inert):
         return content
     if not is_module(content):
-        return content.pairs or content
+        state = content.state[1] if isinstance(content.state, tuple) and len(content.state) == 2 else content.state
+        return content.pairs or (state if isinstance(state, dict) and state else content)
     tensors: dict[str, Any] = {}
     stack: list[tuple[str, Inert, int]] = [("", content, 0)]
     seen: set[int] = set()
@@ -136,10 +138,10 @@ def find_state_dict(source: object, content: Any, key: str | None) -> tuple[tupl
     chosen: tuple[str, ...] = ()
     if key is not None:
         chosen, content = select(source, content, key)
-    content = as_mapping(content)
-    if isinstance(content, Mapping) and content and all(isinstance(value, torch.Tensor) for value in content.values()):
-        return chosen, named_tensors(source, content)
-    nested = list(candidates(content, (), set()))
+    mapping = as_mapping(content) if is_module(content) else content
+    if isinstance(mapping, Mapping) and mapping and all(isinstance(value, torch.Tensor) for value in mapping.values()):
+        return chosen, named_tensors(source, mapping)
+    nested = all_candidates(content)
     if len(nested) == 1:
         path, mapping = nested[0]
         return (*chosen, *path), named_tensors(source, mapping)
@@ -153,7 +155,7 @@ def find_state_dict(source: object, content: Any, key: str | None) -> tuple[tupl
 
 def list_state_dicts(content: Any) -> list[str]:
     """The key of every state dict of parameters in what a checkpoint file holds, in the file's order."""
-    return [".".join(path) for path, _ in candidates(as_mapping(content), (), set())]
+    return [".".join(path) for path, _ in all_candidates(content)]
 
 
 def no_state_dict(source: object, content: Any) -> CheckpointError:
@@ -198,6 +200,12 @@ def select(source: object, content: Any, key: str) -> tuple[tuple[str, ...], Any
     raise CheckpointError(source, f"has no entry {shorten(key)}", f"There it offers {there}")
 
 
+def all_candidates(content: Any) -> list[tuple[tuple[str, ...], Mapping[str, torch.Tensor]]]:
+    """The mappings that hold parameters; networks among a model's settings only where there are no others."""
+    listed = list(candidates(content, (), set()))
+    return [(path, mapping) for path, mapping in listed if not SETTINGS & {*path}] or listed
+
+
 def candidates(
     content: Any, path: tuple[str, ...], seen: set[int]
 ) -> Iterator[tuple[tuple[str, ...], Mapping[str, torch.Tensor]]]:
@@ -205,6 +213,9 @@ def candidates(
     if len(path) > MAX_DEPTH or id(content) in seen:
         return
     seen.add(id(content))
+    if isinstance(content, Inert) and content.kind.startswith("torch.nn.modules.loss."):
+        return  # the weights of classes
+    is_object = isinstance(content, Inert) and not is_module(content)
     containers = (Mapping, list, tuple, Inert)
     if isinstance(content, (list, tuple)):
         content = {index: value for index, value in enumerate(content) if isinstance(value, containers)}
@@ -219,7 +230,7 @@ def candidates(
     # Scalars (a loss, a scale) and loose tensors beside a state dict are not parameters; dotted names are.
     if own and all(isinstance(name, str) for name in content):
         dotted = any("." in name or name in ("weight", "bias") for name in own)
-        if dotted or (not nested and any(value.dim() for value in own.values())):
+        if dotted or (not nested and not is_object and any(value.dim() for value in own.values())):
             yield path, content
     yield from nested
 
@@ -251,6 +262,9 @@ def named_tensors(source: object, mapping: Mapping[str, Any]) -> dict[str, torch
             if isinstance(tensor, StoredOtherwise):
                 advice = "Dequantize or densify it first (`.dequantize()`, `.to_dense()`, `.full_tensor()`)"
                 raise CheckpointError(source, f"tensor {shorten(name)} is stored as {tensor.kind[:60]}", advice)
+            if isinstance(tensor, Array) and tensor.is_numbers:
+                reason = f"tensor {shorten(name)} is an array of NumPy that torch has no dtype for, or is damaged"
+                raise CheckpointError(source, reason, "Save it as float32")
             is_packed = isinstance(tensor, Inert) or ("." in name and isinstance(tensor, (list, tuple)))
             if is_packed and not name.endswith("_extra_state") and holds_tensors(tensor):
                 reason = f"entry {shorten(name)} packs tensors into a {in_words(tensor)}"

@@ -18,7 +18,7 @@ from ..errors import shorten
 MAX_BYTES = 1 << 29  # of one pickle
 MAX_STEPS = 10_000_000  # opcodes: some ten seconds
 MAX_SECONDS, STEPS_A_LOOK = 60, 1 << 12  # and how often to look at the clock
-MAX_CALLS = 1_000_000
+MAX_CALLS = 500_000
 MAX_COPIES = 8  # bytes that calls copy, for a byte of the pickle: it may hand the same value to each of them
 MAX_DEPTH = 10_000  # marks that are open at once
 MAX_NAME = 512
@@ -478,7 +478,7 @@ class _Machine:
 
 
 def is_plain_key(key: Any) -> bool:
-    """Whether a mapping keeps a key as it is. Integers past 64 bits may be many of one hash, and slow every look-up."""
+    """Whether a mapping keeps a key as it is. Longer integers may all have one hash, which slows look-ups."""
     return isinstance(key, (str, float, bytes, type(None))) or (isinstance(key, int) and key.bit_length() < 64)
 
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from ..errors import CheckpointError, shorten
-from ..formats import data_offset, refuse_foreign_archive
+from ..formats import SAVE_SAFELY, data_offset, refuse_foreign_archive
 from .pickle_reader import MAX_BYTES, Build, Global, Inert, PickleError, describe, read_pickle
 
 
@@ -41,6 +41,7 @@ STORAGES = {
     "UntypedStorage": torch.uint8,
 }
 MAX_DIMENSIONS = 64
+HEAD = 1 << 16
 LEGACY_HEADER = 3  # pickles before the content: the format's number, its version, the machine
 NESTED_LEGACY = 2  # torch.save files in pickles in pickles
 
@@ -53,10 +54,14 @@ class Array(Inert):
     """A NumPy array, complete once the pickle has set its state."""
 
     tensor: Tensor | None = None
+    is_numbers = False
 
     def set_state(self, state: Any) -> None:
         if isinstance(state, tuple) and len(state) == 5:
             _, shape, dtype, is_fortran, data = state
+            told = dtype.args[0] if isinstance(dtype, DType) else None
+            # Texts, objects and dates are no weights.
+            self.is_numbers = not (isinstance(told, str) and told[:1] in tuple("OSUVMm"))
             self.tensor = _array(shape, dtype, is_fortran, data)
 
 
@@ -98,6 +103,10 @@ def load_torch_file(path: Path, kind: str) -> Any:
         if kind == "torch archive":
             return _settled(_read_archive(path))
         mapped = _map(path)
+        if kind == "pickle" and b"joblib.numpy_pickle" in bytes(mapped[:HEAD].numpy()):
+            raise CheckpointError(
+                path, "is a file of joblib, with its arrays between the steps of a pickle", SAVE_SAFELY
+            )
         read = _read_legacy if kind == "torch legacy" else _read_plain
         return _settled(read(mapped, 0))
     except PickleError as error:
@@ -375,8 +384,16 @@ def _array(shape: Any, dtype: Any, is_fortran: Any, data: Any) -> Tensor | None:
     kind = _numpy_dtype(dtype)
     data = data.encode("latin-1", "replace") if isinstance(data, str) else data
     is_shape = isinstance(shape, tuple) and len(shape) <= MAX_DIMENSIONS and all(map(_is_count, shape))
+    named = dtype.args[0].name if isinstance(dtype, DType) and isinstance(dtype.args[0], Global) else ""
+    if named.startswith("ml_dtypes."):  # bfloat16 and float8 of JAX
+        kind = _torch_dtype(Global(named.removeprefix("ml_dtypes.")))
     if kind is None or not is_shape or not isinstance(data, bytes) or prod(shape) * kind.itemsize != len(data):
         return None
+    if isinstance(kind, torch.dtype):
+        values = torch.frombuffer(bytearray(data), dtype=kind) if data else torch.empty(0, dtype=kind)
+        return (
+            values.reshape(shape) if not is_fortran else values.reshape(shape[::-1]).permute(*range(len(shape))[::-1])
+        )
     native = kind.newbyteorder("=")
     if not isinstance(getattr(torch, native.name, None), torch.dtype):
         return None
@@ -406,9 +423,9 @@ def _settled(content: Any) -> Any:
         seen.add(id(value))
         places: Iterator[tuple[Any, Any]] = iter(())
         if isinstance(value, dict):
-            places = iter(list(value.items()))
+            places = iter(value.items())  # values are replaced, keys stay
         elif isinstance(value, list):
-            places = iter(list(enumerate(value)))
+            places = enumerate(value)
         elif isinstance(value, tuple):
             stack.extend(value)
         elif isinstance(value, Inert):

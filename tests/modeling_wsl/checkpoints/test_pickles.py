@@ -188,6 +188,56 @@ def test_opening_a_file_reads_its_pickle_alone(tmp_path):
     assert (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024 < 60  # Linux counts kilobytes
 
 
+class Holder:
+    def __init__(self, **held):
+        self.__dict__.update(held)
+
+
+@dataclasses.dataclass
+class TrainState:
+    weights: dict
+    step: int = 3
+
+
+@pytest.mark.parametrize(
+    "wrap",
+    [
+        lambda state, model: Holder(model=model, lr=0.1),
+        lambda state, model: argparse.Namespace(model=state, lr=0.1),
+        lambda state, model: TrainState(state),
+        lambda state, model: {"state_dict": state, "hyper_parameters": {"loss": nn.CrossEntropyLoss(torch.ones(4))}},
+        lambda state, model: {"state_dict": state, "hyper_parameters": {"backbone": model}},
+        lambda state, model: {"state_dict": state, "criterion": nn.BCEWithLogitsLoss(pos_weight=torch.ones(4))},
+    ],
+    ids=["an object", "a namespace", "a dataclass", "class weights", "a network among settings", "a loss"],
+)
+def test_the_weights_of_an_object_are_read_and_those_of_losses_and_settings_passed_over(wrap, tmp_path):
+    torch.save(wrap(STATE, network()), tmp_path / "model.pt")
+    with open_checkpoint(tmp_path / "model.pt") as checkpoint:
+        assert same(checkpoint.state_dict(), STATE)
+
+
+def test_an_array_that_torch_has_no_dtype_for_is_never_left_out_of_a_model(tmp_path):
+    arrays = {"a.weight": np.ones((9, 9), np.float32), "classes": np.array(["cat"])}
+    (tmp_path / "m.pkl").write_bytes(pickle.dumps(arrays))
+    assert open_checkpoint(tmp_path / "m.pkl").ignored == ("classes: numpy.ndarray",)
+    (tmp_path / "m.pkl").write_bytes(pickle.dumps(arrays | {"b.weight": np.ones((9, 9), np.longdouble)}))
+    with pytest.raises(CheckpointError, match="tensor 'b.weight' is an array of NumPy that torch has no dtype for"):
+        open_checkpoint(tmp_path / "m.pkl")
+
+
+def test_an_object_that_is_no_network_is_refused_by_its_class(tmp_path):
+    (tmp_path / "m.pkl").write_bytes(pickle.dumps(Holder(coef_=np.ones((9, 9)), intercept_=np.ones(9))))
+    with pytest.raises(CheckpointError, match="Holder without floating-point tensors"):
+        open_checkpoint(tmp_path / "m.pkl")
+
+
+def test_a_model_whose_tensors_are_all_empty_is_said_to_be_so(tmp_path):
+    torch.save({"a.weight": torch.empty(0, 3), "a.bias": torch.empty(0)}, tmp_path / "m.pt")
+    with pytest.raises(CheckpointError, match="all its 2 tensors are empty"):
+        open_checkpoint(tmp_path / "m.pt")
+
+
 # --- hostile files -------------------------------------------------------------------------------------------------
 
 
