@@ -233,7 +233,7 @@ def test_an_object_that_is_no_network_is_refused_by_its_class(tmp_path):
 
 
 def test_a_model_whose_tensors_are_all_empty_is_said_to_be_so(tmp_path):
-    torch.save({"a.weight": torch.empty(0, 3), "a.bias": torch.empty(0)}, tmp_path / "m.pt")
+    torch.save({"a.weight": torch.empty(0, 3), "b.weight": torch.empty(0, 4)}, tmp_path / "m.pt")
     with pytest.raises(CheckpointError, match="all its 2 tensors are empty"):
         open_checkpoint(tmp_path / "m.pt")
 
