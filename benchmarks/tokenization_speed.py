@@ -37,7 +37,7 @@ def tokens_alone(fx: WSLFeatureExtractor, state: dict[str, torch.Tensor]) -> tor
     tokens = torch.empty(manifest.num_tokens, manifest.token_size)
     for block in manifest.blocks:
         out = tokens[block.first_token : block.end_token]
-        read_tokens(out, block, 0, block.num_tokens, lambda spec: state[spec.name])
+        read_tokens(out, block, 0, block.num_tokens, lambda spec, a, b: state[spec.name].view(-1)[a:b])
     return tokens
 
 

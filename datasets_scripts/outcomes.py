@@ -15,6 +15,7 @@ from modeling_wsl.checkpoints.errors import (
     NotTokenizableError,
     NoWeightsError,
     PartOfModelError,
+    QuantizedError,
     TooFewParametersError,
 )
 from modeling_wsl.checkpoints.hub import hub_error
@@ -80,6 +81,8 @@ def outcome_of(error: CheckpointError) -> str:
         return "not_finite"
     if isinstance(error, NoWeightsError):
         return "no_weights"
+    if isinstance(error, QuantizedError):
+        return "quantized"
     if isinstance(error, NotTokenizableError):
         return "not_tokenizable"
     if isinstance(error, PartOfModelError):

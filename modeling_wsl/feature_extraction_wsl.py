@@ -116,6 +116,7 @@ class WSLFeatureExtractor(FeatureExtractionMixin):
         tensor_order: Sequence[str] | None = None,
         constants: Collection[str] = (),
         layouts: Mapping[str, tuple[int, ...]] | None = None,
+        stored_as: Mapping[str, str] | None = None,
     ) -> WeightManifest:
         """The manifest of tensors known by name, shape and dtype only (see `WeightManifest.from_tensors`)."""
         return WeightManifest.from_tensors(
@@ -124,6 +125,7 @@ class WSLFeatureExtractor(FeatureExtractionMixin):
             tensor_order=tensor_order,
             constants=constants,
             layouts=layouts,
+            stored_as=stored_as,
             tokenization=self.tokenization,
             token_size=self.token_size,
             position_unit=self.position_unit,
@@ -133,7 +135,7 @@ class WSLFeatureExtractor(FeatureExtractionMixin):
     def layout_of(self, checkpoint: Checkpoint) -> WeightManifest:
         """The manifest of an open checkpoint, from what is known of its tensors; none is read."""
         facts = checkpoint.tensors, checkpoint.tied, checkpoint.tensor_order, checkpoint.constants, checkpoint.layouts
-        return self.layout(*facts)
+        return self.layout(*facts, checkpoint.stored_as)
 
     def manifest(self, source: Source, **options: Any) -> WeightManifest:
         """The manifest of a model; reads its header, none of its weights. Options as in `open_checkpoint`."""
@@ -269,7 +271,7 @@ class WSLFeatureExtractor(FeatureExtractionMixin):
                 block,
                 first - block.first_token,
                 last - block.first_token,
-                read=lambda spec: checkpoint.read(spec.name),
+                read=lambda spec, start, stop: checkpoint.read_entries(spec.name, start, stop),
             )
         if not checkpoint.allow_nonfinite and not math.isfinite(tokens.sum()):
             # One sum for all; finite weights alone can overflow it, so only the tensors themselves decide.

@@ -133,6 +133,7 @@ def inspect_model(
         if search is not None and unusable is None:
             neighbors = search.run()
         facts = asdict(find_facts(model, checkpoint.config, checkpoint.library, checkpoint.revision))
+        stored = [("notable", f"stored as {how}; dequantized here", n) for n, how in checkpoint.stored_as.items()]
         file_format, file_bytes = describe_files(checkpoint)
         return ModelInspection(
             source=str(source),
@@ -151,7 +152,7 @@ def inspect_model(
             layers=layers,
             carried=describe_carried(checkpoint, manifest),
             tied=dict(checkpoint.tied),
-            findings=gather(chain(tensor_oddities(tensors), batch_norm_oddities(checkpoint))),
+            findings=gather(chain(tensor_oddities(tensors), batch_norm_oddities(checkpoint), stored)),
             unusable=unusable,
             reconstruction=reconstruction,
             neighbors=neighbors,

@@ -26,6 +26,7 @@ from .folders import choose_local, local_path, read_config
 from .hub import download, is_hub_id
 from .order import SIDECAR, Order, order_names
 from .parts.single import refuse_cut, refuse_single_part, refuse_ungathered
+from .quantization.dequantize import dequantized
 from .reference import ALL, Reference, exists, parse_reference
 
 
@@ -98,6 +99,22 @@ class Checkpoint:
         if name not in self.tensors and name not in self.tied:
             raise KeyError(f"{self.source} has no tensor {name!r}")
         return self._contents.read(self._contents.owners.get(name, name)).cpu()
+
+    def read_entries(self, name: str, start: int, stop: int) -> torch.Tensor:
+        """Entries `[start, stop)` of a tensor in row-major order; of a quantized one, no others are dequantized.
+
+        Raises:
+            KeyError, CheckpointError: as `read`.
+        """
+        stored = self._contents.owners.get(name, name)
+        if stored in self._contents.entries:
+            return self._contents.entries[stored](stored, start, stop)
+        tensor = self.read(name)
+        if tensor.dim() > 1 and not tensor.is_contiguous():  # rows alone are copied
+            size = max(1, tensor[0].numel())
+            first = start // size
+            return tensor[first : -(-stop // size)].reshape(-1)[start - first * size : stop - first * size]
+        return tensor.reshape(-1)[start:stop]
 
     def check_finite(self, name: str, tensor: torch.Tensor) -> None:
         """Refuses NaN and infinite entries in (a part of) the tensor `name`, unless `allow_nonfinite`.
@@ -273,7 +290,7 @@ def open_checkpoint(
 
     refuse_ungathered(name, contents.specs)
     refuse_cut(name, contents.specs)
-    contents = with_constants(contents)
+    contents = with_constants(dequantized(name, contents, path, config))
     names = order_names(
         name,
         list(contents.specs),

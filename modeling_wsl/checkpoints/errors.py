@@ -51,6 +51,10 @@ class PartOfModelError(CheckpointError):
     """A part of a model, whose other parts are missing or cannot be joined."""
 
 
+class QuantizedError(CheckpointError):
+    """Weights are stored as codes of a scheme that is not dequantized, or that do not fit each other."""
+
+
 class TooFewParametersError(CheckpointError):
     """A checkpoint has fewer floating-point entries than `min_parameters`."""
 

@@ -73,6 +73,7 @@ class Anchor:
             "revision": checkpoint.revision,
             "library": checkpoint.library,
             "sha256": checkpoint.sha256(),
+            **({"stored_as": sorted(set(checkpoint.stored_as.values()))} if checkpoint.stored_as else {}),
         }
 
 

@@ -12,20 +12,19 @@ import torch
 from .manifest import Block, TensorSpec
 
 
-# Reads a stored tensor: the whole of it, possibly as a view on a memory-mapped file.
-TensorReader = Callable[[TensorSpec], torch.Tensor]
+# Reads entries [start, stop) of a stored tensor in row-major order, possibly as a view on a memory-mapped file.
+EntryReader = Callable[[TensorSpec, int, int], torch.Tensor]
 
 
-def read_tokens(out: torch.Tensor, block: Block, start: int, stop: int, read: TensorReader) -> None:
+def read_tokens(out: torch.Tensor, block: Block, start: int, stop: int, read: EntryReader) -> None:
     """Fills `out` with tokens `[start, stop)` of a block, padding included; reads only the tensors that they hold.
 
     Args:
         out: contiguous `[stop - start, d_t]`; overwritten.
         block: where the tokens come from.
         start, stop: token indices within the block.
-        read: see `TensorReader`.
+        read: see `EntryReader`.
     """
-    matrices: dict[str, torch.Tensor] = {}  # each [rows, width]
     token_size = out.shape[1]
     for first, last, row, rows, columns in _pieces(block, start, stop, token_size):
         piece = out[first - start : last - start].view(rows, -1)  # [rows, columns of these tokens]
@@ -36,9 +35,11 @@ def read_tokens(out: torch.Tensor, block: Block, start: int, stop: int, read: Te
             width = spec.numel // block.rows
             a, b = max(columns, left), min(end, left + width)
             if a < b:
-                if spec.name not in matrices:
-                    matrices[spec.name] = read(spec).reshape(block.rows, -1)
-                piece[:, a - columns : b - columns].copy_(matrices[spec.name][row : row + rows, a - left : b - left])
+                if rows == 1:
+                    values = read(spec, row * width + a - left, row * width + b - left)[None]
+                else:
+                    values = read(spec, row * width, (row + rows) * width).view(rows, width)[:, a - left : b - left]
+                piece[:, a - columns : b - columns].copy_(values)
             left += width
 
 

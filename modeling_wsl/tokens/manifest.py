@@ -161,6 +161,7 @@ class WeightManifest:
         carried: tensors that are not tokenized (integers, batch-norm running statistics, constants).
         tied: alias -> name of the tensor that it shares memory with; stored once.
         tensor_order: every name of the source, in state-dict order.
+        stored_as: name -> how the source stores a weight that was dequantized ("gptq, 4 bits, groups of 128").
         layouts: name -> the axes with which `permute` gives a tensor the layout that its file has; without those that
             the file has as they are tokenized (`[out, in, ...]`).
         carried_values: the carried tensors themselves; in memory only, never part of the JSON.
@@ -174,6 +175,7 @@ class WeightManifest:
     tensor_order: tuple[str, ...] = ()
     position_unit: str = "token"
     layouts: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    stored_as: Mapping[str, str] = field(default_factory=dict)
     carried_values: Mapping[str, torch.Tensor] | None = field(default=None, compare=False)
 
     @classmethod
@@ -189,6 +191,7 @@ class WeightManifest:
         tensor_order: Sequence[str] | None = None,
         constants: Collection[str] = (),
         layouts: Mapping[str, tuple[int, ...]] | None = None,
+        stored_as: Mapping[str, str] | None = None,
     ) -> "WeightManifest":
         """Lays out tensors, given in state-dict order, as tokens. Empty tensors are carried: they hold no entry.
 
@@ -218,6 +221,7 @@ class WeightManifest:
             tensor_order=tuple(tensor_order or (*tensors, *(tied or {}))),
             position_unit=position_unit,
             layouts=dict(layouts or {}),
+            stored_as=dict(stored_as or {}),
         )
 
     @cached_property
@@ -345,6 +349,8 @@ class WeightManifest:
         }
         if self.layouts:
             record["layouts"] = dict(self.layouts)
+        if self.stored_as:
+            record["stored_as"] = dict(self.stored_as)
         return json.dumps(record, separators=(",", ":"))
 
     @classmethod
@@ -367,6 +373,7 @@ class WeightManifest:
                 tensor_order=tuple(record["tensor_order"]),
                 position_unit=record["position_unit"],
                 layouts={name: tuple(axes) for name, axes in record.get("layouts", {}).items()},
+                stored_as=dict(record.get("stored_as", {})),
             )
         except (ArithmeticError, LookupError, TypeError, ValueError) as error:
             raise ValueError(f"This is not a weight manifest written by WeightManifest.to_json: {error!r}.") from error

@@ -29,6 +29,8 @@ class Contents:
         nested: the state dict was found inside a larger checkpoint.
         stored_as: name of a stored tensor -> how the file stores it, where that is not the tensor itself
             ("gptq, 4 bits, groups of 128"). `specs` and `read` have the dequantized tensor.
+        entries: name of a tensor that is made when it is read -> a function of the name, a first and an end entry in
+            row-major order that makes these entries alone.
         layouts: name of a stored tensor -> the axes with which `permute` gives it the layout that the file has:
             (1, 0) for a file's `[in, out]`. `specs` and `read` have `[out, in, ...]`.
         constants: stored tensors that the architecture computes (causal masks, rotary tables): not weights.
@@ -43,6 +45,7 @@ class Contents:
     in_state_dict_order: bool = True
     nested: bool = False
     stored_as: dict[str, str] = field(default_factory=dict)
+    entries: dict[str, Callable[[str, int, int], torch.Tensor]] = field(default_factory=dict)
     layouts: dict[str, tuple[int, ...]] = field(default_factory=dict)
     constants: set[str] = field(default_factory=set)
     ignored: list[str] = field(default_factory=list)
