@@ -13,7 +13,7 @@ from datasets.utils import tqdm  # tqdm.auto that heeds HF_DATASETS_DISABLE_PROG
 from hf_wsl.workers import one_thread, run_tasks
 from modeling_wsl.checkpoints.canonical import canonical_sha256
 from modeling_wsl.checkpoints.checkpoint import Checkpoint, open_checkpoint
-from modeling_wsl.checkpoints.errors import CheckpointError, NonFiniteWeightsError, NotTokenizableError, shorten
+from modeling_wsl.checkpoints.errors import CheckpointError, NotTokenizableError, shorten
 from modeling_wsl.feature_extraction_wsl import WSLFeatureExtractor
 from modeling_wsl.tokens.layer_normalization import LayerStatistics
 
@@ -92,6 +92,7 @@ class ModelTask:
             OSError: the part cannot be written.
         """
         options = {} if self.source.path else {"revision": self.source.revision}
+        options["allow_nonfinite"] = self.config.allow_nonfinite
         with refusing(self.source):
             checkpoint = open_checkpoint(self.source.location, min_parameters=self.config.min_parameters, **options)
         with checkpoint:
@@ -130,9 +131,7 @@ class ModelTask:
         outcome = outcome_of(error)
         hub_facts = HubFacts() if outcome == "network" else None  # it is not asked again
         facts = find_facts(self.source, {}, None, None, self.hub_facts or hub_facts)
-        # The advice on such weights is to admit them, which a dataset never does.
-        advice = "" if isinstance(error, NonFiniteWeightsError) else f" {error.advice}."
-        status = {"status": REFUSED, "outcome": outcome, "reason": f"{error.reason}.{advice}"}
+        status = {"status": REFUSED, "outcome": outcome, "reason": f"{error.reason}. {error.advice}."}
         row = {**self._columns(facts), **NOTHING_STORED, **status}
         return ModelRecord(self.fingerprint, row)
 

@@ -121,6 +121,14 @@ def expand_sources(sources: Iterable[str | PathLike]) -> list[ModelSource]:
     return models
 
 
+def source_state(source: str) -> str:
+    """A model as it was named; of a local one, also a hash that tells when it has changed."""
+    if not exists(parse_reference(source).location):
+        return source
+    model = expand_sources([source])[0]
+    return f"{model.location} {model.fingerprint()}"
+
+
 def zoo_folder(source: str | PathLike) -> Path | None:
     """The absolute path of a source that is a zoo, None of any other."""
     path = Path(os.path.abspath(Path(source).expanduser()))

@@ -63,6 +63,7 @@ class DatasetConfig:
     split_files_by_family: bool = option(
         False, "Give the windows of each family Parquet files, and so a dataset config, of their own."
     )
+    allow_nonfinite: bool = option(False, "Admit models with NaN and infinite weights, which are stored as they are.")
     title: str = option("Tokenized model weights", "Heading of the dataset card.")
     num_workers: int = option(1, "Processes that work on models side by side. The result does not depend on it.")
 
@@ -100,7 +101,10 @@ class DatasetConfig:
 
     def settings(self) -> dict[str, Any]:
         """All that decides the bytes of the dataset, for the fingerprint of a run."""
-        return {key: value for key, value in dataclasses.asdict(self).items() if key != "num_workers"}
+        settings = {key: value for key, value in dataclasses.asdict(self).items() if key != "num_workers"}
+        if not self.allow_nonfinite:  # a run of before there was the option is the same one
+            del settings["allow_nonfinite"]
+        return settings
 
 
 @dataclass(frozen=True)
@@ -121,7 +125,9 @@ class TokenizeOptions(TokenizeConfig):
 
     EXAMPLE = "hf-wsl tokenize models/ --output_dir tokens --num_workers 2"
 
-    sources: list = argument("Models, folders of models, Hub ids (org/name@revision), or lists of these.")
+    sources: list = argument(
+        "Models, folders of models, Hub ids, parts of these (org/name:subfolder#key@revision, file.pt#all), or lists."
+    )
     output_dir: Path = option(REQUIRED, "Folder of the dataset.", metavar="DIR", group="output", was=("output",))
     overwrite_output_dir: bool = option(False, "Delete the dataset that output_dir holds, and begin anew.")
 

@@ -57,8 +57,13 @@ def window_row(
         tokens = tokens.float()  # from float64, torch rounds by way of float32: the limit is checked where it counts
     low, high = torch.aminmax(tokens)
     limit = OVERFLOW[dtype]
+    if not (math.isfinite(low) and math.isfinite(high)):  # what was not finite before was admitted as it is
+        finite = torch.where(torch.isfinite(window["tokens"]), tokens, 0)
+        low, high = torch.aminmax(finite)
+    else:
+        finite = tokens
     if max(-low.item(), high.item()) >= limit:
-        at = int((tokens.abs() >= limit).flatten().nonzero()[0])
+        at = int((finite.abs() >= limit).flatten().nonzero()[0])
         token, entry = divmod(at, manifest.token_size)
         name = tensor_at(manifest, start + token, entry)
         value = tokens[token, entry].item()

@@ -118,6 +118,7 @@ def embed(options: EmbedOptions) -> Iterator[str]:
 
     report = run(options.method, options.sources, options.output_file, part_of(options, EmbedConfig))
     yield f"{options.output_file}: {report.rows} models embedded, {len(report.refused)} could not be read"
+    yield from (f"  {model_id}: {reason}" for model_id, reason in report.refused.items())
 
 
 def search(options: SearchOptions) -> list[str]:
@@ -155,7 +156,9 @@ class InspectOptions:
 
     EXAMPLE = "hf-wsl inspect models/resnet18 --backbone backbone --table embeddings.parquet --output_file page.html"
 
-    model: str = argument("Weight file, folder or Hub id (org/name@revision) of one model.")
+    model: str = argument(
+        "Weight file, folder or Hub id of one model, or a part of it (org/name:subfolder#key@revision, file.pt#ema)."
+    )
     backbone: str | None = option(None, "Folder or Hub id of a WSL model: what is left of each layer after it.")
     table: Path | None = option(None, "Of `hf-wsl embed`: which of its models are nearest.", metavar="FILE")
     output_file: Path | None = option(
@@ -232,7 +235,9 @@ class GenerateOptions:
         REQUIRED, "Folder; every model gets a folder of its own in it.", metavar="DIR", was=("output",)
     )
     anchors: list = option(
-        [], "Trained models of that architecture (org/name@revision), for several repeat it. None: from the prior."
+        [],
+        "Trained models of that architecture (org/name:subfolder#key@revision), for several repeat it. None: from the "
+        "prior.",
     )
     method: str | None = option(
         None,
@@ -248,6 +253,7 @@ class GenerateOptions:
     stem: str = option("adapt", "What becomes of a stem for other channels.", ("adapt", "initialize"))
     revision: str | None = option(None, "Branch, tag or commit of a backbone on the Hub.")
     precision: str = option("auto", PRECISION_HELP, PRECISIONS)
+    allow_nonfinite: bool = option(False, "Admit anchors with NaN and infinite weights.")
     overwrite_output_dir: bool = option(False, "Delete models of other settings in output_dir first.")
 
     def __post_init__(self) -> None:
@@ -265,16 +271,18 @@ class GenerateOptions:
 
 def generate(options: GenerateOptions) -> Iterator[str]:
     from datasets_scripts.embedding.embed_models import backbone_state
+    from datasets_scripts.sources import source_state
     from modeling_wsl.loading import load_pipeline
 
     from .run_folder import RunFolder
 
     names = ("method", "num_samples", "seed", "bandwidth", "noise", "num_classes", "in_channels", "stem", "precision")
     draws = {name: getattr(options, name) for name in names}
+    draws |= {"allow_nonfinite": True} if options.allow_nonfinite and options.anchors else {}
     settings = {
         "backbone": backbone_state(options.backbone, options.revision),
-        "target": _state(options.target),
-        "anchors": [_state(anchor) for anchor in options.anchors],
+        "target": source_state(options.target),
+        "anchors": [source_state(anchor) for anchor in options.anchors],
         **draws,
     }
     run = RunFolder(options.output_dir, "generated models")
@@ -289,17 +297,6 @@ def generate(options: GenerateOptions) -> Iterator[str]:
             with run.replacing_folder(folder) as temporary:
                 model.save_pretrained(temporary)
             yield f"{folder}"
-
-
-def _state(source: str) -> str:
-    """A model as it was named; of a local one, also a hash that tells when it has changed."""
-    from datasets_scripts.sources import expand_sources
-    from modeling_wsl.checkpoints.reference import exists, parse_reference
-
-    if not exists(parse_reference(source).location):
-        return source
-    model = expand_sources([source])[0]
-    return f"{model.location} {model.fingerprint()}"
 
 
 def evaluate(options: EvaluateConfig) -> Iterator[str]:

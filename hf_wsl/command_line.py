@@ -66,15 +66,18 @@ def run_command(
         The exit code; an error that a user can mend is 1 and one line on stderr (see `run_for_shell`).
     """
 
+    names: set[str] = set()  # of the options, when they are known
+
     def work() -> None:
         read, levels = _read(_load(options), sys.argv[1:] if argv is None else argv, program, summary)
         set_log_level(**levels)
+        names.update(field.name for field in dataclasses.fields(read))
         check_output(read)
         for line in _load(function)(read) or ():
             sys.stdout.write(f"{line}\n")
             sys.stdout.flush()
 
-    return run_for_shell(work)
+    return run_for_shell(work, names)
 
 
 def parse(cls: type[ConfigType], argv: Sequence[str], *, program: str, summary: str = "") -> ConfigType:

@@ -2,8 +2,9 @@
 
 import errno
 import os
+import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Container
 
 
 class RunError(RuntimeError):
@@ -23,18 +24,24 @@ def is_user_error(error: BaseException) -> bool:
     return isinstance(error, _USER_ERRORS) or _is_refused_config(error) or _is_full_disk(error)
 
 
-def one_line(error: BaseException) -> str:
-    """The message of an error without line breaks; of a config that refuses itself, the reason alone."""
+def one_line(error: BaseException, options: Container[str] | None = None) -> str:
+    """The message of an error without line breaks; of a config that refuses itself, the reason alone.
+
+    Advice to use an option that is not among the command's `options` is left out.
+    """
     if _is_full_disk(error):
         return _full_disk_line(error)
     text = str(error).strip() or type(error).__name__
     if _is_refused_config(error):
         text = text.splitlines()[-1].strip().removeprefix("ValueError: ")
+    named = re.match(r"The option (\w+)", advice := getattr(error, "advice", ""))
+    if named and options and named[1] not in options:
+        text = text.removesuffix(f" {advice}.")
     return " ".join(text.split())
 
 
-def run_for_shell(work: Callable[[], object]) -> int:
-    """Runs `work`, on one process or on each of several.
+def run_for_shell(work: Callable[[], object], options: Container[str] | None = None) -> int:
+    """Runs `work`, on one process or on each of several; `options` are the names that the command has.
 
     Returns:
         The exit code: 0; the one of a SystemExit; 130 after Ctrl+C; 1 where a user can mend the error, which is then
@@ -55,7 +62,7 @@ def run_for_shell(work: Callable[[], object]) -> int:
     except Exception as error:
         if not is_user_error(error) or os.environ.get("HF_WSL_TRACEBACK") == "1":
             raise
-        _say(f"error: {one_line(error)}")
+        _say(f"error: {one_line(error, options)}")
         return 1
     return 0
 

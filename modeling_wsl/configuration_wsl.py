@@ -66,6 +66,7 @@ SIZES: dict[str, dict[str, Any]] = {
 }
 
 
+MAX_LAYERS = 1000  # what a file asks for beyond is no backbone, and would be built for hours
 # Marks what comes from a file, which may be of an older or newer version: its keys are all taken.
 FROM_FILE = "_from_file"
 # Of transformers: keys that no attribute of its class of configurations shows.
@@ -209,6 +210,8 @@ class WSLConfig(PreTrainedConfig):
         ):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}.")
+        if self.num_hidden_layers > MAX_LAYERS:
+            raise ValueError(f"num_hidden_layers must be at most {MAX_LAYERS:,}, got {self.num_hidden_layers:,}.")
         if self.hidden_size % self.num_attention_heads:
             raise ValueError(
                 f"hidden_size ({self.hidden_size}) must be a multiple of num_attention_heads "

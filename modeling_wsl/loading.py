@@ -48,12 +48,19 @@ def load_pipeline(
         backbone, revision, token: see `find_backbone`.
         options: of the pipeline.
     """
-    from transformers import pipeline  # takes seconds
+    from transformers import AutoModel, pipeline  # takes seconds
 
     name, commit = find_backbone(backbone, revision=revision, token=token)
     if task == "weight-generation":  # for its prior: transformers hands neither of them on
         options |= {"backbone_revision": commit, "backbone_token": token}
-    return pipeline(task, model=name, revision=commit, token=token, **options)
+    try:
+        return pipeline(task, model=name, revision=commit, token=token, **options)
+    except ValueError as error:
+        if str(error).startswith(
+            "Could not load model"
+        ):  # all tracebacks in one message; raise the first error itself
+            AutoModel.from_pretrained(name, revision=commit, token=token)
+        raise
 
 
 def find_backbone(

@@ -238,7 +238,7 @@ def rebuilding(config: DatasetConfig, collected: Collection | None, properties: 
     defaults = type(config)().settings()
     options = []
     for key, value in config.settings().items():
-        if value != defaults[key]:
+        if value != defaults.get(key):
             name = f"--tokens.{key}" if properties else f"--{key}"
             options += [name, str(value).lower() if isinstance(value, bool) else str(value)]
     line = shlex.join([*command, "--output_dir", "DIR", *options])

@@ -1,6 +1,5 @@
 """The options of `hf-wsl collect`, each described once."""
 
-import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -98,7 +97,7 @@ class CollectConfig(DatasetConfig):
         return parse_count("max_parameters", self.max_parameters)
 
     def settings(self) -> dict[str, Any]:
-        return {key: value for key, value in dataclasses.asdict(self).items() if key not in NOT_SETTINGS}
+        return {key: value for key, value in super().settings().items() if key not in NOT_SETTINGS}
 
 
 @dataclass(frozen=True)

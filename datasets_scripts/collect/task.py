@@ -281,7 +281,9 @@ class HubTask(ModelTask):
             for file in examined.weights:
                 self.hub.download(repo_id, commit, file, files / file.path)
             with refusing(self.source):
-                checkpoint = open_checkpoint(files, min_parameters=self.config.min_parameters)
+                checkpoint = open_checkpoint(
+                    files, min_parameters=self.config.min_parameters, allow_nonfinite=self.config.allow_nonfinite
+                )
             with checkpoint:
                 if not examined.checked:
                     self._check_pickle(examined, checkpoint, folder, files)

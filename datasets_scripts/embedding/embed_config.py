@@ -49,6 +49,9 @@ class EmbedConfig:
         "carry", "Of the methods without a backbone: running statistics left out, or taken in.", ("carry", "tokenize")
     )
     seed: int = option(0, "Of random projections and untrained backbones.")
+    allow_nonfinite: bool = option(
+        False, "Admit NaN and infinite weights; a model whose embedding is not finite is left out."
+    )
 
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
@@ -79,7 +82,9 @@ class EmbedOptions(EmbedConfig):
     EXAMPLE = "hf-wsl embed backbone models/ --output_file embeddings.parquet"
 
     method: str = argument(f"A backbone (folder or Hub id), or one of: {', '.join(METHODS)}.")
-    sources: list = argument("Models, folders of models, Hub ids (org/name@revision), or lists of these.")
+    sources: list = argument(
+        "Models, folders of models, Hub ids, parts of these (org/name:subfolder#key@revision, file.pt#all), or lists."
+    )
     output_file: Path = option(
         REQUIRED,
         "Parquet file: model_id, revision, embedding, x, y; of the method profile also position and probe.",

@@ -20,6 +20,7 @@ from hf_wsl.options import ConfigError, build
 from hf_wsl.workers import one_thread
 from modeling_wsl import CheckpointError, open_checkpoint
 from modeling_wsl.checkpoints.canonical import embedding_view
+from modeling_wsl.checkpoints.errors import shorten
 from modeling_wsl.checkpoints.reference import exists, parse_reference
 from modeling_wsl.loading import find_backbone
 from modeling_wsl.pipelines import no_weights
@@ -102,6 +103,7 @@ def embed_models(
         for done, model in enumerate(models):
             try:
                 options = {} if model.path else {"revision": model.revision}
+                options["allow_nonfinite"] = config.allow_nonfinite
                 with embedding_view(open_checkpoint(model.location, **options)) as checkpoint:
                     manifest = embedder.extractor.manifest(checkpoint)
                     if not manifest.num_tokens:
@@ -110,14 +112,23 @@ def embed_models(
                     bar.total = math.ceil((bar.n + manifest.num_tokens) * len(models) / (done + 1))
                     embedder.add(model.model_id, checkpoint, manifest, bar.update)
                 commits[model.model_id] = checkpoint.revision
-            except CheckpointError as error:
-                refused[model.model_id] = str(error)
-                logger.warning("left out: %s", error)
+            except (ConfigError, MemoryError):  # of the run, not of this model
+                raise
+            except Exception as error:  # files from the wild break in any way; the others go on
+                known = isinstance(error, CheckpointError)
+                reason = str(error) if known else f"{model.label}: {type(error).__name__}: {shorten(error)}"
+                refused[model.model_id] = reason
+                logger.warning("left out: %s", reason, exc_info=not known)
+    rows = embedder.finish() if commits else {}
+    for name in list(commits):
+        if name not in rows or not np.isfinite(rows[name][0]).all():
+            refused[name] = f"{name}: its embedding is not finite: weights are too large for the arithmetic, or NaN"
+            logger.warning("left out: %s", refused[name])
+            del commits[name]
     if not commits:
         raise ValueError(
             f"None of the {len(models)} models could be read, the first because: {next(iter(refused.values()))}"
         )
-    rows = embedder.finish()
     table = EmbeddingTable(
         list(commits),
         np.stack([rows[name][0] for name in commits]),

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
 from hf_wsl.workers import torch_threads
-from modeling_wsl import CheckpointError, WSLModel
+from modeling_wsl import WSLModel
 from modeling_wsl.backbone.encoding import STREAM_WINDOW, HaloedWindows, haloed_rows, run_batch
 from modeling_wsl.backbone.inference import inference_backbone
 from modeling_wsl.checkpoints.checkpoint import Checkpoint
@@ -99,7 +99,7 @@ class PackedEncoder:
                 advance(stop - start)
                 if self.waiting_tokens >= BATCHES_HELD * self.batch_tokens:
                     self.encode_waiting()
-        except CheckpointError:
+        except Exception:
             self.waiting = [row for row in self.waiting if row.model is not model]
             raise
         if self.same is not None:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable
 import numpy as np
 import torch
 
+from hf_wsl.options import ConfigError
 from hf_wsl.workers import one_thread, torch_threads
 from modeling_wsl import CheckpointError, open_checkpoint
 from modeling_wsl.backbone.losses import MIN_STD
@@ -53,7 +54,7 @@ class SameTensors:
         self.first: tuple[str, dict[str, tuple[int, ...]]] | None = None
 
     def check(self, name: str, manifest: WeightManifest) -> None:
-        """Raises ValueError, naming both models and the first tensor that differs."""
+        """Raises ConfigError, naming both models and the first tensor that differs."""
         if self.first is None:
             return
         shapes, (first, expected) = tensor_shapes(manifest), self.first
@@ -61,7 +62,7 @@ class SameTensors:
             names = dict.fromkeys([*expected, *shapes])
             differs = next((tensor for tensor in names if shapes.get(tensor) != expected.get(tensor)), None)
             difference = f"{differs} is {_shape(shapes, differs)} there and {_shape(expected, differs)} here"
-            raise ValueError(
+            raise ConfigError(
                 f"{self.what} needs models with the same tensors, and {name} is not like {first}: "
                 f"{difference if differs else 'their order differs'}. Leave it out, or use {self.instead}."
             )

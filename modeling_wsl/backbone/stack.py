@@ -24,6 +24,7 @@ from ..configuration_wsl import WSLConfig
 from ..hub_card import BACKBONE_CARD, signed
 from ..loading import resolve_default
 from .cpu_attention import ALL_ATTENTION_FUNCTIONS
+from .saved_files import check_files, check_loaded
 
 
 CARD_FILE = "README.md"
@@ -124,6 +125,10 @@ class WSLLayer(GradientCheckpointingLayer):
         return hidden_states + self.mlp(self.mlp_norm(hidden_states))
 
 
+# Options of `from_pretrained` with which other weights than the folder's own are loaded.
+NOT_AS_SAVED = {"state_dict", "subfolder", "variant", "gguf_file", "quantization_config"}
+
+
 class WSLPreTrainedModel(PreTrainedModel):
     config: WSLConfig
     base_model_prefix = "wsl"
@@ -152,12 +157,17 @@ class WSLPreTrainedModel(PreTrainedModel):
         if name is not None:  # None where `config` and `state_dict` say it all
             name = resolve_default(name)
             verify(name, "", kwargs)
+        is_own = name is not None and os.path.isdir(name) and not kwargs.keys() & NOT_AS_SAVED
+        if is_own:
+            check_files(name, cls)
         loaded = super().from_pretrained(name, *model_args, **kwargs)
         revision = kwargs.get("revision") or ""
         revision = getattr(revision, "resolved", revision)  # newer Auto classes look a branch or tag up beforehand
         if COMMIT.fullmatch(revision) and not os.path.isdir(name):
             model = loaded[0] if isinstance(loaded, tuple) else loaded  # a tuple with output_loading_info
             model.config._commit_hash = revision
+        if is_own:
+            check_loaded(name, loaded[0] if isinstance(loaded, tuple) else loaded)
         return loaded
 
     def save_pretrained(self, save_directory: str | os.PathLike, *args, **kwargs):

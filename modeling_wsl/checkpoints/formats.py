@@ -30,6 +30,11 @@ CONTENTS = (
         "is a Git LFS pointer, not the weights it stands for",
         "Run `git lfs pull` in its repository, or download the file itself",
     ),
+    *(
+        (mark, "is a git-annex pointer, not the weights it stands for", "Run `git annex get` in its repository")
+        for mark in (b"/annex/objects/", b".git/annex/", b"../.git/annex/")
+    ),
+    (b"# xet version", "is a Xet pointer, not the weights it stands for", "Fetch the file with git-xet or the Hub"),
     (b"GGUF", "is a GGUF file: weights packed for llama.cpp", UNPACK),
     (b"lmgg", "is a GGML file: weights packed for llama.cpp", UNPACK),
     (b"tjgg", "is a GGML file: weights packed for llama.cpp", UNPACK),
