@@ -65,6 +65,8 @@ class ModelInspection:
         facts: license, family, task ... as far as the model's files say (`ModelFacts`); what is unknown is left out.
         num_parameters: floating-point entries, tied ones once, batch-norm statistics among them.
         num_tensors: as stored. dtypes: dtype -> how many of these.
+        stored_as: how the file stores tensors that were dequantized -> how many of these.
+        ignored: what the file holds beside the weights, a line each.
         tokenization, token_size, num_tokens, padding: how the model is cut into tokens.
         layers: in state-dict order. carried: what is not tokenized. tied: alias -> stored name.
         findings: what is odd.
@@ -82,6 +84,8 @@ class ModelInspection:
     num_parameters: int
     num_tensors: int
     dtypes: dict[str, int]
+    stored_as: dict[str, int]
+    ignored: tuple[str, ...]
     tokenization: str
     token_size: int
     num_tokens: int
@@ -145,6 +149,8 @@ def inspect_model(
             num_parameters=checkpoint.num_parameters,
             num_tensors=len(checkpoint.tensors),
             dtypes=dict(Counter(spec.dtype for spec in checkpoint.tensors.values())),
+            stored_as=dict(Counter(checkpoint.stored_as.values())),
+            ignored=checkpoint.ignored,
             tokenization=manifest.tokenization,
             token_size=manifest.token_size,
             num_tokens=manifest.num_tokens,

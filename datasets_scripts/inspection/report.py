@@ -67,6 +67,9 @@ def identity(inspection: ModelInspection) -> list[tuple[str, str]]:
         ("tensors", f"{inspection.num_tensors:,} ({dtypes}) in {layers}{tied}"),
         ("tokens", f"{cut}, {inspection.padding:.1%} padding; {len(inspection.carried)} tensors carried beside them"),
     ]
+    rows += [("dequantized", f"{count} tensors stored as {how}") for how, count in inspection.stored_as.items()]
+    if inspection.ignored:
+        rows.append(("not read", "; ".join(inspection.ignored)))
     return [(label, printable(value)) for label, value in rows]
 
 

@@ -12,6 +12,7 @@ import torch
 from ..tokens.manifest import TensorSpec
 from .containers.axes import axes_by_format, unknown_axes
 from .containers.container import Contents, StoredArray, array_contents
+from .containers.gguf_files import gguf_contents
 from .containers.hdf5_files import hdf5_contents, keras_contents
 from .containers.msgpack_files import msgpack_contents
 from .containers.numpy_files import npy_contents, npz_contents
@@ -38,6 +39,7 @@ class Framework(NamedTuple):
 # By the kind that `identify` names.
 FRAMEWORKS = {
     "flax": Framework("MessagePack of Flax", msgpack_contents),
+    "gguf": Framework("GGUF", gguf_contents),
     "hdf5": Framework("HDF5", hdf5_contents),
     "keras": Framework("an archive of Keras", keras_contents),
     "npy": Framework("an array of NumPy", npy_contents),

@@ -35,7 +35,6 @@ CONTENTS = (
         for mark in (b"/annex/objects/", b".git/annex/", b"../.git/annex/")
     ),
     (b"# xet version", "is a Xet pointer, not the weights it stands for", "Fetch the file with git-xet or the Hub"),
-    (b"GGUF", "is a GGUF file: weights packed for llama.cpp", UNPACK),
     (b"lmgg", "is a GGML file: weights packed for llama.cpp", UNPACK),
     (b"tjgg", "is a GGML file: weights packed for llama.cpp", UNPACK),
     (b"\x1f\x8b", "is a gzip archive", "Unpack it first"),
@@ -46,11 +45,11 @@ CONTENTS = (
     (b"<html", "is a web page; the download went wrong", "Download the file itself"),
 )
 # Of other frameworks, and read: (first bytes, the kind).
-FRAMEWORK_MARKS = ((b"\x89HDF\r\n\x1a\n", "hdf5"), (b"\x93NUMPY", "npy"))
-FRAMEWORK_SUFFIXES = {".onnx": "onnx", ".msgpack": "flax"}
-# Suffixes by which folders and lists tell them; a lone .npy or .index is as often something else. An exported graph is
-# taken last.
-FRAMEWORK_WEIGHTS = (".keras", ".h5", ".hdf5", ".msgpack", ".npz", ".pdparams", ".onnx")
+FRAMEWORK_MARKS = ((b"\x89HDF\r\n\x1a\n", "hdf5"), (b"\x93NUMPY", "npy"), (b"GGUF", "gguf"))
+FRAMEWORK_SUFFIXES = {".onnx": "onnx", ".msgpack": "flax", ".gguf": "gguf"}
+# Suffixes by which folders and lists tell them; a lone .npy or .index is as often something else. A quantized copy and
+# an exported graph are taken last.
+FRAMEWORK_WEIGHTS = (".keras", ".h5", ".hdf5", ".msgpack", ".npz", ".pdparams", ".gguf", ".onnx")
 TABLE_MARK = bytes.fromhex("57fb808b247547db")  # the end of a TensorFlow checkpoint's index
 # Told by the suffix, where the content has no mark of its own.
 SUFFIXES = {
@@ -59,16 +58,15 @@ SUFFIXES = {
     ".mlmodel": ("is a Core ML model", EXPORT),
     ".caffemodel": ("is a Caffe model", CONVERT),
     ".engine": ("is a TensorRT engine", EXPORT),
-    ".gguf": ("is a GGUF file: weights packed for llama.cpp", UNPACK),
     ".md": ("is text, not weights", "Pass the folder or the weight file"),
     ".txt": ("is text, not weights", "Pass the folder or the weight file"),
     ".yaml": ("is text, not weights", "Pass the folder or the weight file"),
     ".json": ("is not valid JSON, nor weights", "Pass the folder or the weight file"),
 }
-FOREIGN_SUFFIXES = (".pb", ".tflite", ".mlmodel", ".gguf")
+FOREIGN_SUFFIXES = (".pb", ".tflite", ".mlmodel")
 READABLE = (
-    "Readable: safetensors and torch.save files, shards with their index, PEFT adapters, Keras, Flax, ONNX, NumPy and "
-    "TensorFlow checkpoints, and folders of these"
+    "Readable: safetensors and torch.save files, shards with their index, PEFT adapters, Keras, Flax, ONNX, NumPy, "
+    "TensorFlow and GGUF checkpoints, and folders of these"
 )
 
 

@@ -337,7 +337,7 @@ FOREIGN = {
     "frozen.pb": (b"\n$\n\x05input", "TensorFlow graph"),
     "model.h5": (b"\x89HDF\r\n\x1a\n....", "cannot be read as HDF5"),
     "weights.keras": (b"\x89HDF\r\n\x1a\n....", "cannot be read as HDF5"),
-    "model.gguf": (b"GGUF\x03\0\0\0", "GGUF.*original model"),
+    "model.gguf": (b"GGUF\x03\0\0\0", "cannot be read as GGUF"),
     "model.tflite": (b"\x1c\0\0\0TFL3", "TensorFlow Lite"),
     "array.npy": (b"\x93NUMPY\x01\0", "the header of its array 'array.npy' cannot be read"),
     "flax_model.msgpack": (b"\x81\xa6params", "cannot be read as MessagePack of Flax"),
