@@ -71,7 +71,7 @@ class OddKey:
     """Stands for a key of a mapping that is no text or number; it is not hashed by what it holds (`held`)."""
 
     kind: str
-    held: Any = None
+    held: Any = field(default=None, repr=False)  # a tuple of tuples may be longer than memory as text
 
 
 @dataclass(eq=False)
