@@ -162,7 +162,7 @@ class InspectOptions:
     backbone: str | None = option(None, "Folder or Hub id of a WSL model: what is left of each layer after it.")
     table: Path | None = option(None, "Of `hf-wsl embed`: which of its models are nearest.", metavar="FILE")
     output_file: Path | None = option(
-        None, "Write an HTML page too: page.html.", metavar="FILE", was=("output", "output_dir")
+        None, "Write an HTML page too: page.html.", metavar="FILE", was=("output_dir",), also=("output",)
     )
     overwrite_output_file: bool = option(False, "Replace a file that is there.")
     precision: str = option("auto", PRECISION_HELP, PRECISIONS)

@@ -90,6 +90,7 @@ class EmbedOptions(EmbedConfig):
         "Parquet file: model_id, revision, embedding, x, y; of the method profile also position and probe.",
         metavar="FILE",
         group="output",
-        was=("output", "output_dir"),
+        was=("output_dir",),
+        also=("output",),
     )
     overwrite_output_file: bool = option(False, "Replace a file that is there.")

@@ -32,7 +32,7 @@ class SearchConfig:
     )
     fine_tunes: list = option([], "With --calibrate: PARENT=CHILD of the table, beside what zoos state.")
     seed: int = option(0, "With --calibrate: of the sample and the copies.")
-    output_file: str = option("", "JSON file of the result.", metavar="FILE", was=("output", "output_dir"))
+    output_file: str = option("", "JSON file of the result.", metavar="FILE", was=("output_dir",), also=("output",))
 
     def __post_init__(self) -> None:
         if sum(getattr(self, mode) for mode in MODES) > 1:
@@ -95,7 +95,11 @@ class CompareOptions:
     )
     allow_nonfinite: bool = option(False, "Compare models that hold NaN or infinite weights too.")
     output_file: Path | None = option(
-        None, "Page (.html) or figures (.json) of the comparison.", metavar="FILE", group="output"
+        None,
+        "Page (.html) or figures (.json) of the comparison.",
+        metavar="FILE",
+        group="output",
+        also=("output",),
     )
     overwrite_output_file: bool = option(False, "Replace a file that is there.")
 
