@@ -40,6 +40,10 @@ def tensor_shapes(manifest: WeightManifest) -> dict[str, tuple[int, ...]]:
     return {plain[spec.name]: spec.shape for spec in specs}
 
 
+class UnlikeModelsError(ConfigError):
+    """Models of unlike tensors, where a method puts the numbers of tensors side by side."""
+
+
 class SameTensors:
     """Refuses a model whose tensors are not those of the first that was kept: only models of one architecture have
     comparable vectors, where a method puts the numbers of tensors side by side.
@@ -54,7 +58,7 @@ class SameTensors:
         self.first: tuple[str, dict[str, tuple[int, ...]]] | None = None
 
     def check(self, name: str, manifest: WeightManifest) -> None:
-        """Raises ConfigError, naming both models and the first tensor that differs."""
+        """Raises UnlikeModelsError, naming both models and the first tensor that differs."""
         if self.first is None:
             return
         shapes, (first, expected) = tensor_shapes(manifest), self.first
@@ -62,7 +66,7 @@ class SameTensors:
             names = dict.fromkeys([*expected, *shapes])
             differs = next((tensor for tensor in names if shapes.get(tensor) != expected.get(tensor)), None)
             difference = f"{differs} is {_shape(shapes, differs)} there and {_shape(expected, differs)} here"
-            raise ConfigError(
+            raise UnlikeModelsError(
                 f"{self.what} needs models with the same tensors, and {name} is not like {first}: "
                 f"{difference if differs else 'their order differs'}. Leave it out, or use {self.instead}."
             )

@@ -12,7 +12,7 @@ from safetensors.torch import load
 
 from datasets_scripts.outcomes import OUTCOMES
 from modeling_wsl import open_checkpoint
-from modeling_wsl.checkpoints.errors import CheckpointError, NotTokenizableError, NoWeightsError
+from modeling_wsl.checkpoints.errors import CheckpointError, NotTokenizableError
 
 
 @pytest.fixture
@@ -121,8 +121,8 @@ def test_files_and_configs_are_broken_in_some(mixed):
     for model in models_of("damaged"):
         with pytest.raises(CheckpointError):
             open_checkpoint(model.repo_id).state_dict()
-    for model in models_of("no_weights"):
-        with pytest.raises(NoWeightsError):
+    for model in models_of("no_weights"):  # or stubs of other frameworks, which hold none
+        with pytest.raises(CheckpointError):
             open_checkpoint(model.repo_id)
     for model in models_of("unloadable"):
         config = model.files["config.json"].data if "config.json" in model.files else b""

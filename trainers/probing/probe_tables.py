@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from datasets_scripts.embedding import EmbeddingTable, backbone_state, embed
+from datasets_scripts.embedding.plain_methods import UnlikeModelsError
 from datasets_scripts.schema import TRAIN
 from hf_wsl.files import write_json, write_text
 from hf_wsl.options import ConfigError
@@ -48,9 +49,9 @@ def embedding_tables(
     for name, method, options in wanted:
         try:
             tables[name], refused[name] = _cached(config, labeled, folder, name, method, options)
-        except ConfigError:
-            raise
         except ValueError as error:
+            if isinstance(error, ConfigError) and not isinstance(error, UnlikeModelsError):
+                raise
             if name in config.named_backbones or name == UNTRAINED:
                 raise
             skipped[name] = str(error)

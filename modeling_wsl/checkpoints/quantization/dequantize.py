@@ -147,7 +147,7 @@ def refuse_codes(stored: Stored, taken: set[str], method: str | None) -> None:
             named = method or "a scheme that is not known here"
         if named is None and method and len(spec.shape) > 1 and spec.numel >= 1024 and leaf not in ("position_ids",):
             named = method
-        if named is None and len(spec.shape) > 1 and leaf == "weight":
+        if named is None and len(spec.shape) > 1 and leaf == "weight" and spec.dtype in ("int8", "uint8"):
             named = "codes whose scales are missing"
         if named is not None:
             reason = f"its weights are quantized ({named}; tensor {shorten(name)}), which is not dequantized here"
