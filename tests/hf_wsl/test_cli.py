@@ -132,7 +132,7 @@ def test_an_error_that_a_user_can_mend_is_one_line(monkeypatch, tmp_path):
         (["--versoin"], "unknown option '--versoin'. Did you mean '--version'?"),
         (["tokenize", "a", "--otput_dir", "b"], "unknown option '--otput_dir'. Did you mean '--output_dir'?"),
         (["tokenize", "a", "--output", "b"], "unknown option '--output'. It is '--output_dir' now."),
-        (["embed", "pca", "a", "--output", "b"], "unknown option '--output'. It is '--output_file' now."),
+        (["embed", "pca", "a", "--output_dir", "b"], "unknown option '--output_dir'. It is '--output_file' now."),
         (["tokenize", "a", "--out", "b"], "unknown option '--out'."),  # no abbreviations
         (["tokenize", "a", "-x"], "unknown option '-x'. `hf-wsl tokenize --help` lists all."),
         (["tokenize", "--sources", "a"], "It is given by its place: hf-wsl tokenize [options] SOURCES ..."),
