@@ -247,7 +247,7 @@ class GenerateOptions:
     num_samples: int = option(1, "Models to generate.")
     seed: int = option(0, "Of all draws.")
     bandwidth: float = option(0.2, "Of the kernel density on the anchors' latents.")
-    noise: str = option("shared", "One draw for all tokens, or one for each.", ("shared", "independent"))
+    noise: str | None = option(None, "One draw for all tokens, or one each.", ("shared", "independent"))
     num_classes: int | None = option(None, "Of the target, where other than the anchors'.")
     in_channels: int | None = option(None, "Of its images, where they differ from the anchors'.")
     stem: str = option("adapt", "What becomes of a stem for other channels.", ("adapt", "initialize"))

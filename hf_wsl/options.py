@@ -141,7 +141,7 @@ def build(cls: type[ConfigType], *sources: tuple[str, Mapping[str, Any]]) -> Con
                 value = _coerce_keys(value, metadata["of"], f"{origin}: option '{key}': ")
             else:
                 value = coerce(value, hints[key], f"{origin}: option '{key}'")
-            if metadata["choices"] and value not in metadata["choices"]:
+            if metadata["choices"] and value is not None and value not in metadata["choices"]:
                 choices = ", ".join(metadata["choices"])
                 raise ConfigError(f"{origin}: option '{key}' is '{value}'; choose one of {choices}")
             values[key] = {**values.get(key, {}), **value} if isinstance(value, dict) else value

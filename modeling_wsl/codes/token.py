@@ -61,10 +61,15 @@ class TokenCode(WindowCode):
         return CodedWindows(latents, latents, reconstruction, encoded, decoded)
 
     def noise_scale(self, latents: torch.Tensor) -> torch.Tensor:
-        """1, but a token's standard deviation for the number that is its mean."""
+        """1 for content; a token's statistics move all of its `token_size` weights, so theirs is that much smaller.
+
+        From the PCA start, a unit of content moves a token by one of its standard deviations in Euclidean norm; so do
+        1 / sqrt(token_size) standard deviations of its mean, and 1 / sqrt(token_size) of its logarithmic scale.
+        """
         scale = torch.ones_like(latents)
         if self.config.token_standardization:
-            scale[..., -2] = latents[..., -1].exp()
+            scale[..., -1] = self.config.token_size**-0.5
+            scale[..., -2] = latents[..., -1].exp() * scale[..., -1]
         return scale
 
     def _decode(

@@ -169,4 +169,5 @@ def latent_source(plan: GenerationPlan, model: PreTrainedModel, windows: Mapping
             out[start : start + len(part)] = part
     if plan.method == "interpolation":
         return AnchorLine(latents, settings.num_draws, settings.interpolation_ends)
-    return AnchorDensity(model, latents, settings.bandwidth, settings.noise)
+    noise = settings.noise or ("shared" if model.code.by_token else "independent")
+    return AnchorDensity(model, latents, settings.bandwidth, noise)

@@ -26,7 +26,8 @@ class GenerationSettings:
             between the latents of two anchors) or "prior" (no anchor: `LatentPrior`). None: "density" with anchors,
             else "prior".
         seed: of all randomness; the same seed gives the same bytes on the same machine.
-        bandwidth, noise: of the density, see `sample_latents`.
+        bandwidth, noise: of the density, see `sample_latents`. noise None: "shared" for latents of tokens; for factors
+            of matrices "independent", because one vector for all tokens would repeat within their matrices.
         interpolation_ends: whether the line's ends, the anchors themselves, are among the points.
         bootstrap_rounds: how often the latents of the best `num_samples` of a round become the anchors of another
             round of `num_candidates` draws (SANE's bootstrapped sampling); needs `rank`.
@@ -50,7 +51,7 @@ class GenerationSettings:
     method: str | None = None
     seed: int = 0
     bandwidth: float = 0.2
-    noise: str = "shared"
+    noise: str | None = None
     interpolation_ends: bool = False
     bootstrap_rounds: int = 0
     window_size: int | None = None
@@ -63,7 +64,8 @@ class GenerationSettings:
     progress: bool = True
 
     def __post_init__(self):
-        check_choice("noise", self.noise, ("shared", "independent"))
+        if self.noise is not None:
+            check_choice("noise", self.noise, ("shared", "independent"))
         if self.method is not None:
             check_choice("method", self.method, METHODS)
         check_choice("precision", self.precision, PRECISIONS)

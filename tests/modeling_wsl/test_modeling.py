@@ -252,13 +252,22 @@ def test_a_linear_path_refuses_components_of_a_wrong_shape_and_models_without_on
         WSLModel(small_config()).initialize_linear_path(torch.zeros(8, 11), torch.zeros(11))
 
 
-def test_noise_on_a_tokens_mean_is_measured_in_its_standard_deviations():
-    model = WSLModel(small_config(token_standardization=True))
-    latents = model.encode(windows(batch=1)["tokens"])
+def test_a_unit_of_noise_moves_a_token_as_far_in_its_statistics_as_in_its_content():
+    size, tokens = 11, 2.0 + 0.3 * torch.randn(1, 4, 11)
+    model = WSLModel(small_config(token_standardization=True, linear_path=True)).eval()
+    model.initialize_linear_path(torch.eye(size)[: model.config.latent_size - 2], torch.zeros(size))
+    model.decoder.proj_out.weight.data.zero_()  # the PCA start: the network is silent
+    latents = model.encode(tokens)
     scale = model.noise_scale(latents)
-    torch.testing.assert_close(scale[..., -2], latents[..., -1].exp())
     assert (scale[..., :-2] == 1).all()
-    assert (scale[..., -1] == 1).all()
+    deviations = latents[..., -1].exp()
+    for index in (0, -2, -1):  # content, mean, logarithm of the deviation
+        step = torch.zeros_like(latents)
+        step[..., index] = 0.01 * scale[..., index]
+        moved = (model.decode(latents + step) - model.decode(latents)).norm(dim=-1) / 0.01
+        assert (moved <= 1.01 * deviations).all(), index
+        if index != -1:  # a scale moves what is left of the token by the projection, which is shorter
+            torch.testing.assert_close(moved, deviations, rtol=1e-2, atol=1e-4)
     plain = WSLModel(small_config())
     assert (plain.noise_scale(plain.encode(windows()["tokens"])) == 1).all()
 

@@ -19,6 +19,7 @@ ARM_STYLES: dict[str, dict[str, Any]] = {
     "PCA": {"color": GREEN, "linestyle": "-.", "marker": "^"},
     "random projection": {"color": PURPLE, "linestyle": "-.", "marker": "v"},
     "anchor + noise": {"color": SKY, "linestyle": ":", "marker": "P"},
+    "anchor rotated": {"color": SKY, "linestyle": "-.", "marker": "<"},
     "anchor permuted": {"color": GRAY, "linestyle": ":", "marker": "X"},
     "inherited only": {"color": OLIVE, "linestyle": ":", "marker": "*"},
     "prior": {"color": OLIVE, "linestyle": "-", "marker": "d"},

@@ -54,7 +54,7 @@ class EvaluationProtocol:
     num_kept: int
     finetune: FinetuneOptions | None
     bandwidth: float = 0.2
-    noise: str = "shared"
+    noise: str | None = None
     bootstrap_rounds: int = 0
     interpolation_points: int = 0
     batch_norm_images: int = 512

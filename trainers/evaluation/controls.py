@@ -2,7 +2,7 @@
 
 import json
 import logging
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -19,25 +19,62 @@ from ..pretraining.baselines import fit_pca
 
 
 logger = logging.getLogger(__name__)
+TINY = 1e-12
 
 
 def with_noise(
-    anchor: Mapping[str, Tensor], generated: Mapping[str, Tensor], names: Iterable[str], seed: int
+    anchor: Mapping[str, Tensor],
+    origin: Mapping[str, Tensor],
+    generated: Mapping[str, Tensor],
+    names: Iterable[str],
+    seed: int,
 ) -> dict[str, Tensor]:
-    """The anchor plus Gaussian noise, tensor by tensor as long as the way from the anchor to the generated model.
+    """The anchor plus Gaussian noise, tensor by tensor as long as the way from the origin to the generated model.
 
     Args:
-        anchor, generated: state dicts of one architecture.
+        anchor, origin, generated: state dicts of one architecture; the origin is the anchor that was drawn around.
         names: the tensors to disturb (those that were sampled); the others stay the anchor's.
         seed: of the noise.
     """
-    generator = torch.Generator().manual_seed(seed)
     state = {name: value.clone() for name, value in anchor.items()}
+    for name, noise in _noise(anchor, names, seed):
+        distance = (generated[name].float() - origin[name].float()).norm()
+        state[name] += (noise * distance).to(anchor[name].dtype)
+    return state
+
+
+def rotated(
+    anchor: Mapping[str, Tensor],
+    origin: Mapping[str, Tensor],
+    generated: Mapping[str, Tensor],
+    names: Iterable[str],
+    seed: int,
+) -> dict[str, Tensor]:
+    """The anchor turned in a random direction, tensor by tensor by the angle between origin and generated model.
+
+    Its length changes as theirs does. `with_noise` goes as far and yet keeps more of the anchor's direction, because
+    noise makes a tensor longer where a reconstruction makes it shorter. Arguments as there.
+    """
+    state = {name: value.clone() for name, value in anchor.items()}
+    for name, noise in _noise(anchor, names, seed):
+        own, before, after = (states[name].float() for states in (anchor, origin, generated))
+        length, unit = before.norm().clamp_min(TINY), own / own.norm().clamp_min(TINY)
+        along = (after * before).sum() / length**2
+        across = (after - along * before).norm() / length
+        noise = noise - (noise * unit).sum() * unit
+        turned = own * along + noise * (own.norm() * across / noise.norm().clamp_min(TINY))
+        # Zeros have no direction: what replaces them is noise.
+        turned = turned if bool(before.any()) and bool(own.any()) else own + noise * after.norm()
+        state[name] = turned.to(anchor[name].dtype)
+    return state
+
+
+def _noise(anchor: Mapping[str, Tensor], names: Iterable[str], seed: int) -> Iterator[tuple[str, Tensor]]:
+    """(name, Gaussian direction of length 1) of each tensor."""
+    generator = torch.Generator().manual_seed(seed)
     for name in sorted(names):
         noise = torch.randn(anchor[name].shape, generator=generator)
-        distance = (generated[name].float() - anchor[name].float()).norm()
-        state[name] += (noise * (distance / noise.norm().clamp_min(1e-12))).to(anchor[name].dtype)
-    return state
+        yield name, noise / noise.norm().clamp_min(TINY)
 
 
 def permuted(anchor: Mapping[str, Tensor], names: Iterable[str], seed: int) -> dict[str, Tensor]:

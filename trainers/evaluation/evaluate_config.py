@@ -23,6 +23,8 @@ ARMS = {
     "random projection": "the anchor through a random orthogonal projection to the same latent size",
     "anchor + noise": "the anchor plus Gaussian noise, each tensor as far off as the generated one's; as many draws, "
     "selected alike",
+    "anchor rotated": "the anchor turned in a random direction, each tensor by the generated one's angle and to its "
+    "length; as many draws, selected alike",
     "anchor permuted": "the anchor with the entries of each sampled tensor shuffled: its statistics, nothing else",
     "inherited only": "what generation took from the anchor untouched, all else as in scratch",
     "prior": "drawn from the backbone's prior over latents, without an anchor; as many draws, selected alike",
@@ -68,7 +70,11 @@ class EvaluateConfig:
     num_candidates: int | None = option(None, "draws of a seed; none: 5 for init, 50 for few-shot")
     num_kept: int | None = option(None, "best draws of a seed that are kept; none: 1 for init, 10 for few-shot")
     bandwidth: float = option(0.2, "of the kernel density on the anchors' latents")
-    noise: str = option("shared", "one draw of noise for all tokens, or one for each", ("shared", "independent"))
+    noise: str | None = option(
+        None,
+        "one draw of noise for all tokens, or one for each; none: as the backbone's code asks",
+        ("shared", "independent"),
+    )
     precision: str = option("auto", PRECISION_HELP, PRECISIONS)
     bootstrap_rounds: int = option(0, "few-shot: rounds of the arm 'bootstrapped'; 0: no such arm")
     interpolation_points: int = option(0, "few-shot: points of the arm 'interpolated'; 0: no such arm")

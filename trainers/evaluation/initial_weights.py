@@ -10,13 +10,14 @@ from modeling_wsl.generation.draws import draw_seeds
 from modeling_wsl.generation.generated_model import GeneratedModel
 
 from .comparison import Comparison, State
-from .controls import inherited_only, permuted, projected, with_noise
+from .controls import inherited_only, permuted, projected, rotated, with_noise
 from .evaluate_config import ON_REQUEST
 from .weight_comparison import relative_error
 
 
 # Arms that need the generated models of their seed; they are made one after the other.
-FROM_GENERATED = ("generated", "anchor + noise", "inherited only")
+DISTURBED = {"anchor + noise": with_noise, "anchor rotated": rotated}
+FROM_GENERATED = ("generated", *DISTURBED, "inherited only")
 
 
 @dataclass(frozen=True)
@@ -82,8 +83,8 @@ def initial_weights(
         generated = reference()
         state = inherited_only(generated.state, generated.origins, comparison.scratch(seed))
         return [] if state is None else [InitialWeights(state, None, {})]
-    if arm == "anchor + noise":
-        return _best_noised(comparison, seed, reference())
+    if arm in DISTURBED:
+        return _best_disturbed(comparison, arm, seed, reference())
     anchors = range(len(comparison.plan.anchors))
     if arm == "generated":
         models = comparison.draw(anchors, seed)
@@ -139,11 +140,11 @@ def _random_directions(comparison: Comparison, seed: int) -> LinearBaseline:
     return random_projection(comparison.latent_size, comparison.plan.feature_extractor.token_size, seed)
 
 
-def _best_noised(comparison: Comparison, seed: int, reference: Reference) -> list[InitialWeights]:
-    """The best noised anchors, tried as often and chosen as the generated models are: without this, the selection
+def _best_disturbed(comparison: Comparison, arm: str, seed: int, reference: Reference) -> list[InitialWeights]:
+    """The best disturbed anchors, tried as often and chosen as the generated models are: without this, the selection
     alone would set the generated arm apart."""
     kept: list[InitialWeights] = []
-    for candidate in _noised(comparison, seed, reference):
+    for candidate in _disturbed(comparison, arm, seed, reference):
         kept.append(candidate)
         if comparison.ranked_by:
             kept.sort(key=_rank_key)  # stable: the earlier draw wins a tie
@@ -151,16 +152,15 @@ def _best_noised(comparison: Comparison, seed: int, reference: Reference) -> lis
     return kept
 
 
-def _noised(comparison: Comparison, seed: int, reference: Reference) -> Iterator[InitialWeights]:
+def _disturbed(comparison: Comparison, arm: str, seed: int, reference: Reference) -> Iterator[InitialWeights]:
     protocol, anchors = comparison.protocol, len(comparison.plan.anchors)
     near = comparison.anchor(reference.anchor, seed)
     draws = protocol.num_candidates if comparison.ranked_by else protocol.num_kept
     for number, draw_seed in enumerate(draw_seeds(seed, draws)):
         index = (reference.anchor + number) % anchors  # each anchor in turn, as draws come from all of them
         anchor = comparison.anchor(index, seed)
-        # As far from this anchor as the generated model is from its own.
-        moved = {name: anchor[name] + (reference.state[name] - near[name]) for name in comparison.sampled}
-        state = comparison.conditioned(with_noise(anchor, moved, comparison.sampled, draw_seed))
+        state = DISTURBED[arm](anchor, near, reference.state, comparison.sampled, draw_seed)
+        state = comparison.conditioned(state)
         score = comparison.score(comparison.module(state)) if comparison.ranked_by else None
         score = score if score is not None and math.isfinite(score) else None
         yield InitialWeights(state, index, {"draw_seed": draw_seed, "score": score})

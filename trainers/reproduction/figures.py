@@ -15,7 +15,7 @@ from .result_reading import Result, arm_names, arms_of, best_backbone, over_arch
 
 
 _BARS = (RED, ORANGE, PURPLE, SKY, GREEN, GRAY)
-_CONTROLS = ("scratch", "random projection", "PCA", "anchor + noise", "anchor")
+_CONTROLS = ("scratch", "random projection", "PCA", "anchor + noise", "anchor rotated", "anchor")
 
 
 def draw_figure(result: Result) -> Figure:

@@ -21,12 +21,13 @@ ARM_ORDER = (
     "PCA",
     "random projection",
     "anchor + noise",
+    "anchor rotated",
     "anchor permuted",
     "inherited only",
     "anchor",
 )
 # What a generated model must beat for the backbone to have helped.
-RIVALS = ("scratch", "random projection", "PCA", "anchor + noise", "anchor permuted")
+RIVALS = ("scratch", "random projection", "PCA", "anchor + noise", "anchor rotated", "anchor permuted")
 
 
 def arms_of(result: Result, entry: Mapping[str, Any]) -> dict[str, Any]:

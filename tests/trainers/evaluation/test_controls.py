@@ -7,7 +7,7 @@ from torch.utils.data import TensorDataset
 
 from datasets_scripts.embedding.linear_projection import random_projection
 from modeling_wsl import WSLFeatureExtractor
-from trainers.evaluation.controls import inherited_only, permuted, projected, with_noise
+from trainers.evaluation.controls import inherited_only, permuted, projected, rotated, with_noise
 from trainers.evaluation.weight_comparison import (
     compare_kinds,
     compare_weights,
@@ -22,11 +22,27 @@ from trainers.zoo.digits_zoo import new_model
 def test_noise_is_as_long_as_the_way_to_the_generated_model_tensor_by_tensor():
     anchor = {"a": torch.randn(50), "b": torch.randn(4, 5), "running_mean": torch.ones(3)}
     generated = {"a": anchor["a"] + 0.3, "b": anchor["b"] * 2, "running_mean": torch.zeros(3)}
-    noisy = with_noise(anchor, generated, ["a", "b"], seed=0)
+    noisy = with_noise(anchor, anchor, generated, ["a", "b"], seed=0)
     for name in ("a", "b"):
         expected = (generated[name] - anchor[name]).norm()
         torch.testing.assert_close((noisy[name] - anchor[name]).norm(), expected)
     assert torch.equal(noisy["running_mean"], anchor["running_mean"])
+
+
+def test_a_rotated_anchor_has_the_distance_the_angle_and_the_length_of_the_generated_model():
+    anchor = {"a": torch.randn(50), "b": torch.randn(4, 5), "zero": torch.zeros(6), "kept": torch.ones(3)}
+    generated = {name: 0.7 * value + 0.4 * torch.randn_like(value) for name, value in anchor.items()}
+    turned = rotated(anchor, anchor, generated, ["a", "b", "zero"], seed=0)
+    for name in ("a", "b", "zero"):
+        torch.testing.assert_close((turned[name] - anchor[name]).norm(), (generated[name] - anchor[name]).norm())
+        torch.testing.assert_close(turned[name].norm(), generated[name].norm())
+        assert not torch.allclose(turned[name], generated[name])
+    assert torch.equal(turned["kept"], anchor["kept"])
+
+    other = {name: 3 * torch.randn_like(value) for name, value in anchor.items()}
+    turned = rotated(other, anchor, generated, ["a"], seed=0)  # around another anchor: the same angle
+    angle = torch.cosine_similarity(anchor["a"], generated["a"], dim=0)
+    torch.testing.assert_close(torch.cosine_similarity(other["a"], turned["a"], dim=0), angle)
 
 
 def test_permuting_keeps_every_value_and_moves_them():

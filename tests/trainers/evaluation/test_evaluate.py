@@ -124,14 +124,18 @@ def test_draws_are_ranked_on_other_examples_than_those_that_are_reported(init):
 
 def test_noise_is_as_far_from_the_anchor_as_the_generated_model(init):
     weights = init[1]["weights"]
-    for generated, noised in zip(weights["generated"], weights["anchor + noise"], strict=True):
-        assert noised["relative_error"] == pytest.approx(generated["relative_error"], rel=1e-4)
+    for arm in ("anchor + noise", "anchor rotated"):
+        for generated, noised in zip(weights["generated"], weights[arm], strict=True):
+            assert noised["relative_error"] == pytest.approx(generated["relative_error"], rel=1e-4)
+    for generated, turned in zip(weights["generated"], weights["anchor rotated"], strict=True):
+        assert turned["cosine"] == pytest.approx(generated["cosine"], rel=1e-3)
     assert set(weights) == {
         "generated",
         "reconstructed",
         "PCA",
         "random projection",
         "anchor + noise",
+        "anchor rotated",
         "anchor permuted",
     }
     for models in weights.values():
