@@ -33,7 +33,7 @@ OUTCOMES = {
     "remote_code": "only code of its own repository can load it",
     "no_weights": "no weight file of a format that is read",
     "part": "one of several parts of a model, the others missing or not to be joined",
-    "quantized": "its weights are packed in few bits",
+    "quantized": "its weights are codes of a scheme that is not dequantized",
     "too_small": "fewer parameters than asked for",
     "too_large": "more parameters or bytes than asked for",
     "unloadable": "neither transformers nor timm can build what its config names",

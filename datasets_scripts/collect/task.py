@@ -4,27 +4,30 @@ Much can be told before its weights are downloaded: from its listing, its metada
 safetensors files.
 """
 
+import json
 import os
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from filelock import FileLock
 from huggingface_hub import ModelInfo
 
 from hf_wsl.files import sha256
 from modeling_wsl.checkpoints.checkpoint import Checkpoint, open_checkpoint
-from modeling_wsl.checkpoints.containers.safetensors_files import LENGTH_BYTES, header_length, parse_header
+from modeling_wsl.checkpoints.containers.container import Contents
+from modeling_wsl.checkpoints.containers.safetensors_files import DTYPES, LENGTH_BYTES, header_length, parse_header
 from modeling_wsl.checkpoints.downloads import HubFile
 from modeling_wsl.checkpoints.errors import CheckpointError, NotTokenizableError, NoWeightsError, parse_json
 from modeling_wsl.checkpoints.file_names import is_index
 from modeling_wsl.checkpoints.folders import ShardIndex, choose_weights, parse_index, read_config
 from modeling_wsl.checkpoints.formats import FRAMEWORK_WEIGHTS
 from modeling_wsl.checkpoints.hub import CONFIG_NAMES
+from modeling_wsl.checkpoints.quantization.dequantize import dequantized
 from modeling_wsl.tokens.manifest import TensorSpec
 
 from ..licenses import is_redistributable, license_ids
@@ -91,10 +94,6 @@ def examine(candidate: Candidate, hub: HubReader, config: CollectConfig, folder:
         if name in files:
             (folder / name).write_bytes(hub.read(source, candidate.commit, files[name]))
     library, model_config = _read_config(source, folder)
-    if isinstance(model_config.get("quantization_config"), dict):
-        method = model_config["quantization_config"].get("quant_method", "its config says")
-        reason = f"its weights are quantized ({method})"
-        raise RefusedModel(source, "quantized", reason, "Look for the model that it was made from")
     index = None
     if is_index(chosen):
         index = parse_index(folder / chosen, parse_json(source, (folder / chosen).read_bytes(), chosen))
@@ -106,7 +105,9 @@ def examine(candidate: Candidate, hub: HubReader, config: CollectConfig, folder:
     examined = Examined(weights, library, model_config, all(f.path.endswith(".safetensors") for f in weights))
     if examined.checked:
         shown = shown_to_loader(folder)
-        tensors = _read_headers(candidate, hub, weights, index, shown)
+        tensors = dequantized_specs(source, _read_headers(candidate, hub, weights, index, shown), model_config, shown)
+        if tensors is None:
+            return replace(examined, checked=False)
         parameters = sum(spec.numel for spec in tensors.values() if spec.torch_dtype.is_floating_point)
         if not parameters:
             kinds = ", ".join(sorted({spec.dtype for spec in tensors.values()})) or "none"
@@ -116,6 +117,48 @@ def examine(candidate: Candidate, hub: HubReader, config: CollectConfig, folder:
         if config.check == "loadable":
             check_loadable(shown, source, library, model_config, tensors)
     return examined
+
+
+def dequantized_specs(
+    source: str, tensors: Mapping[str, TensorSpec], config: Mapping[str, Any], shown: Path
+) -> Mapping[str, TensorSpec] | None:
+    """The tensors that the reader makes of stored ones; of quantized ones, hollow files of the result are shown.
+
+    Returns:
+        None where entries of tensors, which are not here yet, say how others are stored.
+
+    Raises:
+        QuantizedError: by the rules of the reader.
+    """
+
+    def read(name: str) -> NoReturn:
+        raise EntriesNeeded(name)
+
+    try:
+        contents = dequantized(source, Contents(dict(tensors), read), None, dict(config))
+    except EntriesNeeded:
+        return None
+    if contents.stored_as:
+        show_hollow(shown, contents.specs)
+    return contents.specs
+
+
+class EntriesNeeded(Exception):
+    """A header does not tell how a tensor is stored."""
+
+
+def show_hollow(shown: Path, tensors: Mapping[str, TensorSpec]) -> None:
+    """Puts one hollow file of tensors, as they are when dequantized, in place of a folder's weight files."""
+    for path in (*shown.glob("*.safetensors"), *shown.glob("*.index.json")):
+        path.unlink()
+    names = {kind: name for name, (_, kind) in DTYPES.items() if kind}
+    header, end = {}, 0
+    for name, spec in tensors.items():
+        begin, end = end, end + spec.numel * spec.torch_dtype.itemsize
+        header[name] = {"dtype": names[spec.dtype], "shape": spec.shape, "data_offsets": [begin, end]}
+    text = json.dumps(header).encode()
+    length = len(text).to_bytes(LENGTH_BYTES, "little")
+    write_hollow_file(shown / "model.safetensors", length + text, LENGTH_BYTES + len(text) + end)
 
 
 def shown_to_loader(folder: Path) -> Path:
@@ -294,7 +337,12 @@ class HubTask(ModelTask):
         check_parameters(self.candidate.repo_id, checkpoint.num_parameters, self.config)
         if self.config.check == "loadable":
             shown = shown_to_loader(folder)
-            for file in examined.weights:
+            if checkpoint.stored_as:
+                show_hollow(
+                    shown,
+                    {name: checkpoint.tensors[checkpoint.tied.get(name, name)] for name in checkpoint.tensor_order},
+                )
+            for file in () if checkpoint.stored_as else examined.weights:
                 os.symlink(files / file.path, shown / file.path)
             check_loadable(shown, self.candidate.repo_id, examined.library, examined.config, checkpoint.tensors)
 

@@ -127,6 +127,19 @@ def shards_of(index: str, names: Iterable[str]) -> list[str]:
     return shards
 
 
+def is_later_part(name: str) -> bool:
+    """True for parts of a split GGUF file but the first, which stands for all."""
+    return name.lower().endswith(".gguf") and bool(match := SHARD.fullmatch(name)) and int(match["rank"]) > 1
+
+
+def read_with(chosen: str, names: Iterable[str]) -> list[str]:
+    """The files that are read with the chosen one: data beside ONNX and TensorFlow, later parts of split GGUF."""
+    beside = (f"{chosen}_data", f"{chosen}.data", chosen.removesuffix(".index") + ".data-")
+    stem = match["stem"] if (match := SHARD.fullmatch(chosen)) else None
+    later = [name for name in names if is_later_part(name) and SHARD.fullmatch(name)["stem"] == stem]
+    return later + [name for name in names if name.startswith(beside)]
+
+
 def variant_of(name: str) -> re.Match | None:
     """The parts of the name of a variant (`variant`, `stem`, `shard`, `suffix`); None for plain names."""
     matches = (pattern.fullmatch(name) for pattern in VARIANTS)

@@ -19,6 +19,7 @@ from .file_names import (
     holds_weights,
     is_beside_weights,
     is_index,
+    is_later_part,
     is_weight_name,
     part_of,
     shards_of,
@@ -134,7 +135,7 @@ def _passed_over(names: Iterable[str], chosen: str | None) -> list[str]:
     lines = [f"{chosen}: a variant ({variant['variant']}), as the plain weights are not there"] if variant else []
     shards = set(shards_of(chosen, names)) if chosen and is_index(chosen) else set()
     for name in names:
-        if name == chosen or name in shards or name.startswith("."):
+        if name == chosen or name in shards or name.startswith(".") or is_later_part(name):
             continue
         if name.endswith("/"):
             if name[:-1] in TWIN_FOLDERS:
@@ -170,7 +171,11 @@ def survey(folder: Path) -> Survey:
     files = [name for name in names if not name.endswith("/") and not name.startswith(".")]
     beside = [name for name in files if is_beside_weights(name) and name.lower().endswith(TORCH_SUFFIXES)]
     weights = [
-        n for n in files if n not in beside and (n.lower().endswith(MODEL_SUFFIXES) or holds_weights(folder / n))
+        n
+        for n in files
+        if n not in beside
+        and not is_later_part(n)
+        and (n.lower().endswith(MODEL_SUFFIXES) or holds_weights(folder / n))
     ]
     inner = parts_folders(folder, names)  # of the parts of this very model
     inner += ["blobs"] if "snapshots" in folders else []  # of the Hub's cache: files by their hashes
@@ -188,7 +193,7 @@ def _is_one_model(folder: Path, names: list[str], files: list[str], weights: lis
         return True
     if PIPELINE in files:
         return False
-    if any(is_index(name) or SHARD.fullmatch(name) for name in files):
+    if any(is_index(name) or (SHARD.fullmatch(name) and not name.endswith(".gguf")) for name in files):
         return True
     if parts := find_parts(folder, names):  # not where `latest` names one of several steps: each is a model
         return parts == folder or parts.name in parts_folders(folder, names)
@@ -231,7 +236,7 @@ def choose_weights(source: object, names: Iterable[str], prefer: Callable[[str, 
         if index not in standard or not shards_of(index, names):
             return chosen
         return prefer(chosen, index) if prefer else index
-    weights = [name for name in names if not is_beside_weights(name)]
+    weights = [name for name in names if not is_beside_weights(name) and not is_later_part(name)]
     plain = [name for name in weights if not variant_of(name)]
     for suffixes in (SAFETENSORS_SUFFIXES, TORCH_SUFFIXES, *((suffix,) for suffix in FRAMEWORK_WEIGHTS)):
         for of_kind in (plain, [name for name in weights if name not in plain]):
@@ -248,7 +253,8 @@ def _only_one(source: object, names: list[str], suffixes: tuple[str, ...]) -> st
     files = [n for n in names if n.lower().endswith(suffixes)]
     if len(indices) == 1:
         return indices[0]
-    shards = [n for n in files if (match := SHARD.fullmatch(n)) and int(match["world"]) > 1]
+    is_gguf = ".gguf" in suffixes  # its first part stands for all
+    shards = [n for n in files if (match := SHARD.fullmatch(n)) and int(match["world"]) > 1 and not is_gguf]
     if shards and not indices:
         reason = f"holds shards ({shorten(shards[0], 60)}, {len(shards)} in all) without their index"
         raise PartOfModelError(source, reason, f"Fetch the {INDEX_SUFFIX} file that belongs to them")

@@ -21,7 +21,7 @@ from transformers.utils import logging
 from .architectures import import_timm, is_timm_name
 from .downloads import fetch
 from .errors import CheckpointError, DamagedFileError, NoWeightsError, PartOfModelError, read_json, shorten
-from .file_names import is_index
+from .file_names import is_index, read_with
 from .folders import choose_weights, local_subfolder, parse_index
 from .formats import SAFETENSORS_SUFFIXES, SUFFIXES, TORCH_SUFFIXES
 from .order import SIDECAR
@@ -115,8 +115,7 @@ def weight_files(source: str, names: list[str]) -> list[str]:
         if not parts:
             raise
         return parts
-    beside = (f"{chosen}_data", f"{chosen}.data", chosen.removesuffix(".index") + ".data-")  # ONNX, TensorFlow
-    return [chosen, *(name for name in names if name.startswith(beside))]
+    return [chosen, *read_with(chosen, names)]
 
 
 def verify(repo_id: str | PathLike[str], path: str, options: Mapping[str, Any]) -> None:

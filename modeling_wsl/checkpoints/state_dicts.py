@@ -267,7 +267,9 @@ def named_tensors(source: object, mapping: Mapping[str, Any]) -> dict[str, torch
                 raise CheckpointError(source, reason, "Save it as float32")
             is_packed = isinstance(tensor, Inert) or ("." in name and isinstance(tensor, (list, tuple)))
             if is_packed and not name.endswith("_extra_state") and holds_tensors(tensor):
-                reason = f"entry {shorten(name)} packs tensors into a {in_words(tensor)}"
+                inner = tensor[0] if isinstance(tensor, (list, tuple)) else None
+                what = inner.kind if isinstance(inner, StoredOtherwise) else f"tensors into a {in_words(tensor)}"
+                reason = f"entry {shorten(name)} packs {what[:60]}"
                 raise CheckpointError(source, reason, "Save the model before it was quantized or packed")
             continue
         if tensor.is_quantized or tensor.layout is not torch.strided or tensor.is_nested:

@@ -116,6 +116,44 @@ def compressed(prefix: str, w: Tensor, *, bits: int = 4, zeros: bool = False) ->
     return state | ({f"{prefix}.weight_zero_point": pack(zero.T, bits).T} if zeros else {})
 
 
+def awq_gemv(prefix: str, w: Tensor) -> State:
+    """Scales and zero points are padded to eight groups: a word of zero points."""
+    codes, scale, zero = grouped(w, 4, 64)
+    pad = partial(torch.nn.functional.pad, pad=(0, -scale.shape[1] % 8))
+    names = ("qweight", "qzeros", "scales")
+    return {
+        f"{prefix}.{n}": t for n, t in zip(names, (pack(codes, 4), pack(pad(zero), 4), pad(scale).half()), strict=True)
+    }
+
+
+def mlx(prefix: str, w: Tensor, *, bits: int = 4) -> State:
+    codes, scale, zero = grouped(w, bits, 64)
+    packed = pack(codes, bits).view(torch.uint32)
+    return {f"{prefix}.weight": packed, f"{prefix}.scales": scale.half(), f"{prefix}.biases": (-zero * scale).half()}
+
+
+def torchao(place: Path, *, pickled: bool, kind: str) -> Made:
+    """A model that torchao quantized; the truth is what its tensors give by `dequantize`."""
+    from torchao import quantization
+    from torchao.prototype.safetensors.safetensors_support import flatten_tensor_state_dict
+
+    torch.manual_seed(0)
+    model = torch.nn.Sequential(torch.nn.Linear(64, 32), torch.nn.LayerNorm(32)).bfloat16()
+    quantization.quantize_(model, getattr(quantization, kind)())
+    state = model.state_dict()
+    (place / "config.json").write_text(json.dumps({"torch_dtype": "bfloat16"}))
+    if pickled:
+        torch.save(state, place / "pytorch_model.bin")
+    else:
+        save_file(*flatten_tensor_state_dict(state)[:1], place / "model.safetensors")
+    return place, {n: t.dequantize() if hasattr(t, "qdata") else t.detach() for n, t in state.items()}
+
+
+def modelopt_fp8(prefix: str, w: Tensor) -> State:
+    """One scale, and that of the activations beside it."""
+    return fp8(prefix, w) | {f"{prefix}.input_scale": torch.tensor(1.0)}
+
+
 NF4 = torch.tensor(
     [-1.0, -0.6961928, -0.52507305, -0.39491749, -0.28444138, -0.18477343, -0.09105004, 0.0]
     + [0.0795803, 0.1609302, 0.24611230, 0.33791524, 0.44070983, 0.56261700, 0.72295684, 1.0]
@@ -207,11 +245,35 @@ def gguf_file(place: Path, kind: str) -> Made:
     return place / "model.gguf", state
 
 
-def unknown(place: Path, parts: State, method: str = "") -> Made:
+def gguf_split(place: Path, *, parts: int = 2) -> Made:
+    """A file in two parts, as `llama-gguf-split` writes them."""
+    import gguf
+
+    state: State = {}
+    for number in range(2):
+        path = place / f"model-Q8_0-{number + 1:05d}-of-00002.gguf"
+        writer = gguf.GGUFWriter(path, "llama")
+        for key, value in (("split.no", number), ("split.count", 2)):
+            writer.add_uint16(key, value)
+        tensor = 0.02 * torch.randn(4, 16, 64, generator=torch.Generator().manual_seed(number))
+        kind = gguf.GGMLQuantizationType.Q8_0
+        data = gguf.quants.quantize(tensor.numpy(), kind)
+        writer.add_tensor(f"blk.{number}.ffn_up_exps.weight", data, raw_dtype=kind)
+        exact = torch.from_numpy(gguf.quants.dequantize(data, kind).copy())
+        state[f"blk.{number}.ffn_up_exps.weight"] = exact.reshape(tensor.shape)
+        writer.write_header_to_file()
+        writer.write_kv_data_to_file()
+        writer.write_tensors_to_file()
+        writer.close()
+        if number >= parts:
+            path.unlink()
+    return place, state
+
+
+def unknown(place: Path, parts: State, config: dict) -> Made:
     save_file(parts | {"norm.weight": torch.ones(8)}, place / "model.safetensors")
-    if method:
-        told = {"model_type": "llama", "quantization_config": {"quant_method": method}}
-        (place / "config.json").write_text(json.dumps(told))
+    if config:
+        (place / "config.json").write_text(json.dumps(config))
     return place, None
 
 
@@ -220,14 +282,13 @@ def row(name: str, layout: str, maker: str, make: Callable, bound: float, says: 
 
 
 def in_folder(quantize: Callable[..., State], config: dict | None = None, **options: object) -> Callable[[Path], Made]:
-    dtype = torch.float16 if quantize in (gptq, awq) else torch.bfloat16
+    dtype = torch.float16 if quantize in (gptq, awq, awq_gemv, mlx) else torch.bfloat16
     return partial(folder, quantize=partial(quantize, **options), config=config or {}, dtype=dtype)
 
 
-def refused(name: str, layout: str, parts: State, says: str, method: str = "") -> Case:
-    return Case(
-        name, KIND, layout, "by hand", partial(unknown, parts=parts, method=method), outcome="refused", says=(says,)
-    )
+def refused(name: str, layout: str, parts: State, says: str, config: dict | None = None) -> Case:
+    make = partial(unknown, parts=parts, config=config or {})
+    return Case(name, KIND, layout, "by hand", make, outcome="refused", says=(says,))
 
 
 def codes(*shape: int, dtype: torch.dtype = torch.uint8) -> Tensor:
@@ -369,13 +430,135 @@ CASES = [
             *((k, "dequantized") for k in ("Q8_0", "Q4_0", "Q4_1", "Q5_0", "Q5_1")),
         ]
     ),
+    Case(
+        "gguf-split",
+        KIND,
+        "GGUF in two parts, experts of three dimensions",
+        "gguf",
+        gguf_split,
+        outcome="dequantized",
+        says=("gguf Q8_0",),
+        needs=("gguf",),
+        reads_with=("gguf",),
+    ),
+    Case(
+        "gguf-split-cut",
+        KIND,
+        "the first of two parts of GGUF",
+        "gguf",
+        partial(gguf_split, parts=1),
+        outcome="refused",
+        says=("is part 1 of 2 of a model, and model-Q8_0-00002-of-00002.gguf is not there",),
+        needs=("gguf",),
+        reads_with=("gguf",),
+    ),
+    row(
+        "awq-gemv",
+        "AWQ, 4 bits, for GEMV",
+        "AutoAWQ's format",
+        in_folder(awq_gemv, {"quant_method": "awq", "version": "gemv", "group_size": 64}),
+        0.1,
+        "awq, 4 bits",
+    ),
+    *(
+        row(
+            f"mlx-{bits}",
+            f"affine, {bits} bits, uint32",
+            "MLX's format",
+            in_folder(mlx, {"group_size": 64, "bits": bits}, bits=bits),
+            bound,
+            f"mlx, {bits} bits",
+        )
+        for bits, bound in ((3, 0.2), (4, 0.1), (6, 0.04), (8, 0.01))
+    ),
+    *(
+        Case(
+            f"torchao-{name}-{'pickled' if pickled else 'safetensors'}",
+            KIND,
+            f"{kind}, {'a pickled tensor' if pickled else 'as safetensors'}",
+            "torchao",
+            partial(torchao, pickled=pickled, kind=kind),
+            outcome="dequantized",
+            says=(says,),
+            needs=("torchao",),
+        )
+        for name, kind, says in (
+            ("int8", "Int8WeightOnlyConfig", "int8, a scale a channel"),
+            ("fp8", "Float8WeightOnlyConfig", "fp8, a scale a channel"),
+        )
+        for pickled in (True, False)
+    ),
+    row(
+        "fp8-modelopt",
+        "float8 with one scale, and one of activations",
+        "modelopt's format",
+        in_folder(modelopt_fp8, {"quant_method": "modelopt", "quant_algo": "FP8"}),
+        0.04,
+        "one scale",
+    ),
+    row(
+        "fp8-plain-scale",
+        "float8 beside `scale`, no config",
+        "DeepSeek's own format",
+        in_folder(fp8, suffix="scale"),
+        0.04,
+        "one scale",
+    ),
+    row(
+        "quanto-int8",
+        "int8 as `weight._data` and `weight._scale`",
+        "quanto's format",
+        in_folder(
+            lambda p, w: {
+                f"{p}.weight._data": (t := int8(p, w))[f"{p}.weight"],
+                f"{p}.weight._scale": t[f"{p}.weight_scale"],
+            }
+        ),
+        0.01,
+        "int8, a scale a channel",
+    ),
+    refused(
+        "fp8-unknown-scale",
+        "float8 beside a scale of another name",
+        {"a.weight": torch.ones(8, 8).to(torch.float8_e4m3fn), "a.weight_qscale": torch.ones(8)},
+        "float8 with the scale",
+    ),
+    refused(
+        "quanto-int4",
+        "quanto's packed int4",
+        {
+            "a.weight._data._data": codes(8, 8),
+            "a.weight._scale": torch.ones(8, 1),
+            "a.weight._shift": torch.ones(8, 1),
+        },
+        "quanto",
+    ),
+    refused(
+        "chatglm-int4",
+        "int8 that holds two codes",
+        {"a.weight": codes(64, 32, dtype=torch.int8), "a.weight_scale": torch.ones(64)},
+        "chatglm",
+        config={"model_type": "chatglm", "quantization_bit": 4},
+    ),
+    refused(
+        "dfloat11",
+        "DFloat11's codes",
+        {"a.encoded_exponent": codes(300), "a.sign_mantissa": codes(400), "a.luts": codes(2, 256)},
+        "DFloat11",
+    ),
+    refused(
+        "codes-alone",
+        "bytes that nothing explains, and few floats",
+        {"a.weight": codes(40_000)},
+        "most of it is integers",
+    ),
     refused("hqq", "HQQ's `W_q` with scales", {"a.W_q": codes(8, 8), "a.scale": torch.ones(8)}, "HQQ"),
     refused(
         "aqlm",
         "AQLM's codes and codebooks",
         {"a.codes": codes(8, 2, dtype=torch.int8), "a.codebooks": torch.ones(1, 8, 1, 8)},
         "AQLM",
-        "aqlm",
+        {"model_type": "llama", "quantization_config": {"quant_method": "aqlm"}},
     ),
     refused(
         "bitnet",

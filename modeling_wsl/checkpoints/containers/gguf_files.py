@@ -1,5 +1,6 @@
-"""GGUF files of llama.cpp, by the `gguf` package: mapped into memory, blocks dequantized tensor by tensor."""
+"""GGUF files of llama.cpp, by the `gguf` package: mapped into memory, blocks dequantized some rows at a time."""
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -7,7 +8,9 @@ import numpy as np
 import torch
 
 from ...tokens.manifest import TensorSpec
-from ..errors import CheckpointError, QuantizedError, shorten
+from ..errors import CheckpointError, PartOfModelError, QuantizedError, shorten
+from ..file_names import SHARD
+from ..quantization.packed import Packed, PackedReader
 from .container import Contents, optional_package
 
 
@@ -17,52 +20,66 @@ INTEGERS = {"I8": torch.int8, "I16": torch.int16, "I32": torch.int32, "I64": tor
 
 
 def gguf_contents(path: Path, key: str | None) -> Contents:
-    """Contents of a GGUF file: its names, shapes as torch has them, blocks as float32.
+    """Contents of a GGUF file, or of the parts of a split one: names, shapes as torch has them, blocks as float32.
 
     Raises:
-        CheckpointError: it is a part of several, or needs the package; damage ends in errors of many kinds.
+        CheckpointError: it needs the package; damage ends in errors of many kinds.
+        PartOfModelError: it is not the first of the parts, or others are missing.
         QuantizedError: a tensor has blocks of a kind that the package does not dequantize.
     """
     gguf = optional_package(path, "gguf", "formats")
     if key is not None:
         raise CheckpointError(path, f"is GGUF: it has no nested state dict for key={key!r}", "Leave key= out")
-    reader = gguf.GGUFReader(path)
-    parts = reader.fields.get("split.count")
-    if parts is not None and int(parts.contents()) > 1:
-        reason = f"is one of {int(parts.contents())} parts of a model"
-        raise CheckpointError(path, reason, "Join them with `llama-gguf-split --merge`")
-    tensors = {tensor.name: tensor for tensor in reader.tensors}
-    specs, stored_as = {}, {}
+    readers = [gguf.GGUFReader(path)]
+    readers += [gguf.GGUFReader(part) for part in other_parts(path, readers[0])]
+    tensors = {tensor.name: tensor for reader in readers for tensor in reader.tensors}
+    specs, packed = {}, []
     for name, tensor in tensors.items():
         kind = tensor.tensor_type.name
-        dtype = (PLAIN | INTEGERS).get(kind, torch.float32)
         shape = tuple(int(n) for n in reversed(tensor.shape.tolist()))
+        specs[name] = TensorSpec(name, shape, str((PLAIN | INTEGERS).get(kind, torch.float32)).removeprefix("torch."))
         if kind not in PLAIN | INTEGERS:
-            if not _can_dequantize(gguf, tensor.tensor_type):
+            if tensor.tensor_type not in getattr(gguf.quants, "_type_traits", {tensor.tensor_type: None}):
                 reason = f"tensor {shorten(name)} has blocks of {kind}, which the gguf package does not dequantize"
                 raise QuantizedError(path, reason, "Pass the original model, or another quantization of it")
-            stored_as[name] = f"gguf {kind}"
-        specs[name] = TensorSpec(name, shape, str(dtype).removeprefix("torch."))
+            packed.append(Packed(specs[name], (name,), f"gguf {kind}", partial(_rows, gguf, tensor), shape[-1]))
+    reader = PackedReader(packed)
+
+    def read(name: str) -> torch.Tensor:
+        if name in reader.weights:
+            return reader.read(name)
+        data = np.ascontiguousarray(tensors[name].data).reshape(-1).view(np.uint8)
+        data = data if data.flags.writeable else data.copy()
+        return torch.from_numpy(data).view(specs[name].torch_dtype).reshape(specs[name].shape)
+
     return Contents(
         specs,
-        lambda name: _read(gguf, tensors[name], specs[name]),
-        metadata=_facts(reader),
-        stored_as=stored_as,
+        read,
+        metadata=_facts(readers[0]),
+        stored_as={weight.spec.name: weight.stored_as for weight in packed},
+        entries=dict.fromkeys(reader.weights, reader.entries),
     )
 
 
-def _can_dequantize(gguf: Any, kind: Any) -> bool:
-    return kind in getattr(gguf.quants, "_type_traits", {kind: None})
+def other_parts(path: Path, reader: Any) -> list[Path]:
+    """The other files of a split model, `name-00002-of-00003.gguf` and so on, beside the first."""
+    count, number = (int(f.contents()) if (f := reader.fields.get(n)) else 0 for n in ("split.count", "split.no"))
+    if count < 2:
+        return []
+    match = SHARD.fullmatch(path.name)
+    reason = f"is part {number + 1} of {count} of a model"
+    if number or not match or int(match["rank"]) != 1:
+        raise PartOfModelError(path, reason, "Pass the first part (-00001-of-), the others beside it, or their folder")
+    parts = [path.with_name(f"{match['stem']}-{n:05d}-of-{count:05d}.gguf") for n in range(2, count + 1)]
+    if missing := [part.name for part in parts if not part.is_file()]:
+        raise PartOfModelError(path, f"{reason}, and {missing[0]} is not there", "Fetch all parts into one folder")
+    return parts
 
 
-def _read(gguf: Any, tensor: Any, spec: TensorSpec) -> torch.Tensor:
-    kind = tensor.tensor_type.name
-    if kind in PLAIN | INTEGERS:
-        data = np.ascontiguousarray(tensor.data).reshape(-1).view(np.uint8)
-        data = data if data.flags.writeable else data.copy()
-        return torch.from_numpy(data).view(spec.torch_dtype).reshape(spec.shape)
-    values = gguf.quants.dequantize(tensor.data, tensor.tensor_type)
-    return torch.from_numpy(np.ascontiguousarray(values, dtype=np.float32)).reshape(spec.shape)
+def _rows(gguf: Any, tensor: Any, start: int, stop: int) -> torch.Tensor:
+    """Rows of the last dimension, each of whole blocks."""
+    data = tensor.data.reshape(-1, tensor.data.shape[-1])[start:stop]
+    return torch.from_numpy(np.ascontiguousarray(gguf.quants.dequantize(data, tensor.tensor_type), dtype=np.float32))
 
 
 def _facts(reader: Any) -> dict[str, str]:

@@ -365,7 +365,7 @@ def _view(
 
 def _quantized(storage: Any = None, *more: Any) -> StoredOtherwise:
     kind = storage.dtype if isinstance(storage, Storage) else "quantized"
-    return StoredOtherwise(str(kind).removeprefix("torch."), more)
+    return StoredOtherwise(f"{str(kind).removeprefix('torch.')} of torch.ao.quantization", more)
 
 
 def _numpy_dtype(dtype: Any) -> np.dtype | None:
@@ -413,7 +413,10 @@ def _scalar(dtype: Any = None, data: Any = None, *_: Any) -> Any:
 
 
 def _settled(content: Any) -> Any:
-    """The content with complete arrays as tensors, in mappings and lists of any depth."""
+    """The content with complete arrays as tensors, in mappings and lists of any depth.
+
+    A quantized tensor of torchao is replaced by its parts, under the names that they have in its safetensors files.
+    """
     seen: set[int] = set()
     stack = [content]
     while stack:
@@ -423,6 +426,10 @@ def _settled(content: Any) -> Any:
         seen.add(id(value))
         places: Iterator[tuple[Any, Any]] = iter(())
         if isinstance(value, dict):
+            if any(map(_of_torchao, value.values())):
+                entries = [entry for key, held in value.items() for entry in _parts_of(key, held)]
+                value.clear()
+                value.update(entries)
             places = iter(value.items())  # values are replaced, keys stay
         elif isinstance(value, list):
             places = enumerate(value)
@@ -436,3 +443,15 @@ def _settled(content: Any) -> Any:
             elif isinstance(held, (dict, list, tuple, Inert)):
                 stack.append(held)
     return content.tensor if isinstance(content, Array) and content.tensor is not None else content
+
+
+def _of_torchao(value: Any) -> bool:
+    return isinstance(value, StoredOtherwise) and isinstance(value.state, dict) and "qdata" in value.state
+
+
+def _parts_of(key: Any, value: Any) -> list[tuple[Any, Any]]:
+    """Entries `fc._weight_qdata`, `fc._weight_scale` ... of torchao's tensor at `fc.weight`; else the entry itself."""
+    if not isinstance(key, str) or not _of_torchao(value):
+        return [(key, value)]
+    module, dot, leaf = key.rpartition(".")
+    return [(f"{module}{dot}_{leaf}_{part}", held) for part, held in value.state.items() if isinstance(held, Tensor)]

@@ -11,7 +11,7 @@ from ..containers.container import Contents
 from ..errors import QuantizedError, shorten
 from .packed import LOAD_IT, PackedReader, Stored
 from .schemes import FLOAT8, SCHEMES
-from .settings import settings_beside
+from .settings import Settings, settings_beside
 
 
 # Tensors that only a scheme has which is not dequantized: all of one module -> the scheme.
@@ -29,8 +29,9 @@ REFUSED = (
     ({"weight", "scales", "biases"}, "MLX"),
     ({"weight", "scales", "qbiases"}, "Metal"),
     ({"weight", "comfy_quant"}, "ComfyUI"),
-    ({"_data", "_scale"}, "quanto"),
+    ({"_data"}, "quanto"),
     ({"_weight_qdata"}, "torchao"),
+    ({"encoded_exponent", "sign_mantissa"}, "DFloat11"),
     ({"qweight"}, "GPTQ or AWQ in another packing"),
     ({"weight_packed"}, "compressed-tensors"),
     ({"weight", "SCB"}, "bitsandbytes int8"),
@@ -40,7 +41,14 @@ COMPANIONS = ("_scale", "_scale_inv", "_scales", "_zero_point", ".absmax", ".qua
 # Scales of activations and of key-value caches: no weights, and of no use without the quantized arithmetic.
 ACTIVATIONS = ("input_scale", "output_scale", "k_scale", "v_scale", "q_scale", "prob_output_scale", "input_zero_point")
 ACTIVATIONS += ("input_global_scale", "input_scale_ub", "scale_input", "act_scale", "output_zero_point")
+ACTIVATIONS += (
+    "activation_scaling_factor",
+    "act_quant_scale",
+    "_weight_act_quant_scale",
+    "_weight_act_quant_zero_point",
+)
 MARKS = ("scaled_fp8",)  # an empty tensor by which ComfyUI knows the file
+MAX_CODES = 1 << 14  # bytes of integers beside weights that are never taken for codes
 CODES = ("uint8", "int8", "int16", "uint16", "int32", "uint32", "float4_e2m1fn_x2")
 
 
@@ -68,10 +76,11 @@ def dequantized(
     stored = Stored(source, contents.specs, lambda name: contents.read(owners.get(name, name)))
     weights = {}
     for scheme in SCHEMES:
-        for weight in scheme(stored, settings):
-            weights.setdefault(weight.parts[0], weight)
+        for weight in (scheme(stored, settings, name) for name in contents.specs):
+            if weight is not None:
+                weights.setdefault(weight.parts[0], weight)
     taken = {part for weight in weights.values() for part in weight.parts}
-    refuse_codes(stored, taken, settings.method if weights or settings.method else None)
+    refuse_codes(stored, taken, settings)
     if not weights:
         return contents
     clash = next(
@@ -118,37 +127,57 @@ def dequantized(
     )
 
 
-def refuse_codes(stored: Stored, taken: set[str], method: str | None) -> None:
-    """Refuses codes that no scheme took, naming theirs; plain integers pass."""
+def refuse_codes(stored: Stored, taken: set[str], settings: Settings) -> None:
+    """Refuses codes that no scheme took, naming theirs; plain integers pass, and float8 without a scale."""
+    method = settings.method if taken or settings.method else None
     modules: dict[str, set[str]] = {}
     for name in stored.specs:
         if name not in taken:
             module, _, leaf = name.rpartition(".")
             modules.setdefault(module, set()).add(leaf)
+    codes = floats = 0
+    largest: TensorSpec | None = None
     for name, spec in stored.specs.items():
         if name in taken or spec.dtype not in (*CODES, *FLOAT8):
+            floats += spec.numel * (spec.torch_dtype.is_floating_point or name in taken)
             continue
         module, _, leaf = name.rpartition(".")
-        if spec.dtype in FLOAT8:  # without a scale they are weights, unless the config promises scales
-            promised = (
-                method in ("fp8", "fbgemm_fp8", "compressed-tensors") and leaf == "weight" and len(spec.shape) > 1
-            )
-            if promised and not any(name + end in stored.specs for end in ("_scale", "_scale_inv")) and taken:
-                raise QuantizedError(
-                    stored.source,
-                    f"lacks the scale of the quantized tensor {shorten(name)}",
-                    "Fetch all files of the model",
-                )
-            continue
         leaves = modules[module]
+        if spec.dtype in FLOAT8:
+            refuse_float8(stored, spec, leaves, method if taken else None)
+            floats += spec.numel
+            continue
         named = next((scheme for needed, scheme in REFUSED if leaf in needed and needed <= leaves), None)
-        beside = any(name + end in stored.specs for end in COMPANIONS)
-        if named is None and beside:
+        if named is None and any(name + end in stored.specs for end in COMPANIONS):
             named = method or "a scheme that is not known here"
         if named is None and method and len(spec.shape) > 1 and spec.numel >= 1024 and leaf not in ("position_ids",):
             named = method
         if named is None and len(spec.shape) > 1 and leaf == "weight" and spec.dtype in ("int8", "uint8"):
-            named = "codes whose scales are missing"
+            scale = next((other for other in leaves if "scal" in other or "absmax" in other), None)
+            named = f"{spec.dtype} with {shorten(scale)}" if scale else "codes whose scales are missing"
         if named is not None:
-            reason = f"its weights are quantized ({named}; tensor {shorten(name)}), which is not dequantized here"
-            raise QuantizedError(stored.source, reason, LOAD_IT)
+            raise not_dequantized(stored, name, named)
+        codes += spec.numel * spec.torch_dtype.itemsize
+        largest = spec if largest is None or spec.numel > largest.numel else largest
+    if largest is not None and floats and codes > MAX_CODES + 4 * floats:
+        raise not_dequantized(stored, largest.name, method or "most of it is integers, of a scheme not known here")
+
+
+def refuse_float8(stored: Stored, spec: TensorSpec, leaves: set[str], method: str | None) -> None:
+    """Refuses float8 that has a scale which no scheme knows, or lacks the one that its config promises."""
+    module, _, leaf = spec.name.rpartition(".")
+    if leaf.startswith("_") and leaf.endswith("_qdata"):
+        raise not_dequantized(stored, spec.name, "torchao")
+    for other in leaves - {leaf}:
+        name = f"{module}.{other}" if module else other
+        is_scale = "scal" in other.lower() and other not in (*ACTIVATIONS, *MARKS)
+        if is_scale and leaf == "weight" and stored.specs[name].dtype not in FLOAT8:
+            raise not_dequantized(stored, spec.name, f"float8 with the scale {shorten(other)}")
+    if method in ("fp8", "fbgemm_fp8", "compressed-tensors") and leaf == "weight" and len(spec.shape) > 1:
+        reason = f"lacks the scale of the quantized tensor {shorten(spec.name)}"
+        raise QuantizedError(stored.source, reason, "Fetch all files of the model")
+
+
+def not_dequantized(stored: Stored, name: str, scheme: str) -> QuantizedError:
+    reason = f"its weights are quantized ({scheme}; tensor {shorten(name)}), which is not dequantized here"
+    return QuantizedError(stored.source, reason, LOAD_IT)

@@ -23,13 +23,15 @@ class Packed:
         spec: name, original shape and resulting dtype of the weight.
         parts: the stored tensors that it is made of.
         stored_as: the scheme in a few words: "gptq, 4 bits, groups of 128".
-        rows: (start, stop) -> the weight's rows `[stop - start, *shape[1:]]`, on the first dimension.
+        rows: (start, stop) -> the weight's rows `[stop - start, *shape[1:]]`, on the first dimension; where `row` is
+            given, rows of so many entries, whatever the shape.
     """
 
     spec: TensorSpec
     parts: tuple[str, ...]
     stored_as: str
     rows: Callable[[int, int], torch.Tensor]
+    row: int | None = None
 
 
 @dataclass(frozen=True)
@@ -76,8 +78,8 @@ class PackedReader:
     def entries(self, name: str, start: int, stop: int) -> torch.Tensor:
         """Entries `[start, stop)` of the weight in row-major order."""
         spec = self.weights[name].spec
-        num_rows = spec.shape[0] if spec.shape else 1
-        row_size = max(1, prod(spec.shape[1:]))
+        row_size = max(1, self.weights[name].row or prod(spec.shape[1:]))
+        num_rows = spec.numel // row_size
         rows = max(1, PIECE_ENTRIES // row_size)  # of a piece
         size = rows * row_size
         out = None

@@ -63,6 +63,8 @@ def read_settings(config: Mapping[str, Any], folder: Path | None) -> Settings:
     dtype = next((name for name in dtypes if name in FLOATS), None)
     for values in (c[key] for c in inner for key in CONFIG_KEYS if isinstance(c.get(key), Mapping)):
         return Settings(_method(values, "mlx" if "quant_method" not in values else ""), values, dtype)
+    if config.get("model_type") == "chatglm" and type(bits := config.get("quantization_bit")) is int and bits:
+        return Settings("chatglm", {"bits": bits}, dtype)
     for name, method in CONFIG_FILES.items() if folder else ():
         path = folder / name
         if path.is_file():
