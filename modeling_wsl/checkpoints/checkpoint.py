@@ -289,7 +289,7 @@ def open_checkpoint(
         raise TypeError(f"open_checkpoint reads {known}, not {type(source).__name__}.")
 
     refuse_ungathered(name, contents.specs)
-    refuse_cut(name, contents.specs)
+    refuse_cut(name, contents.specs, path if path is None or path.is_dir() else path.parent, config)
     contents = with_constants(dequantized(name, contents, path, config))
     names = order_names(
         name,

@@ -25,7 +25,8 @@ from .file_names import is_index
 from .folders import find_shard, parse_index, refuse_json
 from .formats import identify
 from .parts.joining import parts_contents
-from .parts.ranks import refuse_other_ranks
+from .parts.layouts import MEGATRON_FILES, MEGATRON_FOLDER
+from .parts.ranks import megatron_contents, refuse_other_ranks
 from .state_dicts import find_state_dict, list_beside, list_state_dicts, split_aliases
 
 
@@ -75,6 +76,8 @@ def file_contents(path: Path, key: str | None) -> Contents:
     if path.is_dir():
         return parts_contents(path, key)
     kind = identify(path)
+    if path.name in MEGATRON_FILES and MEGATRON_FOLDER.fullmatch(path.parent.name) and kind != "safetensors":
+        return megatron_contents(path.parent.parent, [path], partial(load_torch_file, kind=kind))
     if kind in ("torch archive", "torch legacy", "pickle"):
         content = load_torch_file(path, kind)
         refuse_other_ranks(path, content)

@@ -73,6 +73,8 @@ PART_NAMES = (
     ("FSDP", r"(?P<group>.*?)_?world_size_(?P<world>\d+)_rank_(?P<rank>\d+)\.\w+"),
     ("FSDP", r"(?P<group>pytorch_model_fsdp(?:_\d+)?)_rank_?(?P<rank>\d+)\.\w+"),
     ("FSDP", r"(?P<group>pytorch_model_fsdp)_(?P<rank>\d+)\.\w+"),
+    ("vLLM", r"(?P<group>model)-rank-(?P<rank>\d+)-part-\d+\.safetensors"),
+    ("several processes", r"(?P<group>.*?(?:-shard|model_part-))(?P<rank>\d+)\.\w+"),
     ("several processes", r"(?P<group>.*?)rank[._-]?(?P<rank>\d+)(?:[._-]?of[._-]?(?P<world>\d+))?\.\w+"),
     ("several processes", r"(?P<group>.*?)[._-](?:tp|mp|model_parallel)[._-]?(?P<rank>\d+)\.\w+"),
 )
@@ -87,7 +89,7 @@ def part_of(name: str, names: Iterable[str]) -> Part | None:
     others = (_named_part(other) for other in names)
     ranks = {other[1] for other in others if other and (other[0], other[3]) == (maker, group)} | {rank}
     world = stated or max(ranks) + 1
-    if world == 1 and maker in ("DeepSpeed", "model parallelism", "FSDP"):
+    if world == 1 and maker in ("DeepSpeed", "model parallelism", "FSDP", "vLLM"):
         return None  # the only rank, as far as names tell
     if maker == "several processes" and not stated and 0 not in ranks and not (len(ranks) == 1 and rank < 4):
         return None

@@ -35,7 +35,7 @@ from .formats import (
     SUFFIXES,
     TORCH_SUFFIXES,
 )
-from .parts.layouts import find_parts, list_files, parts_folders
+from .parts.layouts import JOIN, RANK_FOLDER, find_parts, list_files, parts_folders
 from .reference import Reference, exists
 
 
@@ -80,6 +80,9 @@ def choose_local(folder: Path) -> Choice:
         holding = [n for n in names if n.endswith("/") and not is_beside_weights(n) and _shows_weights(folder / n)]
         if unnamed:
             chosen = unnamed[0]
+        elif any(RANK_FOLDER.fullmatch(name[:-1]) for name in holding):
+            reason = f"holds parts of a model, a folder a rank ({', '.join(holding[:8])})"
+            raise PartOfModelError(folder, reason, JOIN) from error
         elif holding:
             advice = f"Its folders {', '.join(holding[:8])} hold weights: pass one of them (`:` and its name behind)"
             raise NoWeightsError(folder, error.reason, advice) from error

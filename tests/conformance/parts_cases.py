@@ -51,6 +51,12 @@ def rank_files(folder: Path, pattern: str, *, only: int | None = None) -> Made:
     return folder / pattern.format(only) if only is not None else folder, None
 
 
+def rank_safetensors(folder: Path, only: int) -> Made:
+    for rank in range(2):
+        save_file(halves(weights(), rank), folder / f"model-rank-{rank}-part-0.safetensors")
+    return folder / f"model-rank-{only}-part-0.safetensors", None
+
+
 def dcp(folder: Path, *, ema: bool = False) -> Made:
     import torch.distributed.checkpoint
 
@@ -78,6 +84,37 @@ def one_rank(folder: Path) -> Made:
     (made / "model_world_size_2_rank_0.pt").rename(folder / "model.pt")
     shutil.rmtree(made)
     return folder / "model.pt", None
+
+
+def universal(folder: Path) -> Made:
+    """What DeepSpeed's ds_to_universal writes: a folder a parameter, the buffers in the model states."""
+    state = weights() | {"bn.running_mean": torch.linspace(-1, 1, 24)}
+    step = folder / "global_step10_universal"
+    for name in weights():
+        (step / "zero" / name).mkdir(parents=True)
+        torch.save({"param": state[name], "cat_dim": 0}, step / "zero" / name / "fp32.pt")
+        torch.save({"param": 0 * state[name]}, step / "zero" / name / "exp_avg.pt")
+    module = {name: tensor.bfloat16() for name, tensor in state.items()} | {
+        "bn.running_mean": state["bn.running_mean"]
+    }
+    states = {"module": module, "buffer_names": ["bn.running_mean"], "mp_world_size": 1}
+    torch.save(states, step / "mp_rank_00_model_states.pt")
+    (folder / "latest_universal").write_text("global_step10_universal")
+    return folder, state
+
+
+def one_of_two(folder: Path) -> Made:
+    """A 16-bit `mp_rank_00_model_states.pt` that says that there are two."""
+    torch.save({"module": halves(weights(), 0), "mp_world_size": 2}, folder / "mp_rank_00_model_states.pt")
+    return folder / "mp_rank_00_model_states.pt", None
+
+
+def rank_folders(folder: Path) -> Made:
+    for rank in range(2):
+        place = folder / f"tp_rank_0{rank}_pp_rank_000"
+        place.mkdir()
+        torch.save(halves(weights(), rank), place / "model_weights.ckpt")
+    return folder / "tp_rank_00_pp_rank_000" / "model_weights.ckpt", None
 
 
 def ungathered(folder: Path, *, adapter: bool = False) -> Made:
@@ -196,6 +233,13 @@ CASES = [
         partial(llama, part="consolidated.01.pth"),
         "is part 1 of 2",
     ),
+    parts(
+        "llama-3-alone", "one of two, embedding cut by rows", HAND, partial(llama, parts=1, rows=True), "is one of 2"
+    ),
+    parts("zero-universal", "a universal checkpoint of DeepSpeed", HAND, universal),
+    parts("zero-16-bit", "one mp_rank_NN_model_states.pt of two", HAND, one_of_two, "is one of 2 parts"),
+    parts("nemo", "model_weights.ckpt in folders of ranks", HAND, rank_folders, "is one of 2 parts"),
+    parts("vllm", "model-rank-N-part-0 of vLLM", HAND, partial(rank_safetensors, only=0), "is part 0 of 2"),
     parts("llama-alone", "a folder with one of two", HAND, partial(llama, parts=1), "is one of 2 parts"),
     parts("megatron", "mp_rank_NN, gated MLP", HAND, megatron),
     parts("megatron-old", "mp_rank_NN of version 0", HAND, partial(megatron, version=0), "checkpoint version 0"),

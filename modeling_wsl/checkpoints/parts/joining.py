@@ -10,7 +10,7 @@ from ..formats import identify
 from .dcp import dcp_contents
 from .layouts import layout_of, list_files, megatron_files
 from .ranks import megatron_contents, ranks_contents
-from .zero import zero_contents
+from .zero import universal_contents, zero_contents
 
 
 def parts_contents(folder: Path, key: str | None) -> Contents:
@@ -29,7 +29,7 @@ def parts_contents(folder: Path, key: str | None) -> Contents:
         raise CheckpointError(folder, f"is joined from parts: it has no state dict for key={key!r}", "Leave key= out")
     if layout == "megatron":
         return megatron_contents(folder, megatron_files(folder, names), load_part)
-    return zero_contents(folder, names, load_part)
+    return (universal_contents if layout == "universal" else zero_contents)(folder, names, load_part)
 
 
 def load_part(path: Path) -> Any:

@@ -9,7 +9,7 @@ from typing import Literal
 from ..file_names import is_weight_name, part_of
 
 
-Layout = Literal["dcp", "zero", "megatron", "ranks"]
+Layout = Literal["dcp", "universal", "zero", "megatron", "ranks"]
 DCP_METADATA = ".metadata"
 DCP_SUFFIX = ".distcp"
 DCP_FOLDER = re.compile(r"(pytorch_model_fsdp|model)(_\d+)?")  # where accelerate and others put it
@@ -19,6 +19,9 @@ ZERO_FILE = re.compile(
 MEGATRON_FOLDER = re.compile(r"mp_rank_(?P<tensor>\d+)(_(?P<pipeline>\d+))?(_\d+)?")
 MEGATRON_FILES = ("model_optim_rng.pt", "model_rng.pt", "model_optim_rng.safetensors")
 STEP_FOLDER = re.compile(r"(global_step|iter_)\d+(_universal)?|release")
+RANK_FOLDER = re.compile(r"(mp|tp)_rank_\d+(_(pp_rank_)?\d+)*")  # NeMo's and Megatron's, one a rank
+UNIVERSAL = "zero"  # in a universal checkpoint of DeepSpeed: a folder a parameter, and in it `fp32.pt`
+JOIN = "Join the parts with the tool that wrote them, and pass what it writes"
 MAX_NAME = 200  # of a folder that `latest` names
 
 
@@ -28,7 +31,7 @@ def layout_of(folder: Path, names: Iterable[str]) -> Layout | None:
     if DCP_METADATA in names and any(name.endswith(DCP_SUFFIX) for name in names):
         return "dcp"
     if any(ZERO_FILE.fullmatch(name) for name in names):
-        return "zero"
+        return "universal" if UNIVERSAL + "/" in names and universal_files(folder) else "zero"
     if megatron_files(folder, names):
         return "megatron"
     weights = [name for name in names if is_weight_name(name)]
@@ -45,6 +48,12 @@ def part_names(names: Iterable[str]) -> list[str]:
         "ranks": is_weight_name,
     }.get(layout_of(Path(), names))
     return [name for name in names if belongs(name)] if belongs else []
+
+
+def universal_files(folder: Path) -> dict[str, Path]:
+    """The files of a universal checkpoint by parameter."""
+    inside = sorted((folder / UNIVERSAL).iterdir()) if (folder / UNIVERSAL).is_dir() else []
+    return {path.name: path / "fp32.pt" for path in inside if (path / "fp32.pt").is_file()}
 
 
 def megatron_files(folder: Path, names: Iterable[str]) -> list[Path]:
@@ -74,16 +83,22 @@ def parts_folders(folder: Path, names: Iterable[str]) -> list[str]:
 
     Where several steps lie side by side each is a checkpoint of its own, and there are none.
     """
+    names = list(names)
     folders = [name[:-1] for name in names if name.endswith("/")]
     steps = [name for name in folders if STEP_FOLDER.fullmatch(name)]
     inner = [name for name in folders if DCP_FOLDER.fullmatch(name) and (folder / name / DCP_METADATA).is_file()]
     ranks = [name for name in folders if MEGATRON_FOLDER.fullmatch(name)]
+    ranks += [UNIVERSAL] if UNIVERSAL in folders and layout_of(folder, names) == "universal" else []
     return (steps if len(steps) == 1 else []) + (inner if len(inner) == 1 else []) + ranks
 
 
 def latest_step(folder: Path) -> Path | None:
     """The folder of a step that DeepSpeed's `latest` or Megatron's counter names."""
-    for name, pattern in (("latest", "{}"), ("latest_checkpointed_iteration.txt", "iter_{:0>7}")):
+    for name, pattern in (
+        ("latest_universal", "{}"),
+        ("latest", "{}"),
+        ("latest_checkpointed_iteration.txt", "iter_{:0>7}"),
+    ):
         path = folder / name
         if path.is_file() and path.stat().st_size <= MAX_NAME:
             said = path.read_text(encoding="utf-8", errors="replace").strip()

@@ -112,10 +112,8 @@ def megatron_contents(folder: Path, files: list[Path], load: Callable[[Path], An
             listed = ", ".join(map(str, content)) if isinstance(content, Mapping) else type(content).__name__
             reason = f"has no single `model` ({shorten(listed)})"
             raise CheckpointError(path, reason, MERGE["Megatron"])
-        arguments = getattr(content.get("args"), "state", None)
-        world = arguments.get("tensor_model_parallel_size", len(files)) if isinstance(arguments, dict) else len(files)
-        if world != len(files):
-            reason = f"lacks parts of a model: {len(files)} of {world} are there, from Megatron"
+        if (stated := stated_world(content) or len(files)) != len(files):
+            reason = f"lacks parts of a model: {len(files)} of {stated} are there, from Megatron"
             raise PartOfModelError(folder, reason, "Fetch or copy all folders mp_rank_*")
         version = content.get("checkpoint_version")
         flat = flatten(model)
@@ -127,6 +125,17 @@ def megatron_contents(folder: Path, files: list[Path], load: Callable[[Path], An
             raise CheckpointError(path, reason, MERGE["Megatron"])
         opened.append((find_state_dict(path, flat, None)[1], {}))
     return join(folder, files, opened, MEGATRON_RULES, MERGE["Megatron"])
+
+
+def stated_world(content: Any) -> int | None:
+    """The number of parts of the model that what DeepSpeed or Megatron saved says; None where it does not say it."""
+    if not isinstance(content, Mapping):
+        return None
+    arguments = attributes(content.get("args"))
+    sizes = [arguments.get(f"{kind}_model_parallel_size") for kind in ("tensor", "pipeline")]
+    sizes.append(content.get("mp_world_size") if "module" in content else None)
+    known = [size for size in sizes if type(size) is int and size > 0]
+    return prod(known) if known else None
 
 
 def flatten(content: Mapping[str, Any], prefix: str = "", depth: int = 0) -> State:
@@ -158,6 +167,9 @@ def refuse_other_ranks(path: Path, content: Any) -> None:
     Raises:
         PartOfModelError: a tensor has entries that other ranks hold.
     """
+    if (world := stated_world(content) or 1) > 1:
+        reason = f"is one of {world} parts of a model, as it says itself"
+        raise PartOfModelError(path, reason, "Pass the folder that has the files of all ranks")
     for name, box in localize(path, content).items():
         if not box.is_all:
             reason = f"holds one rank's part of tensor {shorten(name)}, whose shape is {list(box.shape)}"

@@ -12,6 +12,7 @@ from ...tokens.manifest import TensorSpec
 from ..containers.container import Contents
 from ..errors import CheckpointError, PartOfModelError, shorten
 from ..state_dicts import named_tensors, split_aliases
+from .layouts import universal_files
 
 
 MODEL_FILE = re.compile(r"(?:\w*zero_pp_rank_(?P<rank>\d+)_)?mp_rank_(?P<tensor>\d+)_model_states\.pt")
@@ -63,6 +64,27 @@ def zero_contents(folder: Path, names: list[str], load: Callable[[Path], Any]) -
     joined = Joined(folder, _places_2(folder, shapes, flat) if stage < 3 else _places_3(folder, shapes, flat))
     joined.add_frozen(states, stage)
     return _contents(joined, first, module)
+
+
+def universal_contents(folder: Path, names: list[str], load: Callable[[Path], Any]) -> Contents:
+    """Contents of a universal checkpoint: a file a parameter, complete; the rest is in the model states of rank 0.
+
+    Raises:
+        CheckpointError: a file holds no parameter.
+    """
+    pieces = {}
+    for name, path in universal_files(folder).items():
+        content = load(path)
+        tensor = content.get("param") if isinstance(content, Mapping) else content
+        if not isinstance(tensor, torch.Tensor):
+            raise CheckpointError(path, f"holds no parameter but a {type(content).__name__}", AGAIN)
+        pieces[name] = (tuple(tensor.shape), [_vector(folder, tensor)])
+    first = next(
+        (folder / name for name in names if (m := MODEL_FILE.fullmatch(name)) and int(m["tensor"]) == 0), None
+    )
+    states = mapping(first, load(first)) if first else {}
+    module = named_tensors(first, states["module"]) if isinstance(states.get("module"), Mapping) else {}
+    return _contents(Joined(folder, pieces), states, module)
 
 
 def _by_rank(folder: Path, names: list[str], pattern: re.Pattern) -> dict[int, Path]:
