@@ -185,10 +185,9 @@ def inspect(options: InspectOptions) -> Iterator[str]:
 
 def probe(options: ProbeConfig) -> Iterator[str]:
     from trainers.probing.probe import probe as run
+    from trainers.probing.probe_report import printed_lines
 
-    results = run(options)
-    embeddings = f"{len(results['sizes'])} embeddings of {results['models']['count']} models"
-    yield f"{Path(options.output_dir) / 'probe.md'}: {embeddings}, {len(results['skipped'])} left out"
+    yield from printed_lines(run(options))
 
 
 # Making models

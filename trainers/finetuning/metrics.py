@@ -7,7 +7,7 @@ import math
 import evaluate
 import numpy as np
 from datasets import Features, Value
-from scipy.stats import rankdata
+from scipy.stats import kendalltau, rankdata
 from sklearn.metrics import f1_score
 
 
@@ -33,7 +33,7 @@ class R2SpearmanAndMAE(evaluate.Metric):
 
     def _info(self) -> evaluate.MetricInfo:
         return evaluate.MetricInfo(
-            description="explained variance R2, Spearman's rank correlation, mean absolute error",
+            description="explained variance R2, Spearman's and Kendall's rank correlations, mean absolute error",
             citation="",
             features=Features({"predictions": Value("float64"), "references": Value("float64")}),
         )
@@ -77,10 +77,10 @@ def accuracy_and_macro_f1(predictions: np.ndarray, references: np.ndarray) -> di
 
 
 def regression_scores(predictions: np.ndarray, references: np.ndarray) -> dict[str, float]:
-    """r2, spearman and mae (in units of the target) of N predictions.
+    """r2, spearman, kendall (tau-b) and mae (in units of the target) of N predictions.
 
     R2 is 1 - (squared error) / (squared error of the references' own mean): negative where that mean is better, NaN
-    where the references do not vary. Spearman's is NaN where either side does not vary.
+    where the references do not vary. The rank correlations are NaN where either side does not vary.
 
     Args:
         predictions, references: float64 `[N]`.
@@ -93,5 +93,6 @@ def regression_scores(predictions: np.ndarray, references: np.ndarray) -> dict[s
     return {
         "r2": float(1 - error / variation) if varies and variation > 0 else math.nan,
         "spearman": float(ranks[0] @ ranks[1] / spread) if spread > 0 else math.nan,
+        "kendall": float(kendalltau(predictions, references, method="asymptotic").statistic),
         "mae": float(np.abs(references - predictions).mean()),
     }

@@ -69,6 +69,12 @@ class LabeledModels:
         except ValueError as error:
             raise ValueError(f"target '{target}': {error}") from error
 
+    def owners_and_families(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """`[rows]` each, text; "" where nothing is known of it."""
+        known = self.properties.iloc[rows].reindex(columns=["owner", "family"])
+        owners, families = (known[name].fillna("").astype(str).to_numpy(np.str_) for name in known)
+        return owners, families
+
 
 def label_models(config: ProbeConfig) -> LabeledModels:
     """Reads what is known of the models, and divides them.

@@ -20,9 +20,9 @@ from hf_wsl.workers import run_tasks
 from ..pretrain import versions
 from .labeled_models import LabeledModels, label_models
 from .probe_config import LEAVE_GROUP_OUT, MAJORITY, MEAN, ProbeConfig
-from .probe_embeddings import CLASSIFICATION, ProbeFit, constant_prediction
+from .probe_embeddings import CLASSIFICATION, ProbeFit, constant_prediction, families_across_owners
 from .probe_report import probe_page
-from .probe_tables import embedding_tables
+from .probe_tables import embedding_tables, probed_sections
 
 
 logger = logging.getLogger(__name__)
@@ -37,10 +37,11 @@ def probe(config: ProbeConfig) -> dict[str, Any]:
 
     Returns:
         The content of `output_dir/probe.json`: `config`, `versions`, `models` (`count`, `groups`, `splits`, `left_out`
-        reason -> number), `targets` (target -> `kind`, `count`, `measured`, `left_out`, `classes`, and `results`:
-        embedding -> probe -> `metrics`, `intervals`, `hyperparameters`; "mean" or "majority" -> "constant" for no
-        embedding), `backbones` (name -> source), `skipped` (embedding -> why), `refused` (embedding -> model -> why),
-        `sizes` (embedding -> numbers), `warnings`.
+        reason -> number), `targets` (target -> `kind`, `count`, `measured`, `groups`, `left_out`, `classes`, and
+        `results`: embedding -> probe -> `metrics`, `intervals`, `hyperparameters`; "mean" or "majority" -> "constant"
+        for no embedding), `families` (see `families_across_owners`; {} where no owner or family is known),
+        `backbones` (name -> source), `skipped` (embedding -> why), `refused` (embedding -> model -> why), `sizes`
+        (embedding -> numbers), `warnings`.
 
     Raises:
         ConfigError: an option that cannot be.
@@ -52,7 +53,9 @@ def probe(config: ProbeConfig) -> dict[str, Any]:
         labeled.task(target, config.folds)  # what cannot be predicted is refused before hours of embedding
     tables, skipped, refused = embedding_tables(config, labeled, folder / "embeddings")
     rows, missing = _common_rows(labeled, tables)
-    chosen = {name: table.select(labeled.properties.index[rows]).embeddings for name, table in tables.items()}
+    chosen: dict[str, np.ndarray] = {}
+    for name, table in tables.items():
+        chosen |= probed_sections(name, table.select(labeled.properties.index[rows]))
     options = {"bootstrap": config.bootstrap, "confidence": config.confidence, "seed": config.seed}
     targets: dict[str, dict[str, Any]] = {}
     fits = []
@@ -64,6 +67,7 @@ def probe(config: ProbeConfig) -> dict[str, Any]:
             "kind": task.kind,
             "count": len(kept),
             "measured": len(task.test),
+            "groups": len(np.unique(task.groups[task.test])),
             "classes": task.classes,
             "left_out": {reason: count for reason, count in left_out.items() if count},
             "results": {constant: {"constant": constant_prediction(task, **options)}, **dict.fromkeys(chosen)},
@@ -84,6 +88,7 @@ def probe(config: ProbeConfig) -> dict[str, Any]:
             "left_out": {**labeled.left_out, **missing},
         },
         "targets": targets,
+        "families": families_across_owners(*labeled.owners_and_families(rows), chosen, **options),
         "backbones": config.named_backbones,
         "skipped": skipped,
         "refused": {name: why for name, why in refused.items() if why},

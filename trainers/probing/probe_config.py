@@ -14,6 +14,7 @@ from hf_wsl.options import ConfigError, build, nearest, option
 PROBES = ("ridge", "mlp")  # those of `.probes`, without its imports
 RANDOM, LEAVE_GROUP_OUT = "random", "leave-group-out"
 UNTRAINED, MEAN, MAJORITY = "untrained", "mean", "majority"  # lines of every table, beside METHODS
+TAKEN = (UNTRAINED, MEAN, MAJORITY, "position", "probe", "shapes only")
 GIVEN_NAME = re.compile(r"([\w.-]+)=(.+)")
 OWN = ("pooling", "seed", "untrained", "per_layer", "fit_on")  # of EmbedConfig: set by options of a probe
 
@@ -80,7 +81,7 @@ class ProbeConfig:
             if name in self.embedding:
                 raise ConfigError(f"option 'embedding' has '{name}', which follows from the options of the probe")
         for name in self.tables:
-            if name in (*self.wanted_baselines, UNTRAINED, MEAN, MAJORITY):
+            if name in (*self.wanted_baselines, *TAKEN):
                 raise ConfigError(f"option 'tables' has '{name}', the name of another line. Call the table otherwise")
         self.named_backbones, self.embed_config()  # noqa: B018 - what cannot be is refused here
 
@@ -102,7 +103,7 @@ class ProbeConfig:
         for given in self.backbones:
             match = GIVEN_NAME.fullmatch(given)
             name, backbone = match.groups() if match else (Path(given).name.partition("@")[0], given)
-            if name in named or name in (*METHODS, *self.tables, UNTRAINED, MEAN, MAJORITY):
+            if name in named or name in (*METHODS, *self.tables, *TAKEN):
                 raise ConfigError(
                     f"option 'backbones': the name '{name}' of {backbone} is taken. Give NAME={backbone}"
                 )

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from scipy.spatial.distance import cdist
+from sklearn.preprocessing import StandardScaler
 
 from hf_wsl.workers import one_thread
 
@@ -228,6 +230,44 @@ def bootstrap_intervals(
         finite = np.array(values)[np.isfinite(values)] if values else np.array([])
         intervals[name] = np.percentile(finite, [tail, 100 - tail]).tolist() if len(finite) else None
     return intervals
+
+
+def families_across_owners(
+    owners: np.ndarray,
+    families: np.ndarray,
+    embeddings: Mapping[str, np.ndarray],
+    *,
+    bootstrap: int,
+    confidence: float,
+    seed: int,
+) -> dict[str, Any]:
+    """How often the nearest model of another owner is of the same family, among models that have such a relative.
+
+    Distances are L1 of z-scores, cut at 3 deviations: columns are of unlike scale, and some have far outliers.
+
+    Args:
+        owners, families: `[n]` text; "" for unknown, such models are left out.
+        embeddings: name -> `[n, d]`.
+
+    Returns:
+        {} where no model has a relative; else `count` and `owners` of those that have, and `results`: embedding ->
+        `metrics` and `intervals` of the `share`.
+    """
+    known = (owners != "") & (families != "")
+    owners, families = owners[known], families[known]
+    stranger = owners[:, None] != owners
+    asked = (stranger & (families[:, None] == families)).any(1)
+    if not asked.any():
+        return {}
+    results = {}
+    for name, rows in embeddings.items():
+        scores = StandardScaler().fit_transform(rows[known].astype(np.float64)).clip(-3, 3)
+        nearest = np.where(stranger, cdist(scores, scores, "cityblock"), np.inf).argmin(1)
+        hits = (families[nearest] == families)[asked].astype(float)
+        resampling = (owners[asked], bootstrap, confidence, seed)
+        intervals = bootstrap_intervals(lambda hit, _: {"share": float(hit.mean())}, hits, hits, *resampling)
+        results[name] = {"metrics": {"share": float(hits.mean())}, "intervals": intervals}
+    return {"count": int(asked.sum()), "owners": len(np.unique(owners[asked])), "results": results}
 
 
 def _or_none(value: float) -> float | None:

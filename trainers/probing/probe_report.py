@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 from hf_wsl.tables import markdown_table
@@ -10,7 +12,9 @@ from .probe_config import LEAVE_GROUP_OUT, UNTRAINED
 from .probe_embeddings import REGRESSION
 
 
-LABELS = {"r2": "R2", "spearman": "Spearman", "mae": "MAE", "accuracy": "accuracy", "macro_f1": "macro F1"}
+LABELS = {"r2": "R2", "spearman": "Spearman", "kendall": "Kendall", "mae": "MAE"}
+LABELS |= {"accuracy": "accuracy", "macro_f1": "macro F1"}
+FEW_GROUPS = 10  # below it an interval over groups says little of other groups
 
 
 def probe_page(results: dict[str, Any]) -> str:
@@ -31,17 +35,41 @@ def probe_page(results: dict[str, Any]) -> str:
         parts.append(
             "Left out: " + "; ".join(f"{count} models, {why}" for why, count in models["left_out"].items()) + "."
         )
-    for target, outcome in results["targets"].items():
-        parts += [
-            f"## {target}",
-            _about(outcome, config["probes"][0]),
-            _table(outcome, config["probes"], results["sizes"]),
-        ]
+    parts += [*probe_figures(results)]
     parts += ["## The embeddings", "\n".join(f"- **{name}**: {about}" for name, about in _sources(results).items())]
     if results["skipped"]:
         parts += ["Not used:", "\n".join(f"- **{name}**: {why}" for name, why in results["skipped"].items())]
     made_with = ", ".join(f"{name} {version}" for name, version in results["versions"].items())
     return "\n\n".join([*parts, f"Made with {made_with}."]) + "\n"
+
+
+def printed_lines(results: dict[str, Any]) -> Iterator[str]:
+    """What `hf-wsl probe` prints: the page's figures, and where the page is."""
+    yield "\n\n".join(probe_figures(results))
+    embeddings = f"{len(results['sizes'])} embeddings of {results['models']['count']} models"
+    yield f"\n{Path(results['config']['output_dir']) / 'probe.md'}: {embeddings}, {len(results['skipped'])} left out"
+
+
+def probe_figures(results: dict[str, Any]) -> Iterator[str]:
+    """A heading, what was measured and a table for each target, and one for families across owners."""
+    config = results["config"]
+    for target, outcome in results["targets"].items():
+        yield f"## {target}"
+        yield _about(outcome, config["probes"][0])
+        yield _table(outcome, config["probes"], results["sizes"])
+    if results["families"]:
+        of = results["families"]
+        yield "## Families across owners"
+        yield (
+            f"How often the nearest model of another owner is of the same family: {of['count']} models of "
+            f"{of['owners']} owners have such a relative; intervals by owner.{_caution(of['owners'], 'owners')}"
+        )
+        rows = [[name, _cell(own, "share")] for name, own in of["results"].items()]
+        yield markdown_table(["embedding", "share"], rows)
+
+
+def _caution(count: int, what: str) -> str:
+    return f" Nothing can be concluded: {count} {what} are fewer than {FEW_GROUPS}." if count < FEW_GROUPS else ""
 
 
 def _protocol(results: dict[str, Any]) -> str:
@@ -75,11 +103,12 @@ def _about(outcome: dict[str, Any], first: str) -> str:
     )
     return (
         f"{what.capitalize()}; {outcome['measured']} models measured{left_out}. Sorted by the first figure of {first}."
+        f"{_caution(outcome['groups'], 'measured groups')}"
     )
 
 
 def _table(outcome: dict[str, Any], probes: list[str], sizes: dict[str, int]) -> str:
-    metrics = ("r2", "spearman", "mae") if outcome["kind"] == REGRESSION else ("accuracy", "macro_f1")
+    metrics = ("r2", "spearman", "kendall", "mae") if outcome["kind"] == REGRESSION else ("accuracy", "macro_f1")
 
     def first_figure(item: tuple[str, dict[str, Any]]) -> float:
         value = (item[1].get(probes[0]) or item[1].get("constant"))["metrics"][metrics[0]]
@@ -113,6 +142,8 @@ def _sources(results: dict[str, Any]) -> dict[str, str]:
     if UNTRAINED in results["sizes"]:
         named[UNTRAINED] = f"the architecture of {first} with fresh weights of seed {config['seed']}"
     named |= {name: f"baseline `{name}` of hf-wsl embed" for name in results["sizes"] if name in config["baselines"]}
+    if "position" in results["sizes"]:
+        named["position, probe, shapes only"] = "sections of the baseline `profile`, and its numbers of layers' shapes"
     if "pca" in named:
         seen = (
             "all models, without targets" if LEAVE_GROUP_OUT in results["models"]["splits"] else "the training models"

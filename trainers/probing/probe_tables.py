@@ -8,17 +8,21 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from datasets_scripts.embedding import EmbeddingTable, backbone_state, embed
 from datasets_scripts.embedding.plain_methods import UnlikeModelsError
 from datasets_scripts.schema import TRAIN
 from hf_wsl.files import write_json, write_text
 from hf_wsl.options import ConfigError
+from modeling_wsl.embedding.profile import SHAPE, profile_names
 
 from .labeled_models import LabeledModels
 from .probe_config import UNTRAINED, ProbeConfig
 
 
 logger = logging.getLogger(__name__)
+PROFILE = "profile"
 FREE = ("batch_size",)  # options of embed that change no figure
 
 
@@ -80,6 +84,20 @@ def _cached(
     report = embed(method, labeled.sources, path, settings)
     write_json(record, {"made_of": made_of, "refused": report.refused})
     return EmbeddingTable.read(path), report.refused
+
+
+def probed_sections(name: str, table: EmbeddingTable) -> dict[str, np.ndarray]:
+    """Name of a line -> `[models, d]`: the table's embedding, and each section beside it.
+
+    Of the method profile the numbers that follow from layers' shapes are a line of their own: ridge reads properties
+    better without them, and alone they tell what an architecture gives away.
+    """
+    above = "" if name == PROFILE else f"{name}, "
+    lines = {name: table.embeddings}
+    if table.made_by.get("method") == PROFILE and table.embeddings.shape[1] == len(names := profile_names()):
+        of_shapes = np.array([n.startswith("count: ") or n.split(": ")[1] in SHAPE for n in names])
+        lines = {name: table.embeddings[:, ~of_shapes], f"{above}shapes only": table.embeddings[:, of_shapes]}
+    return lines | {above + section: rows for section, rows in table.fingerprints.items()}
 
 
 def _list_training_models(labeled: LabeledModels, folder: Path) -> Path:

@@ -46,8 +46,9 @@ def results(place):
 
 def test_every_backbone_stands_beside_every_baseline_and_the_constant(results):
     accuracy, activation = results["targets"]["test_accuracy"], results["targets"]["activation"]
-    assert set(accuracy["results"]) == {"mine", "untrained", "mean", *METHODS}
-    assert set(activation["results"]) == {"mine", "untrained", "majority", *METHODS}
+    sections = {"position", "probe", "shapes only"}
+    assert set(accuracy["results"]) == {"mine", "untrained", "mean", *METHODS, *sections}
+    assert set(activation["results"]) == {"mine", "untrained", "majority", *METHODS, *sections}
     assert (accuracy["kind"], activation["kind"]) == ("regression", "classification")
     assert results["models"]["splits"] == {"train": 18, "validation": 9, "test": 9}
     assert results["models"]["groups"] == 12 and results["skipped"] == {} and results["warnings"] == []
@@ -72,7 +73,7 @@ def test_the_record_and_the_page_hold_what_was_returned(place, results):
     figures = results["targets"]["test_accuracy"]["results"]
     r2 = [next(iter(figures[name].values()))["metrics"]["r2"] for name in names]
     assert set(names) == set(figures) and r2 == sorted(r2, reverse=True)
-    assert "[" in lines[2][2] and "MAE" in lines[0][4]
+    assert "[" in lines[2][2] and "MAE" in lines[0][5]
 
 
 def test_tables_of_embeddings_are_kept_until_what_they_are_made_of_changes(place, results):
@@ -154,6 +155,27 @@ def test_a_baseline_that_does_not_fit_the_models_is_skipped_with_the_reason(plac
     assert "Not used" in (tmp_path / "out" / "probe.md").read_text()
 
 
+def test_sections_of_a_given_table_are_lines_and_families_are_told_where_owners_are_known(
+    place, results, tmp_path
+):
+    options = {"backbones": [], "baselines": ["-"], "target": ["test_accuracy"], "split": "leave-group-out"}
+    given = {"given": str(place / "out" / "embeddings" / "profile.parquet")}
+    shutil.copytree(place / "models", tmp_path / "models")
+    for path in (tmp_path / "models").rglob("properties.json"):
+        record = json.loads(path.read_text())
+        number = int(record["member"][-2:])
+        path.write_text(json.dumps(record | {"owner": f"owner{number}", "family": f"family{number // 6}"}))
+    models = [str(tmp_path / "models")]
+    found = probe(config_of(place, **options, folds=3, tables=given, models=models, output_dir=str(tmp_path / "out")))
+    lines = {"given", "given, shapes only", "given, position", "given, probe"}
+    assert set(found["sizes"]) == set(found["families"]["results"]) == lines
+    assert found["sizes"]["given"] + found["sizes"]["given, shapes only"] == 273
+    assert found["families"]["count"] == 36 and found["targets"]["test_accuracy"]["groups"] == 12
+    page = (tmp_path / "out" / "probe.md").read_text()
+    assert "## Families across owners" in page and "Nothing can be concluded" not in page
+    assert results["families"] == {}
+
+
 def test_copies_under_other_names_are_warned_of(place, tmp_path):
     shutil.copytree(place / "models", tmp_path / "models")
     source, target = (tmp_path / "models" / name for name in ("member_0000/epoch_002", "member_0003/epoch_002"))
@@ -179,6 +201,8 @@ def test_the_command_reads_its_options_and_names_the_page(place, tmp_path):
     ]
     ran = hf_wsl(*arguments)
     assert ran.exit_code == 0 and f"{tmp_path / 'probe.md'}: 1 embeddings of 36 models" in ran.output
+    assert "ridge: Kendall" in ran.output and "| statistics | 14 |" in ran.output
+    assert "Nothing can be concluded: 5 measured groups are fewer than 10." in ran.output
     record = json.loads((tmp_path / "probe.json").read_text())
     assert record["models"]["groups"] == 36
     assert "Every model is a group of its own" in (tmp_path / "probe.md").read_text()

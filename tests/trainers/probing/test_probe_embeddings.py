@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from scipy.stats import spearmanr
+from scipy.stats import kendalltau, spearmanr
 from sklearn.linear_model import Ridge
 from sklearn.metrics import mean_absolute_error, r2_score
 from sklearn.pipeline import make_pipeline
@@ -14,6 +14,7 @@ from trainers.probing.probe_embeddings import (
     ProbeFit,
     bootstrap_intervals,
     constant_prediction,
+    families_across_owners,
     prepare_task,
     probe_embeddings,
 )
@@ -146,6 +147,22 @@ def test_rounds_with_one_value_of_the_target_are_no_part_of_the_interval():
     assert -1 < found["r2"][0] <= found["r2"][1] <= 1
 
 
+def test_the_nearest_of_another_owner_tells_the_family_where_the_embedding_does():
+    owners = np.repeat([f"owner{index}" for index in range(12)], 3)
+    families = np.tile(["resnet", "vit", "only here"], 12)
+    families[families == "only here"] = [f"family {index}" for index in range(12)]
+    telling = (np.unique(families, return_inverse=True)[1][:, None] + np.zeros((36, 4))).astype(np.float32)
+    telling += np.random.default_rng(0).normal(size=(36, 4)) / 100
+    own = np.unique(owners, return_inverse=True)[1][:, None] * np.ones((36, 4))
+    options = {"bootstrap": 50, "confidence": 0.9, "seed": 0}
+    found = families_across_owners(owners, families, {"telling": telling, "owner": own}, **options)
+    assert (found["count"], found["owners"]) == (24, 12)  # who has no relative elsewhere is not asked
+    assert found["results"]["telling"]["metrics"]["share"] == 1
+    low, high = found["results"]["owner"]["intervals"]["share"]
+    assert low <= found["results"]["owner"]["metrics"]["share"] <= high < 1
+    assert families_across_owners(np.full(36, ""), families, {"telling": telling}, **options) == {}
+
+
 def test_embeddings_that_are_not_finite_are_named(embeddings):
     task = prepare_task(embeddings[:, 0], GROUPS, SPLITS)
     fit = ProbeFit("gap", "mine", embeddings * np.nan, task, ["ridge"], {"bootstrap": 0, "confidence": 0.9, "seed": 0})
@@ -200,4 +217,5 @@ def test_the_metric_agrees_with_scikit_learn_and_scipy_and_needs_no_hub():
     found = R2SpearmanAndMAE(keep_in_memory=True).compute(predictions=predictions, references=references)
     assert found["r2"] == pytest.approx(r2_score(references, predictions))
     assert found["spearman"] == pytest.approx(spearmanr(references, predictions).statistic)
+    assert found["kendall"] == pytest.approx(kendalltau(references, predictions).statistic)
     assert found["mae"] == pytest.approx(mean_absolute_error(references, predictions))
