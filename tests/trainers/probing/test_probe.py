@@ -155,9 +155,7 @@ def test_a_baseline_that_does_not_fit_the_models_is_skipped_with_the_reason(plac
     assert "Not used" in (tmp_path / "out" / "probe.md").read_text()
 
 
-def test_sections_of_a_given_table_are_lines_and_families_are_told_where_owners_are_known(
-    place, results, tmp_path
-):
+def test_sections_of_a_given_table_are_lines_and_families_are_told_where_owners_are_known(place, results, tmp_path):
     options = {"backbones": [], "baselines": ["-"], "target": ["test_accuracy"], "split": "leave-group-out"}
     given = {"given": str(place / "out" / "embeddings" / "profile.parquet")}
     shutil.copytree(place / "models", tmp_path / "models")
