@@ -1,0 +1,1 @@
+"""Starting weights for an architecture from trained models of other sizes ("donors")."""
