@@ -6,6 +6,7 @@ often; the function stays the same. Heads and groups are mapped whole, then the 
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -57,7 +58,7 @@ class Transfer:
         self.target, self.donor, self.pairing = target, donor, pairing
         self.maps: dict[int, NeuronMap] = {}
         self.neuron = np.full(target.trace.count, -1, np.int64)  # target's neuron -> donor's neuron
-        self.scale: dict[int, float] = {}  # of what queries hold, where heads have another size
+        self.head_ratio: dict[int, float] = {}  # the size of a head by the donor's, of spaces of queries and keys
         self.growing = True
         self.tied = set(target.trace.embeddings) & {one.weight for one in target.trace.maps}
         self.before_tied = {name for one in target.trace.maps if one.weight in self.tied for name in one.before}
@@ -95,7 +96,7 @@ class Transfer:
                 self.neuron[mine[part]] = theirs[partner.parts[partner.labels.index(theirs)][of]]
         if space.queries and space.parts and partner.parts:
             sizes = [len(one) / (one.parts[-1].max() + 1) for one in (space, partner)]
-            self.scale[index] = (sizes[0] / sizes[1]) ** 0.5
+            self.head_ratio[index] = sizes[0] / sizes[1]
 
     def entries(self, name: str, axis: int) -> np.ndarray | None:
         """For every entry of a target tensor's axis the entry of the donor's tensor, -1 where there is none.
@@ -154,17 +155,33 @@ class Transfer:
         return resample(value, shape)
 
     def _query_factor(self, own: np.ndarray) -> Tensor:
-        """Products of queries and keys sum over repeated neurons too, and their scale goes by the size of a head.
+        """Scores sum over repeated (or missing) neurons of a head and are scaled by the root of its size.
 
-        The root is on both sides, for the trace sees queries and keys as one space.
+        The factor's root is on both sides, for the trace sees queries and keys as one space.
         """
         factor = np.ones(len(own), np.float32)
         for place, index in enumerate(self.target.neurons.space_of[own].tolist()):
-            if index in self.scale:
-                repeated = self._within_head(index)[own[place]]
-                factor[place] = (self.scale[index] / repeated) ** 0.5
+            if ratio := self.head_ratio.get(index):
+                repeated = self._within_head(index)[own[place]] if ratio > 1 else ratio
+                factor[place] = (ratio**0.5 / repeated) ** 0.5
         return torch.from_numpy(factor)
 
+    def outputs(self, name: str, axis: int, rows: Tensor) -> Tensor | None:
+        """What a map of the target should give, of the outputs `[n, out]` of the donor's map; None: not all has a
+        partner.
+
+        Args:
+            name: of the target's weight.
+            axis: of the weight, which its outputs are on.
+            rows: float32.
+        """
+        entries = self.entries(name, axis)
+        if entries is None or (entries < 0).any() or entries.max() >= rows.shape[1]:
+            return None
+        factor = self._query_factor(self.target.neurons.axes[name][axis])
+        return rows[:, torch.from_numpy(entries)] * factor
+
+    @functools.cache  # noqa: B019 - a transfer lives as long as one generation
     def _within_head(self, index: int) -> dict[int, int]:
         """How often a neuron is repeated within its own head; repeated heads are no sum."""
         space, chosen = self.target.neurons.spaces[index], self.maps[index].neurons

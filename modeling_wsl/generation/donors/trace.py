@@ -108,6 +108,7 @@ class Add:
     Attributes:
         event: the operation.
         branch: which of the two operands the branch is.
+        axis: of the channels in the sum, counted from the end.
         map: the event of the branch's last map; None: it has none.
         after: what lies between that map and the sum: ("norm" | "scale", names of its parameters).
         last: the names of the last parameters of the branch; with zeros there it adds nothing.
@@ -115,6 +116,7 @@ class Add:
 
     event: Event
     branch: int
+    axis: int
     map: Event | None
     after: tuple[tuple[str, tuple[str, ...]], ...]
     last: tuple[str, ...]
@@ -133,6 +135,7 @@ class Trace:
         queries: numbers of what enters a product of two activations from the left.
         outputs: numbers of the network's outputs.
         maps, adds: in the order of their use.
+        normalized: event of a map -> the parameters of the batch norm right after it.
         embeddings: names of weights whose rows are looked up.
         order: tensor names in the order of their first use.
         count: of numbers.
@@ -148,6 +151,7 @@ class Trace:
     maps: list[Map] = field(default_factory=list)
     adds: list[Add] = field(default_factory=list)
     order: list[str] = field(default_factory=list)
+    normalized: dict[Event, tuple[str, ...]] = field(default_factory=dict)
     embeddings: list[str] = field(default_factory=list)
     count: int = 0
 
@@ -464,6 +468,8 @@ class _Tracer(EventMode):
                     flat = ids.amax(dim=[0, *range(2, ids.dim())]).reshape(-1)
                     group = self.fresh(args[6]).repeat_interleave(len(flat) // args[6])
                     self.trace.members.append(torch.stack([group, flat], 1).long())
+        if x.map is not None and not x.after and name in BATCH_NORMS:
+            self.trace.normalized[x.map] = tuple(names)
         after = (*x.after, ("norm" if name in BATCH_NORMS else "other", tuple(names)))
         own = tuple(names) if x.names else ()
         self.set(
@@ -506,7 +512,7 @@ class _Tracer(EventMode):
             elif name not in ("add", "to", "_to_copy", "dropout"):
                 facts["after"] = (*x.after, ("other", ()))
         elif name == "add" and event is not None and len(active) == 2 and len(tensors) == 2:
-            self.residual(event, [self.value(tensor) for tensor in tensors], shaped)
+            self.residual(event, [self.value(tensor) for tensor in tensors], ids)
         for part in parts:
             if isinstance(part, Tensor) and part.shape == shaped.shape:
                 self.set(part, ids, **facts)
@@ -538,13 +544,14 @@ class _Tracer(EventMode):
                 ids[best] = torch.where(first >= 0, first, second)
         return ids
 
-    def residual(self, event: Event, operands: Sequence[_Value], output: Tensor) -> None:
+    def residual(self, event: Event, operands: Sequence[_Value], ids: Sequence[Tensor]) -> None:
         """The operand behind more maps is the branch; the other is the stream, or a projection of it."""
         depths = [value.depth for value in operands]
-        if operands[0].tensor.shape == operands[1].tensor.shape and depths[0] != depths[1]:
+        axes = _axes(ids[0]) if ids else set()
+        if len(axes) == 1 and operands[0].tensor.shape == operands[1].tensor.shape and depths[0] != depths[1]:
             branch = depths.index(max(depths))
             value = operands[branch]
-            self.trace.adds.append(Add(event, branch, value.map, value.after, value.last))
+            self.trace.adds.append(Add(event, branch, axes.pop() - ids[0].dim(), value.map, value.after, value.last))
 
 
 def operation_takes_order(args: Sequence[Any]) -> bool:
