@@ -241,7 +241,9 @@ class FittingPass(EventMode):
         weight, bias = self.matrix(one)
         target = target - base
         scale, shift, norm = self.affine(add, output)
-        if scale is None or not torch.allclose(given * scale + shift, branch, rtol=1e-3, atol=1e-3 * float(branch.std())):
+        if scale is None or not torch.allclose(
+            given * scale + shift, branch, rtol=1e-3, atol=1e-3 * float(branch.std())
+        ):
             return args  # something else lies between: rows in another order, an activation
         if norm is not None:  # the norm's affine map is part of what is fitted; a norm of batches takes any scale
             weight, own = weight * scale[:, None], shift + (0 if bias is None else bias * scale)
@@ -287,7 +289,9 @@ class FittingPass(EventMode):
         if name == "convolution":
             x, weight, stride, padding, dilation = args[0], args[1], args[3], args[4], args[5]
             height, width = (
-                (x.shape[2 + axis] + 2 * padding[axis] - dilation[axis] * (weight.shape[2 + axis] - 1) - 1) // stride[axis] + 1
+                (x.shape[2 + axis] + 2 * padding[axis] - dilation[axis] * (weight.shape[2 + axis] - 1) - 1)
+                // stride[axis]
+                + 1
                 for axis in (0, 1)
             )
             example, position = self.rows.of(height * width)
@@ -315,7 +319,13 @@ class FittingPass(EventMode):
             self.tensors[one.bias].copy_(bias)
 
     def solve(
-        self, one: Map, inputs: tuple[Tensor, Tensor], target: Tensor, weight: Tensor, bias: Tensor | None, offset: bool
+        self,
+        one: Map,
+        inputs: tuple[Tensor, Tensor],
+        target: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        offset: bool,
     ) -> tuple[Tensor, Tensor | None]:
         """Ridge regression towards `target` from where the map is; its strength is chosen on the held-out rows."""
         self.progress.update()

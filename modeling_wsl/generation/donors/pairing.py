@@ -25,6 +25,7 @@ class Pairing:
     blocks: prefix of a target's block -> prefix of the donor's block.
     ends: prefix of a target's block -> the last of the donor's blocks that it stands for.
     unpaired, unused: tensors of the target, and of the donor, without a partner.
+    first: blocks pair with the donor's first ones, and none is silent.
     """
 
     tensors: dict[str, str] = field(default_factory=dict)
@@ -33,6 +34,7 @@ class Pairing:
     ends: dict[str, str] = field(default_factory=dict)
     unpaired: list[str] = field(default_factory=list)
     unused: list[str] = field(default_factory=list)
+    first: bool = False
 
 
 class _Node:
@@ -56,13 +58,14 @@ class _Node:
         return frozenset(own)
 
 
-def pair_tensors(target: Mapping[str, TensorSpec], donor: Mapping[str, TensorSpec]) -> Pairing:
+def pair_tensors(target: Mapping[str, TensorSpec], donor: Mapping[str, TensorSpec], first: bool = False) -> Pairing:
     """Pairs the tensors of two networks.
 
     Args:
         target, donor: the stored tensors, in state-dict order.
+        first: blocks pair with the donor's first ones (weight selection), not by relative depth.
     """
-    pairing = Pairing()
+    pairing = Pairing(first=first)
     ranks = {name: len(spec.shape) for specs in (donor, target) for name, spec in specs.items()}
     _pair(_tree(target), _tree(donor), "", "", pairing, ranks, extra=False)
     pairing.unpaired.extend(name for name in target if name not in pairing.tensors)
@@ -95,12 +98,12 @@ def _pair(
         families.setdefault(_family(part), []).append(part)
     for family, parts in families.items():
         theirs = [part for part in donor.children if _family(part) == family]
-        for part, partner, repeated, end in _partners(target, donor, parts, theirs, ranks):
+        for part, partner, repeated, end in _partners(target, donor, parts, theirs, ranks, pairing.first):
             here, there = f"{at}{part}.", f"{of}{partner}."
             if len(theirs) != len(parts) or len(parts) > 1:
                 pairing.blocks[here], pairing.ends[here] = there, f"{of}{end}."
             child, other = target.children[part], donor.children[partner]
-            _pair(child, other, here, there, pairing, ranks, extra or repeated)
+            _pair(child, other, here, there, pairing, ranks, extra or (repeated and not pairing.first))
 
 
 def _family(part: str) -> str:
@@ -109,7 +112,7 @@ def _family(part: str) -> str:
 
 
 def _partners(
-    target: _Node, donor: _Node, parts: Sequence[str], theirs: Sequence[str], ranks: Mapping[str, int]
+    target: _Node, donor: _Node, parts: Sequence[str], theirs: Sequence[str], ranks: Mapping[str, int], first: bool
 ) -> Iterable[tuple[str, str, bool, str]]:
     """(child, the donor's child, it repeats the one before, the donor's last child that it stands for)."""
     if set(parts) == set(theirs) or not parts[0][-1:].isdigit():
@@ -125,7 +128,7 @@ def _partners(
         ]
         if not matching:
             continue
-        for place, partner, repeated, end in spread(len(mine), len(matching)):
+        for place, partner, repeated, end in spread(len(mine), len(matching), first):
             yield mine[place], matching[partner], repeated, matching[end]
 
 
@@ -144,14 +147,16 @@ def _similar(first: frozenset[str], second: frozenset[str]) -> bool:
     return len(first & second) >= ALIKE * len(first | second)
 
 
-def spread(count: int, donors: int) -> Iterable[tuple[int, int, bool, int]]:
+def spread(count: int, donors: int, first: bool = False) -> Iterable[tuple[int, int, bool, int]]:
     """(block, donor's block, it repeats the one before, last donor's block that it stands for) by relative depth.
 
     With fewer blocks than the donor the first and the last are kept; with more, each is repeated in its place.
     """
     before = -1
     for block in range(count):
-        if count <= donors:
+        if first:
+            partner = end = min(block, donors - 1)
+        elif count <= donors:
             partner = round(block * (donors - 1) / max(count - 1, 1))
             end = -(-(block + 1) * donors // count) - 1
         else:

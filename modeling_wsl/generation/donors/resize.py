@@ -282,7 +282,7 @@ def silent_tensors(target: Trace, extra: set[str]) -> set[str]:
 
 
 def resized(
-    transfer: Transfer, tensors: Mapping[str, Tensor], initial: Mapping[str, Tensor]
+    transfer: Transfer, tensors: Mapping[str, Tensor], initial: Mapping[str, Tensor], divide: bool = True
 ) -> tuple[dict[str, Tensor], dict[str, str]]:
     """(values of the target's tensors, the reasons of those that nothing of the donor's fits).
 
@@ -290,6 +290,7 @@ def resized(
         transfer: of the two networks.
         tensors: of the donor.
         initial: of the target, for shapes, and for what is not floating-point or not used by a forward pass.
+        divide: see `Transfer.tensor`.
     """
     values, left = {}, {}
     silent = silent_tensors(transfer.target.trace, transfer.pairing.extra)
@@ -304,7 +305,7 @@ def resized(
                 left[name] = "the donor has no tensor for it"
         elif name in silent:
             values[name] = torch.zeros_like(value)
-        elif (moved := transfer.tensor(name, tensors[partner], value.shape)) is None:
+        elif (moved := transfer.tensor(name, tensors[partner], value.shape, divide)) is None:
             left[name] = f"{partner} {list(tensors[partner].shape)} cannot be brought to {list(value.shape)}"
         else:
             values[name] = moved.to(value.dtype)

@@ -8,7 +8,7 @@ residual streams, heads, concatenations, groups, gates and tied weights are foun
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -24,13 +24,10 @@ from ..batch_norm import model_inputs
 
 NONE = -1  # the number of an entry that is no neuron, such as a channel of padding
 MOVES = frozenset(
-    "view _unsafe_view reshape permute transpose t expand squeeze unsqueeze slice select split split_with_sizes chunk "
-    "unbind cat stack roll flip clone alias detach index index_select gather repeat repeat_interleave constant_pad_nd "
-    "pixel_shuffle pixel_unshuffle channel_shuffle native_channel_shuffle unfold im2col copy narrow diagonal movedim "
-    "lift_fresh contiguous as_strided _reshape_alias _reshape_copy tile swapaxes view_copy slice_scatter".split()
+    ["view", "_unsafe_view", "reshape", "permute", "transpose", "t", "expand", "squeeze", "unsqueeze", "slice", "select", "split", "split_with_sizes", "chunk", "unbind", "cat", "stack", "roll", "flip", "clone", "alias", "detach", "index", "index_select", "gather", "repeat", "repeat_interleave", "constant_pad_nd", "pixel_shuffle", "pixel_unshuffle", "channel_shuffle", "native_channel_shuffle", "unfold", "im2col", "copy", "narrow", "diagonal", "movedim", "lift_fresh", "contiguous", "as_strided", "_reshape_alias", "_reshape_copy", "tile", "swapaxes", "view_copy", "slice_scatter"]
 )
-REDUCTIONS = frozenset("mean sum amax amin max min var std var_mean linalg_vector_norm norm argmax all any".split())
-PRODUCTS = frozenset("mm addmm bmm baddbmm".split())
+REDUCTIONS = frozenset(["mean", "sum", "amax", "amin", "max", "min", "var", "std", "var_mean", "linalg_vector_norm", "norm", "argmax", "all", "any"])
+PRODUCTS = frozenset(["mm", "addmm", "bmm", "baddbmm"])
 NORMS = {
     # name: places of weight, bias, running mean and variance among the arguments
     "native_batch_norm": (1, 2, 3, 4),
