@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from .command_line import run_command, terminal_width
 from .errors import run_for_shell
-from .options import PRECISION_HELP, PRECISIONS, REQUIRED, ConfigError, argument, nearest, option, part_of, read_yaml
+from .options import PRECISION_HELP, PRECISIONS, ConfigError, argument, nearest, option, part_of, read_yaml
 
 
 if TYPE_CHECKING:
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from datasets_scripts.search.search_config import CompareOptions, ScanOptions, SearchOptions
     from datasets_scripts.tokenize_config import TokenizeOptions
     from trainers.evaluation.evaluate_config import EvaluateConfig
+    from trainers.generation.generate_options import GenerateOptions
     from trainers.probing.probe_config import ProbeConfig
     from trainers.zoo.zoo_config import ZooConfig
 
@@ -193,109 +194,10 @@ def probe(options: ProbeConfig) -> Iterator[str]:
 # Making models
 
 
-@dataclass(frozen=True)
-class PriorOptions:
-    """The command line of `hf-wsl prior`."""
-
-    EXAMPLE = "hf-wsl prior backbone --dataset tokens"
-
-    backbone: Path = argument("Folder of a backbone; gets latent_prior.safetensors.")
-    dataset: str = option(REQUIRED, "Folder or Hub id of the tokenized dataset that it was trained on.")
-    dataset_revision: str | None = option(None, "Branch, tag or commit of a dataset on the Hub.")
-    max_tokens: int = option(1_000_000, "Tokens to fit on, about.")
-    batch_size: int = option(8, "Windows per forward pass.")
-    precision: str = option("auto", PRECISION_HELP, PRECISIONS)
-
-
-def prior(options: PriorOptions) -> Iterator[str]:
-    from modeling_wsl.generation.latent_prior import PRIOR_FILE
-    from trainers.pretraining.fit_prior import fit_and_save_prior
-
-    fitted = fit_and_save_prior(
-        options.backbone,
-        options.dataset,
-        dataset_revision=options.dataset_revision,
-        max_tokens=options.max_tokens,
-        batch_size=options.batch_size,
-        precision=options.precision,
-    )
-    yield f"{options.backbone / PRIOR_FILE}: fitted on {fitted.num_tokens:,} tokens"
-
-
-@dataclass(frozen=True)
-class GenerateOptions:
-    """The command line of `hf-wsl generate`."""
-
-    EXAMPLE = "hf-wsl generate backbone resnet18 --anchors models/resnet18 --output_dir generated --num_samples 5"
-
-    backbone: str = argument("Folder or Hub id of a WSL model.")
-    target: str = argument("timm name, or folder or Hub id (org/name@revision) of a transformers or timm model.")
-    output_dir: Path = option(
-        REQUIRED, "Folder; every model gets a folder of its own in it.", metavar="DIR", was=("output",)
-    )
-    anchors: list = option(
-        [],
-        "Trained models of that architecture (org/name:subfolder#key@revision), for several repeat it. None: from the "
-        "prior.",
-    )
-    method: str | None = option(
-        None,
-        "How to draw; by default from the anchors' density, or without anchors from the prior.",
-        ("density", "interpolation", "prior"),
-    )
-    num_samples: int = option(1, "Models to generate.")
-    seed: int = option(0, "Of all draws.")
-    bandwidth: float = option(0.2, "Of the kernel density on the anchors' latents.")
-    noise: str | None = option(None, "One draw for all tokens, or one each.", ("shared", "independent"))
-    num_classes: int | None = option(None, "Of the target, where other than the anchors'.")
-    in_channels: int | None = option(None, "Of its images, where they differ from the anchors'.")
-    stem: str = option("adapt", "What becomes of a stem for other channels.", ("adapt", "initialize"))
-    revision: str | None = option(None, "Branch, tag or commit of a backbone on the Hub.")
-    precision: str = option("auto", PRECISION_HELP, PRECISIONS)
-    allow_nonfinite: bool = option(False, "Admit anchors with NaN and infinite weights.")
-    overwrite_output_dir: bool = option(False, "Delete models of other settings in output_dir first.")
-
-    def __post_init__(self) -> None:
-        if self.num_samples < 1:
-            raise ConfigError(f"option 'num_samples' is {self.num_samples}; it must be at least 1")
-        if self.bandwidth < 0:
-            raise ConfigError(f"option 'bandwidth' is {self.bandwidth}; it must not be negative")
-        if self.method == "density" and not self.anchors:
-            raise ConfigError("option 'method' is density, which needs --anchors; without any, take prior")
-        if self.method == "prior" and self.anchors:
-            raise ConfigError("option 'method' is prior, which takes nothing from anchors. Leave one of them out")
-        if self.method == "interpolation" and len(self.anchors) != 2:
-            raise ConfigError(f"option 'method' is interpolation, between 2 anchors; {len(self.anchors)} are given")
-
-
 def generate(options: GenerateOptions) -> Iterator[str]:
-    from datasets_scripts.embedding.embed_models import backbone_state
-    from datasets_scripts.sources import source_state
-    from modeling_wsl.loading import load_pipeline
+    from trainers.generation.generate import generate as run
 
-    from .run_folder import RunFolder
-
-    names = ("method", "num_samples", "seed", "bandwidth", "noise", "num_classes", "in_channels", "stem", "precision")
-    draws = {name: getattr(options, name) for name in names}
-    draws |= {"allow_nonfinite": True} if options.allow_nonfinite and options.anchors else {}
-    settings = {
-        "backbone": backbone_state(options.backbone, options.revision),
-        "target": source_state(options.target),
-        "anchors": [source_state(anchor) for anchor in options.anchors],
-        **draws,
-    }
-    run = RunFolder(options.output_dir, "generated models")
-    folders = [options.output_dir / f"{index:03d}" for index in range(options.num_samples)]
-    with run.open(settings, overwrite=options.overwrite_output_dir):
-        if all(folder.is_dir() for folder in folders):
-            yield "these models were made before; nothing was done"
-            yield from map(str, folders)
-            return
-        generator = load_pipeline("weight-generation", options.backbone, revision=options.revision)
-        for folder, model in zip(folders, generator(options.target, anchors=options.anchors, **draws), strict=True):
-            with run.replacing_folder(folder) as temporary:
-                model.save_pretrained(temporary)
-            yield f"{folder}"
+    yield from run(options)
 
 
 def evaluate(options: EvaluateConfig) -> Iterator[str]:
@@ -497,11 +399,10 @@ COMMANDS = (
         "trainers.probing.probe_config:ProbeConfig",
         probe,
     ),
-    Command("prior", "Fit what models are drawn from that have no trained anchor.", PriorOptions, prior),
     Command(
         "generate",
-        "Generate models of an architecture from trained anchors, or without any.",
-        GenerateOptions,
+        "Generate models: around trained anchors of the same architecture, or from donors of other sizes.",
+        "trainers.generation.generate_options:GenerateOptions",
         generate,
     ),
     Command(

@@ -16,7 +16,6 @@ from hf_wsl.tables import code, markdown_table, plain
 from modeling_wsl import WSLConfig
 from modeling_wsl.checkpoints.checkpoint import open_checkpoint
 from modeling_wsl.codes.registry import code_of
-from modeling_wsl.generation.latent_prior import PRIOR_FILE
 
 from .cards import fill_card, shortened, without_local_paths
 from .errors import PublishError
@@ -29,7 +28,6 @@ OWNED = (
     "*.py",
     "model*.safetensors",
     "model.safetensors.index.json",
-    PRIOR_FILE,
     CONFIG_FILE,
     EXTRACTOR_FILE,
     FACTS_FILE,
@@ -79,11 +77,10 @@ def prepare_backbone(folder: Path, repo_id: str, license: str | None, on_hub: st
     )
     staged = folder / STAGING / FACTS_FILE
     write_json(staged, without_local_paths(json.loads((folder / FACTS_FILE).read_text(encoding="utf-8"))))
-    prior = [PRIOR_FILE] if (folder / PRIOR_FILE).is_file() else []
     return model_publication(
         folder,
         "backbone",
-        [*python, *weights, *prior, CONFIG_FILE, EXTRACTOR_FILE],
+        [*python, *weights, CONFIG_FILE, EXTRACTOR_FILE],
         {FACTS_FILE: staged},
         OWNED,
         facts.license,

@@ -160,8 +160,6 @@ def _settings(provenance: Mapping[str, Any]) -> list[tuple[str, str]]:
 def _draws(provenance: Mapping[str, Any]) -> list[tuple[str, str]]:
     """The way in which latents were drawn, as rows of the settings."""
     method = provenance.get("method", "density")  # before there were others it was not noted
-    if method == "prior":
-        return [("prior", f"fitted on {plain(provenance['prior'].get('dataset') or 'an unnamed dataset')}")]
     if method == "interpolation":
         return [("interpolation", f"{provenance['weight_of_second_anchor']:g} of the way from first to second")]
     rows = [("kernel density", f"bandwidth {provenance['bandwidth']:g}, noise {provenance['noise']}")]

@@ -51,8 +51,6 @@ def load_pipeline(
     from transformers import AutoModel, pipeline  # takes seconds
 
     name, commit = find_backbone(backbone, revision=revision, token=token)
-    if task == "weight-generation":  # for its prior: transformers hands neither of them on
-        options |= {"backbone_revision": commit, "backbone_token": token}
     try:
         return pipeline(task, model=name, revision=commit, token=token, **options)
     except ValueError as error:

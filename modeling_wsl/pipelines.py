@@ -22,10 +22,10 @@ from .embedding.model_embedding import SECTIONS, embed_checkpoint
 from .embedding.pooling import POOLINGS, LatentPool
 from .feature_extraction_wsl import Source
 from .generation.anchors import AnchorSource
+from .generation.donors.generation import DONOR_METHODS, DonorSettings, generate_from_donors
 from .generation.generate import generate
 from .generation.generated_model import GeneratedModel
-from .generation.latent_prior import LatentPrior
-from .generation.plan import list_anchors, plan_generation
+from .generation.plan import plan_generation
 from .generation.settings import GenerationSettings
 from .loading import DEFAULT_BACKBONE
 from .tokens.manifest import check_choice
@@ -35,6 +35,11 @@ logger = logging.get_logger(__name__)
 # One source or target, though Python can iterate over it.
 ONE_SOURCE = (str, PathLike, Mapping, nn.Module, Checkpoint, PreTrainedConfig)
 OPEN_OPTIONS = keywords_of(open_checkpoint)
+# Options that have a meaning with donors only.
+ONLY_DONORS = {*DonorSettings.__dataclass_fields__, *keywords_of(generate_from_donors)} - {
+    *GenerationSettings.__dataclass_fields__,
+    *keywords_of(plan_generation),
+}
 SECTIONS_POOLING = "sections"  # by the weights alone, without the backbone
 
 
@@ -246,7 +251,7 @@ class WeightEmbeddingPipeline(WeightPipeline):
 
 
 class WeightGenerationPipeline(WeightPipeline):
-    """Generates models: latents drawn around anchors, or from a prior, decoded into weights (paper, section 3.4).
+    """Generates models: around anchors of the same architecture (paper, section 3.4), or from donors of other sizes.
 
     ```python
     generator = pipeline("weight-generation", model="org/hf-wsl-large")
@@ -254,12 +259,19 @@ class WeightGenerationPipeline(WeightPipeline):
     models[0].instantiate()
     ```
 
+    With a `method` of donors ("fit", "resize", "select"), or with `images`, the anchors may be of any width and depth,
+    and no backbone is used: see `generate_from_donors`.
+
+    ```python
+    models = pipeline("weight-generation")(my_network, anchors=[resnet20, resnet56], images=unlabeled)
+    ```
+
     Called with a target (see `resolve_target`) it returns a list of `GeneratedModel`; a list of targets gives a list
     of lists, with `{"error": ..., "index": ...}` for a target that cannot be generated; see `WeightPipeline`. Target
     and anchors are checked against each other before any work is done.
 
     Args (of the call, or of `pipeline` as defaults):
-        anchors: one or more trained models of the target's architecture; none: drawn from the backbone's prior.
+        anchors: one or more trained models.
         num_classes, in_channels, target_kwargs: see `resolve_target`.
         target_revision: branch, tag or commit, where the target is a Hub id.
         initialize: modules or tensors of the target to initialize anew instead of sampling them.
@@ -267,15 +279,15 @@ class WeightGenerationPipeline(WeightPipeline):
         settings: `GenerationSettings`, such as `GenerationSettings.few_shot(rank=...)`; the next outrank it.
         method, num_samples, num_candidates, seed, bandwidth, noise, interpolation_ends, bootstrap_rounds, window_size,
             halo, batch_size, autocast_dtype, precision, batch_norm_images, rank, progress: see `GenerationSettings`.
-        prior: a `LatentPrior` instead of the one that lies beside the backbone's weights.
-        backbone_revision, backbone_token: of a backbone on the Hub, to read its prior; `load_pipeline` sets them
-            (without: the call's `token`).
+        images, labels, distill_epochs: of donors, as are `method`, `initialize`, `seed`, `rank`, `num_samples` and
+            `progress`: see `DonorSettings`.
+        anchor_modules: see `generate_from_donors`.
         revision, token, subfolder, key, order, allow_nonfinite, min_parameters: of the anchors, see `open_checkpoint`;
             the token opens the target too. `revision` and `token` of `pipeline` are the backbone's.
 
     Raises:
         ValueError: the target is unknown, or an anchor does not match it; the message names the tensors.
-        CheckpointError: an anchor cannot be read safely, or there is neither an anchor nor a prior.
+        CheckpointError: an anchor cannot be read safely.
         TypeError: an option that there is not.
     """
 
@@ -288,6 +300,8 @@ class WeightGenerationPipeline(WeightPipeline):
                 *keywords_of(WeightGenerationPipeline.preprocess),
                 *GenerationSettings.__dataclass_fields__,
                 *keywords_of(plan_generation),
+                *DonorSettings.__dataclass_fields__,
+                *keywords_of(generate_from_donors),
                 *OPEN_OPTIONS,
             ),
         )
@@ -301,31 +315,39 @@ class WeightGenerationPipeline(WeightPipeline):
         *,
         anchors: AnchorSource | Sequence[AnchorSource] = (),
         settings: GenerationSettings | None = None,
-        prior: LatentPrior | None = None,
-        backbone_revision: str | None = None,
-        backbone_token: str | bool | None = None,
         **options: Any,
     ) -> dict[str, Any]:
+        if options.get("images") is not None or options.get("method") in DONOR_METHODS:
+            return {"donors": (target, anchors, *_donor_options(settings, options))}
+        if useless := sorted(ONLY_DONORS & options.keys()):
+            raise TypeError(
+                f"{', '.join(useless)}: of donors, which `images` or a method of {', '.join(DONOR_METHODS)} asks for."
+            )
         given = {name: options.pop(name) for name in GenerationSettings.__dataclass_fields__ if name in options}
         settings = GenerationSettings(**given) if settings is None else replace(settings, **given)
-        if settings.method_for(len(list_anchors(anchors))) == "prior":
-            self.model.code.check_prior()
-            if prior is None:
-                prior = self._own_prior(
-                    backbone_revision, options.get("token") if backbone_token is None else backbone_token
-                )
-            prior.check(self.model)
-        plan = plan_generation(self.feature_extractor, target, anchors, settings, prior=prior, **options)
+        plan = plan_generation(self.feature_extractor, target, anchors, settings, **options)
         return {"plan": plan}
 
-    def _own_prior(self, revision: str | None, token: str | bool | None) -> LatentPrior:
-        if not self.model.name_or_path:
-            raise ValueError("anchors is empty, and a backbone made in memory has no prior beside it: pass prior=.")
-        revision = revision or getattr(self.model.config, "_commit_hash", None)
-        return LatentPrior.from_pretrained(self.model.name_or_path, revision=revision, token=token)
-
     def _forward(self, model_inputs: Mapping[str, Any]) -> list[GeneratedModel]:
+        if "donors" in model_inputs:
+            target, anchors, settings, options = model_inputs["donors"]
+            return generate_from_donors(target, anchors, settings, **options)
         return generate(self.model, model_inputs["plan"])
 
     def postprocess(self, model_outputs: Iterable[GeneratedModel]) -> list[GeneratedModel]:
         return list(model_outputs)
+
+
+def _donor_options(
+    settings: GenerationSettings | None, options: dict[str, Any]
+) -> tuple[DonorSettings, dict[str, Any]]:
+    """The settings and the other options of a generation from donors.
+
+    Raises:
+        TypeError: an option is of draws around anchors only.
+    """
+    known = {*DonorSettings.__dataclass_fields__, *keywords_of(generate_from_donors), *OPEN_OPTIONS}
+    if useless := sorted(options.keys() - known) or (["settings"] if settings is not None else []):
+        raise TypeError(f"{', '.join(useless)}: of draws around anchors of the same architecture, not of donors.")
+    given = {name: options.pop(name) for name in DonorSettings.__dataclass_fields__ if name in options}
+    return DonorSettings(**given), options

@@ -18,7 +18,6 @@ from modeling_wsl.checkpoints.folders import parse_index
 from modeling_wsl.checkpoints.formats import identify
 from modeling_wsl.checkpoints.parts.layouts import layout_of, list_files
 from modeling_wsl.loading import load_pipeline
-from modeling_wsl.tokens.kinds import kind_of, stem_name
 from modeling_wsl.tokens.manifest import TensorSpec, WeightManifest, batch_norm_names
 
 from ..embedding.plain_methods import is_output_last
@@ -28,6 +27,7 @@ from ..tokenize_config import TokenizeError
 from .findings import Finding, batch_norm_oddities, gather, tensor_oddities
 from .neighbors import Neighbors, NeighborSearch
 from .reconstruction import Reconstruction, reconstruct_layers
+from .tensor_kinds import kind_of, stem_name
 from .tensor_statistics import TensorReport, tensor_statistics
 
 

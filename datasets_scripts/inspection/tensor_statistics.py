@@ -86,7 +86,7 @@ class TensorStatistics:
 
 @dataclass(frozen=True)
 class TensorReport:
-    """One tokenized tensor; `kind` is one of `modeling_wsl.tokens.kinds.KINDS`."""
+    """One tokenized tensor; `kind` is one of `tensor_kinds.KINDS`."""
 
     name: str
     kind: str

@@ -119,6 +119,3 @@ class WindowCode(ABC):
 
     def check_interpolation(self) -> None:  # noqa: B027 - most codes allow it
         """Raises ValueError where there is no straight line between the latents of two models."""
-
-    def check_prior(self) -> None:  # noqa: B027 - most codes allow it
-        """Raises ValueError where latents cannot be drawn from a prior."""

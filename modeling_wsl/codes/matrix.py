@@ -206,12 +206,6 @@ class MatrixCode(WindowCode):
             "the anchors (method='density'), or take a backbone with latent_code=\"token\"."
         )
 
-    def check_prior(self) -> None:
-        raise ValueError(
-            "A prior is over the latents of single tokens, and this backbone's are factors of matrices (latent_code="
-            '"matrix"). Generate around an anchor, or take a backbone with latent_code="token".'
-        )
-
     def _refine(
         self,
         model: PreTrainedModel,

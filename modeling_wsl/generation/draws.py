@@ -1,4 +1,4 @@
-"""Where the latents of a candidate come from: a density on anchors' latents, the line between two, or the prior.
+"""Where the latents of a candidate come from: a density on anchors' latents, or the line between two.
 
 The density is a kernel density estimate (paper, appendix B.2.2 and C.2).
 """
@@ -13,8 +13,7 @@ from transformers import PreTrainedModel
 
 from ..backbone.encoding import STREAM_WINDOW, encode_stream
 from ..backbone.inference import inference_backbone
-from ..tokens.manifest import WeightManifest, check_choice
-from .latent_prior import LatentPrior
+from ..tokens.manifest import check_choice
 from .plan import GenerationPlan
 
 
@@ -118,27 +117,13 @@ class AnchorLine:
         return {"method": "interpolation"}
 
 
-@dataclass(frozen=True)
-class PriorDraws:
-    """The backbone's prior over the latents of a model that is laid out like `manifest`."""
-
-    prior: LatentPrior
-    manifest: WeightManifest
-
-    def draw(self, index: int, generator: torch.Generator) -> tuple[Tensor, dict[str, Any]]:
-        return self.prior.sample(self.manifest, generator), {}
-
-    def facts(self) -> dict[str, Any]:
-        return {"method": "prior", "prior": {**self.prior.facts, "sha256": self.prior.sha256()}}
-
-
 # `draw` gives latents `[T, latent_size]` of candidate `index`, and what provenance says about this draw alone; `facts`
 # what it says about every draw.
-LatentSource = AnchorDensity | AnchorLine | PriorDraws
+LatentSource = AnchorDensity | AnchorLine
 
 
 def latent_source(plan: GenerationPlan, model: PreTrainedModel, windows: Mapping[str, Any]) -> LatentSource:
-    """Encodes the anchors of a plan, where it has any, and says where candidates come from.
+    """Encodes the anchors of a plan and says where candidates come from.
 
     Args:
         plan: what was checked.
@@ -146,15 +131,11 @@ def latent_source(plan: GenerationPlan, model: PreTrainedModel, windows: Mapping
         windows: options of `encode_stream`.
 
     Raises:
-        ValueError: the prior was fitted on latents of another backbone, or there is no straight line between the
-            latents of two models.
+        ValueError: there is no straight line between the latents of two models.
     """
     settings = plan.settings
     if plan.method == "interpolation":
         model.code.check_interpolation()
-    if plan.method == "prior":
-        plan.prior.check(model)
-        return PriorDraws(plan.prior, plan.manifest)
     fast = model
     if model.code.in_context:  # else no network is needed
         fast, dtype = inference_backbone(model, windows["autocast_dtype"], settings.precision)  # once for all anchors

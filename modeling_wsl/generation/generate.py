@@ -44,7 +44,7 @@ def generate(model: PreTrainedModel, plan: GenerationPlan) -> list[GeneratedMode
         `num_samples` models: the best of all rounds first where they are ranked, else in the order drawn.
 
     Raises:
-        ValueError: the backbone decodes numbers that are not finite, or does not fit the prior.
+        ValueError: the backbone decodes numbers that are not finite.
     """
     settings = plan.settings
     windows = {

@@ -11,8 +11,7 @@ from ..checkpoints.constants import find_constants
 from ..feature_extraction_wsl import WSLFeatureExtractor
 from ..tokens.layer_normalization import check_layers
 from ..tokens.manifest import WeightManifest
-from .anchors import Anchor, AnchorSource, Matched, distinct_anchors, match_anchors, named_tensors
-from .latent_prior import LatentPrior
+from .anchors import Anchor, AnchorSource, distinct_anchors, match_anchors
 from .settings import GenerationSettings
 from .targets import Target, resolve_target
 
@@ -24,9 +23,8 @@ class GenerationPlan:
     Attributes:
         feature_extractor: the backbone's.
         target: what is generated.
-        method: "density", "interpolation" or "prior".
+        method: "density" or "interpolation".
         anchors: in the order given, each network once.
-        prior: where the method is "prior".
         manifest: the tokens of the tensors that are sampled.
         initialized: stored tensors that the target's library initializes.
         adapted: see `Matched`.
@@ -38,7 +36,6 @@ class GenerationPlan:
     target: Target
     method: str
     anchors: list[Anchor]
-    prior: LatentPrior | None
     manifest: WeightManifest
     initialized: frozenset[str]
     adapted: dict[str, dict[str, Any]]
@@ -65,7 +62,6 @@ def plan_generation(
     target_revision: str | None = None,
     initialize: Sequence[str] = (),
     stem: str = "adapt",
-    prior: LatentPrior | None = None,
     **options: Any,
 ) -> GenerationPlan:
     """Resolves target and anchors and checks that they fit; of several anchors reads as much as tells them apart.
@@ -74,12 +70,10 @@ def plan_generation(
         feature_extractor: the backbone's.
         target, num_classes, in_channels, target_kwargs: see `resolve_target`.
         target_revision: branch, tag or commit, where the target is a Hub id.
-        anchors: trained models of the target's architecture: paths, Hub ids, modules, state dicts, checkpoints; none
-            of them to draw from the prior.
+        anchors: trained models of the target's architecture: paths, Hub ids, modules, state dicts, checkpoints.
         settings: how to draw.
         initialize: modules or tensors of the target to initialize anew instead of sampling them.
         stem: where an anchor is for images of another number of channels, see `match_anchors`.
-        prior: the backbone's, where there are no anchors.
         options: for `open_checkpoint` (`revision`, `token`, `allow_nonfinite`, ...), applied to every anchor.
 
     Raises:
@@ -94,23 +88,15 @@ def plan_generation(
     resolved = resolve_target(target, num_classes, target_kwargs, in_channels=in_channels, **hub_options)
     constants = find_constants(resolved.tensors)
     layout = feature_extractor.layout(resolved.tensors, constants=constants)
-    if method == "prior":
-        if unknown := sorted(options.keys() - {"token"}):
-            raise ValueError(f"{', '.join(unknown)}: there is no such option of a draw without anchors.")
-        if prior is None:
-            raise ValueError("Without anchors a prior is needed, prior=LatentPrior.from_pretrained(backbone).")
-        carried = {spec.name for spec in layout.carried}
-        matched = Matched([], frozenset(named_tensors(resolved, initialize) | carried), {})
-    else:
-        tokenized = frozenset(spec.name for layer in layout.layers for spec in layer.tensors)
-        opened = [open_checkpoint(source, **options) for source in sources]
-        given = distinct_anchors(opened)
-        opened = [opened[index] for index in given]
-        method = settings.method_for(len(opened))
-        matched = match_anchors(resolved, opened, tokenized, initialize, stem)
-        # A table of sines is told by its values, which the target does not have yet.
-        constants |= {name for name in resolved.tensors if all(a.is_constant(name) for a in matched.anchors)}
-        layout = feature_extractor.layout(resolved.tensors, constants=constants)
+    tokenized = frozenset(spec.name for layer in layout.layers for spec in layer.tensors)
+    opened = [open_checkpoint(source, **options) for source in sources]
+    given = distinct_anchors(opened)
+    opened = [opened[index] for index in given]
+    method = settings.method_for(len(opened))
+    matched = match_anchors(resolved, opened, tokenized, initialize, stem)
+    # A table of sines is told by its values, which the target does not have yet.
+    constants |= {name for name in resolved.tensors if all(a.is_constant(name) for a in matched.anchors)}
+    layout = feature_extractor.layout(resolved.tensors, constants=constants)
     initialized = matched.initialized
     random = sorted(initialized & {spec.name for layer in layout.layers for spec in layer.tensors})
     if settings.rank is not None and not callable(settings.rank) and random:
@@ -123,7 +109,6 @@ def plan_generation(
     needs_module = initialized or settings.rank is not None or settings.batch_norm_images is not None
     if needs_module and resolved.library == "plain":
         resolved.build()  # says that it cannot, and why
-    # What is carried stays in the manifest, where the prior sees a batch norm by it.
     sampled = {spec.name for layer in layout.layers for spec in layer.tensors} - initialized
     kept = sampled | {spec.name for spec in layout.carried}
     manifest = feature_extractor.layout(
@@ -138,7 +123,6 @@ def plan_generation(
         resolved,
         method,
         matched.anchors,
-        prior if method == "prior" else None,
         manifest,
         initialized,
         matched.adapted,

@@ -12,7 +12,7 @@ from ..tokens.manifest import check_choice
 from .ranking import Scorer
 
 
-METHODS = ("density", "interpolation", "prior")
+METHODS = ("density", "interpolation")
 
 
 @dataclass(frozen=True)
@@ -22,9 +22,8 @@ class GenerationSettings:
     Attributes:
         num_samples: models to return.
         num_candidates: models to draw, of which the best `num_samples` are kept; needs `rank`. None: `num_samples`.
-        method: "density" (a kernel density on the anchors' latents), "interpolation" (points of the straight line
-            between the latents of two anchors) or "prior" (no anchor: `LatentPrior`). None: "density" with anchors,
-            else "prior".
+        method: "density" (a kernel density on the anchors' latents) or "interpolation" (points of the straight line
+            between the latents of two anchors). None: "density".
         seed: of all randomness; the same seed gives the same bytes on the same machine.
         bandwidth, noise: of the density, see `sample_latents`. noise None: "shared" for latents of tokens; for factors
             of matrices "independent", because one vector for all tokens would repeat within their matrices.
@@ -36,8 +35,7 @@ class GenerationSettings:
         precision: "float32", "bfloat16", or "auto", the default: for a backbone stored in bfloat16, on a CPU, the
             faster of the two; others run in the dtype of their weights.
         autocast_dtype: run the backbone under autocast to this type ("bfloat16"), whatever `precision` says.
-        batch_norm_images: images for `reestimate_batch_norm`; None: the first anchor's statistics are inherited, and
-            without an anchor they stay as the library initializes them.
+        batch_norm_images: images for `reestimate_batch_norm`; None: the first anchor's statistics are inherited.
         rank: a function module -> score, higher is better, or a loader of validation data `(images, labels)`; never
             test data.
         progress: show progress bars (transformers' switch turns them off too).
@@ -128,19 +126,11 @@ class GenerationSettings:
         Raises:
             ValueError: the method needs another number of them, or does without rounds.
         """
-        method = self.method or ("density" if num_anchors else "prior")
-        if method == "density" and num_anchors == 0:
-            raise ValueError(
-                "anchors is empty: give one trained model of the target's architecture or more, or method='prior', "
-                "which needs none."
-            )
+        method = self.method or "density"
+        if num_anchors == 0:
+            raise ValueError("anchors is empty: give one trained model or more to take weights from.")
         if method == "interpolation" and num_anchors != 2:
             raise ValueError(f"method='interpolation' goes from one anchor to another: give two, not {num_anchors}.")
-        if method == "prior" and num_anchors:
-            raise ValueError(
-                f"method='prior' takes nothing from anchors, and {num_anchors} are given: leave them out, or take "
-                "method='density'."
-            )
         if method != "density" and self.bootstrap_rounds:
             raise ValueError(f"bootstrap_rounds={self.bootstrap_rounds} needs method='density', not {method!r}.")
         if method == "interpolation" and self.interpolation_ends and self.num_draws < 2:

@@ -146,8 +146,10 @@ def test_an_error_that_a_user_can_mend_is_one_line(monkeypatch, tmp_path):
         (["evaluate", "--data.image_size", "x"], "option 'image_size' takes a whole number, not 'x'"),
         (["collect", "--output_dir", "x", "--executor", "ray"], "add --ranks N"),
         (["publish", "a"], "option 'repo_id' is missing"),
-        (["generate", "a", "b", "--output_dir", "c", "--method", "density"], "which needs --anchors"),
-        (["generate", "a", "b", "--output_dir", "c", "--method", "prior", "--anchors", "d"], "Leave one of them out"),
+        (["generate", "a", "b", "--output_dir", "c", "--method", "density"], "option 'anchors' is empty"),
+        (["generate", "a", "b", "--output_dir", "c", "--method", "prior", "--anchors", "d"], "choose one of density"),
+        (["generate", "a", "b", "--output_dir", "c", "--method", "fit", "--anchors", "d"], "needs images (--data"),
+        (["generate", "a", "b", "--output_dir", "c", "--labels", "--anchors", "d"], "take --method resize or fit"),
         (["generate", "a", "b", "--output_dir", "c", "--num_samples", "0"], "must be at least 1"),
         (["search", "nowhere.parquet"], "name one model to search for"),
         (["inspect", "a", "--table", "nowhere.parquet"], "there is no file nowhere.parquet"),
@@ -197,7 +199,7 @@ def test_a_path_that_cannot_be_written_is_refused_before_any_work(tmp_path):
     inside = tmp_path / "file" / "out"
     for arguments in (
         ("tokenize", "nowhere", "--output_dir", inside),
-        ("generate", "nowhere", "resnet18", "--output_dir", inside),
+        ("generate", "nowhere", "resnet18", "--anchors", "x", "--output_dir", inside),
         ("embed", "pca", "nowhere", "--output_file", inside),
         ("pretrain", "--dataset", "nowhere", "--output_dir", inside),
         ("quickstart", "--output_dir", inside),

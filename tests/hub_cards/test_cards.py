@@ -218,9 +218,6 @@ def test_a_generated_model_names_its_anchors_as_base_models_and_where_its_number
 
 
 def test_a_generated_model_s_card_tells_how_it_was_drawn_and_what_was_adapted():
-    drawn = generated(anchors=(), method="prior", prior={"dataset": "org/tokens"})
-    assert "a backbone generated them from no trained model of the same architecture" in drawn
-    assert "| prior | fitted on org/tokens |" in drawn and "kernel density" not in drawn
     between = generated((ANCHOR, LOCAL), method="interpolation", weight_of_second_anchor=0.25)
     assert "| interpolation | 0.25 of the way from first to second |" in between
     adapted = {"conv1.weight": {"anchor_shape": [8, 3, 3, 3], "shape": [8, 1, 3, 3], "how": "adapted", "anchors": [0]}}

@@ -35,12 +35,9 @@ from hub_cards.publication import CHANGED, NEW, OUTDATED, STAGING, UNCHANGED, re
 from hub_cards.publish import plan_publication, publish
 from modeling_wsl import WSLConfig, WSLFeatureExtractor, WSLForPreTraining
 from modeling_wsl.generation.generated_model import GeneratedModel
-from modeling_wsl.generation.latent_prior import PRIOR_FILE
 from modeling_wsl.generation.targets import resolve_target
 from modeling_wsl.hub_card import is_ours
-from modeling_wsl.loading import load_pipeline
 from modeling_wsl.remote_code import code_files
-from trainers.pretraining.fit_prior import fit_and_save_prior
 
 
 @pytest.fixture(autouse=True)
@@ -231,14 +228,6 @@ def test_a_dataset_s_own_card_keeps_its_text_and_gets_a_front_matter_that_fits(h
 # --- backbones
 
 
-def test_the_prior_of_a_backbone_goes_along_and_models_without_anchors_are_drawn_from_the_hub(hub, backbone, dataset):
-    fit_and_save_prior(backbone, str(dataset), device="cpu", progress=False)
-    assert hf_wsl("publish", backbone, "org/backbone", "--license", "apache-2.0", "--yes").exit_code == 0
-    assert PRIOR_FILE in files_of(hub, "org/backbone")
-    (model,) = load_pipeline("weight-generation", "org/backbone", device="cpu", progress=False)("test_resnet")
-    assert model.provenance["method"] == "prior"
-
-
 def test_a_published_backbone_loads_by_id_with_the_library_and_without_it(hub, backbone, tmp_path):
     result = hf_wsl("publish", backbone, "org/backbone", "--license", "apache-2.0", "--yes")
     assert result.exit_code == 0, result.output
@@ -279,7 +268,6 @@ def test_a_backbone_goes_up_without_checkpoints_and_without_the_publisher_s_fold
     result = publish(backbone, "org/backbone", license="apache-2.0")
     files = files_of(hub, "org/backbone")
     expected = {"config.json", "preprocessor_config.json", "model.safetensors", "training_facts.json", "README.md"}
-    expected.add("latent_prior.safetensors")
     code = {name for name in files if name.endswith(".py")}
     assert set(files) - code == {*expected, ".gitattributes"}
     assert {"wsl.py", "generation_draws.py"} <= code <= set(code_files())  # what only commands use is not reached

@@ -67,8 +67,3 @@ def test_a_folder_of_that_name_comes_first(tmp_path, monkeypatch):
     assert WSLConfig.from_pretrained("default").hidden_size == 16
     monkeypatch.chdir("/")
     assert find_backbone("default") == (str(DEFAULT_FOLDER), None)
-
-
-def test_without_an_anchor_it_says_that_factors_have_no_prior():
-    with pytest.raises(ValueError, match="Generate around an anchor"):
-        load_pipeline("weight-generation")(torch.nn.Linear(40, 30))

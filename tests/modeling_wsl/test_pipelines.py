@@ -136,8 +136,12 @@ def test_a_timm_name_and_a_list_of_targets_are_generated(generator):
 
 
 def test_mistakes_in_a_call_are_refused_by_name(embedder, generator, folder):
-    with pytest.raises(CheckpointError, match="has no latent_prior.safetensors.*hf-wsl prior"):
+    with pytest.raises(ValueError, match="anchors is empty: give one trained model"):
         generator("test_resnet")
+    with pytest.raises(TypeError, match="labels: of donors, which `images` or a method of fit"):
+        generator("test_resnet", anchors=[net()], labels=[1])
+    with pytest.raises(TypeError, match="bandwidth: of draws around anchors"):
+        generator("test_resnet", anchors=[net()], bandwidth=0.1, method="resize")
     with pytest.raises(TypeError, match="'weight-generation' has no option 'bandwith'; did you mean 'bandwidth'"):
         generator("test_resnet", anchors=[net()], bandwith=0.1)
     with pytest.raises(TypeError, match="no option 'num_sample'; did you mean 'num_samples'"):

@@ -71,7 +71,7 @@ def test_the_backbone_is_measured_from_step_zero_beside_both_lines(run):
 def test_every_control_is_run_and_what_is_left_out_has_a_reason(run):
     finetune = run[1]["finetune"]
     assert set(finetune["arms"]) | set(finetune["skipped"]) == set(ARMS) - set(ON_REQUEST)
-    assert set(finetune["skipped"]) <= {"inherited only", "prior"}
+    assert set(finetune["skipped"]) <= {"inherited only"}
     for found in finetune["arms"].values():
         assert [len(r["history"]) for r in found["runs"]] == [2]
     anchor = finetune["arms"]["anchor"]["runs"][0]["history"][0]["metrics"]["accuracy"]

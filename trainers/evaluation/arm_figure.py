@@ -22,7 +22,6 @@ ARM_STYLES: dict[str, dict[str, Any]] = {
     "anchor rotated": {"color": SKY, "linestyle": "-.", "marker": "<"},
     "anchor permuted": {"color": GRAY, "linestyle": ":", "marker": "X"},
     "inherited only": {"color": OLIVE, "linestyle": ":", "marker": "*"},
-    "prior": {"color": OLIVE, "linestyle": "-", "marker": "d"},
     "scratch": {"color": BLUE, "linestyle": "--", "marker": "o"},
 }
 PERCENT = ("accuracy", "f1")

@@ -10,10 +10,8 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset, Subset
 
 from datasets_scripts.embedding.linear_projection import LinearBaseline
-from modeling_wsl.checkpoints.errors import CheckpointError
 from modeling_wsl.generation.batch_norm import reestimate_batch_norm
 from modeling_wsl.generation.generated_model import GeneratedModel
-from modeling_wsl.generation.latent_prior import LatentPrior
 from modeling_wsl.generation.plan import GenerationPlan
 from modeling_wsl.generation.targets import Target
 from modeling_wsl.loading import load_pipeline
@@ -67,11 +65,10 @@ class Comparison:
     Attributes:
         plan: target and anchors, matched; its settings do not count.
         latent_size: the backbone's.
-        generate: the pipeline, called with the indices of anchors (none: from the prior) and the options of a draw.
+        generate: the pipeline, called with the indices of anchors and the options of a draw.
         task, splits: what is measured, and on what. `splits.test` is touched by `measure_test` alone.
         protocol: see there.
         pca: the directions of the arm "PCA"; None: it cannot be run.
-        prior_problem: why nothing can be drawn from the backbone's prior; None where it can.
         options: how models are measured: batch size and number of batches, precision, device.
     """
 
@@ -82,7 +79,6 @@ class Comparison:
     splits: Splits
     protocol: EvaluationProtocol
     pca: LinearBaseline | None = None
-    prior_problem: str | None = None
     options: FinetuneOptions = field(default_factory=FinetuneOptions)
 
     @property
@@ -222,12 +218,3 @@ def backbone_generator(
         return loaded()(target, anchors=sources, progress=False, **options, **draw)
 
     return generate
-
-
-def prior_problem(backbone: str, commit: str | None = None) -> str | None:
-    """The reason why the arm "prior" cannot be run with a backbone; None where it can."""
-    try:
-        LatentPrior.from_pretrained(backbone, revision=commit)
-    except CheckpointError as error:
-        return f"the backbone {error.reason}; `hf-wsl prior` fits one, where latents are of tokens"
-    return None

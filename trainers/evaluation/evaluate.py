@@ -29,7 +29,7 @@ from ..data.windows.dataset_source import DatasetSource
 from ..finetuning.tasks import CAUSAL_LANGUAGE_MODELING, IMAGE_CLASSIFICATION
 from ..pretrain import versions
 from .arm_runs import MODELS, run_arms
-from .comparison import Comparison, EvaluationProtocol, backbone_generator, prior_problem
+from .comparison import Comparison, EvaluationProtocol, backbone_generator
 from .controls import cached_pca
 from .evaluate_config import FEW_SHOT, INIT, EvaluateConfig
 from .evaluate_report import write_report
@@ -170,7 +170,6 @@ class EvaluationOpener:
                 batch_norm_images=config.batch_norm_images,
             ),
             pca=_pca(config, feature_extractor, latent_size) if "PCA" in config.wanted_arms else None,
-            prior_problem=prior_problem(name, commit) if "prior" in config.wanted_arms else None,
             options=finetuning,
         )
         if config.protocol == FEW_SHOT and comparison.has_new_head:

@@ -27,7 +27,6 @@ ARMS = {
     "length; as many draws, selected alike",
     "anchor permuted": "the anchor with the entries of each sampled tensor shuffled: its statistics, nothing else",
     "inherited only": "what generation took from the anchor untouched, all else as in scratch",
-    "prior": "drawn from the backbone's prior over latents, without an anchor; as many draws, selected alike",
     "scratch": "the architecture's own random initialization: the lower bound",
 }
 # Arms of the few-shot protocol that must be asked for, by their options.

@@ -93,7 +93,7 @@ def _ranking(results: dict[str, Any]) -> str:
         return "Draws are not ranked."
     return (
         f"Of {config['num_candidates']} draws a seed the best {config['num_kept']} by {results['ranked_by']} on the "
-        "other half of the validation split are kept (generated, anchor + noise, anchor rotated and prior alike)."
+        "other half of the validation split are kept (generated, anchor + noise and anchor rotated alike)."
     )
 
 

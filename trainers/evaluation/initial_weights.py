@@ -57,8 +57,6 @@ def skip_reason(comparison: Comparison, arm: str) -> str | None:
     protocol, anchors = comparison.protocol, len(comparison.plan.anchors)
     if arm == "PCA" and comparison.pca is None:
         return "no tokenized dataset was given to fit PCA on (option 'tokens')"
-    if arm == "prior":
-        return comparison.prior_problem
     if arm in ON_REQUEST and (protocol.finetune is not None or not getattr(protocol, ON_REQUEST[arm])):
         return f"of the few-shot protocol, and not asked for (option '{ON_REQUEST[arm]}')"
     if arm == "interpolated" and anchors < 2:
@@ -88,8 +86,6 @@ def initial_weights(
     anchors = range(len(comparison.plan.anchors))
     if arm == "generated":
         models = comparison.draw(anchors, seed)
-    elif arm == "prior":
-        models = comparison.draw((), seed)
     elif arm == "bootstrapped":
         models = comparison.draw(anchors, seed, bootstrap_rounds=comparison.protocol.bootstrap_rounds)
     elif arm == "interpolated":
@@ -101,7 +97,7 @@ def initial_weights(
         return [_from_model(comparison, model, seed, index) for index, model in zip(anchors, models, strict=True)]
     else:
         return [_control(comparison, arm, index, seed) for index in anchors]
-    return [_from_model(comparison, model, seed, None if arm == "prior" else -1) for model in models]
+    return [_from_model(comparison, model, seed, -1) for model in models]
 
 
 def reference_of(comparison: Comparison, generated: InitialWeights) -> Reference:

@@ -133,11 +133,6 @@ class PretrainOptions(TrainingOptions):
     )
     max_eval_windows: int = option(0, "evaluate on this many validation windows only, evenly spaced; 0 = all")
     baseline_tokens: int = option(500_000, "training tokens that PCA is fitted on, evenly spaced; 0 = no baselines")
-    prior_tokens: int = option(
-        1_000_000,
-        "training tokens that the prior over latents is fitted on at the end, from which models without anchors are "
-        "drawn; 0 = no prior (and none with streaming or the matrix code)",
-    )
     report_to: list = option([], "trackers, comma-separated, beside metrics.jsonl: tensorboard, trackio, wandb …")
     run_name: str = option("hf-wsl-pretrain", "name of the run in the trackers")
     save_steps: float = option(0, "steps between two checkpoints; 0 = at the end only", group="keeping")

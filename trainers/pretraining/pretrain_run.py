@@ -13,19 +13,13 @@ import torch
 import transformers
 from accelerate import PartialState
 
-from hf_wsl.errors import one_line
 from hf_wsl.files import write_json
-from modeling_wsl import WSLConfig
-from modeling_wsl.codes.registry import code_of
-from modeling_wsl.generation.latent_prior import PRIOR_FILE
 
 from ..checkpointing import finished_model, read_state, save_model
 from ..data.windows.training_batches import StoredBatches
 from ..data.windows.window_data import WindowDataset
 from ..distribution import is_sharded
 from ..run_trainer import INTERRUPTED
-from .fit_prior import fit_and_save_prior
-from .pretrain_config import PretrainConfig
 from .pretrain_options import PretrainOptions
 from .pretrain_setup import (
     FACTS_FILE,
@@ -76,7 +70,6 @@ def pretrain(options: PretrainOptions) -> dict[str, Any]:
     elif state.is_main_process:
         # Processes agree on the model without fitting it each: DistributedDataParallel broadcasts from this one.
         baselines = linear_start(config, model, train, held_out)
-    model_config = model.config
     trainer = PretrainTrainer(
         model, config, train, held_out, feature_extractor, baselines=baselines, dataset_commit=commit
     )
@@ -91,8 +84,6 @@ def pretrain(options: PretrainOptions) -> dict[str, Any]:
         save_finished(trainer, Path(config.output_dir))
     if state.is_main_process:
         write_json(Path(config.output_dir) / FACTS_FILE, facts)
-        if finished:
-            save_prior(config, model_config, commit, trainer.accelerator.device)
     state.wait_for_everyone()
     if finished and config.push_to_hub:
         trainer.push_to_hub(commit_message="End of training")
@@ -164,21 +155,6 @@ def save_finished(trainer: PretrainTrainer, output_dir: Path) -> None:
         return
     with finished_model(output_dir) as partial:
         save_model(partial, model, trainer.processing_class, weights)
-
-
-def save_prior(config: PretrainConfig, model_config: WSLConfig, commit: str | None, device: torch.device) -> None:
-    """Fits the prior over latents beside the finished weights; one of an earlier run in the same folder goes.
-
-    The backbone is whole without a prior: what stands in its way is a warning.
-    """
-    (Path(config.output_dir) / PRIOR_FILE).unlink(missing_ok=True)
-    if config.streaming or not config.prior_tokens or not code_of(model_config).by_token:
-        return
-    options = {"max_tokens": config.prior_tokens, "batch_size": config.per_device_train_batch_size, "device": device}
-    try:
-        fit_and_save_prior(config.output_dir, config.dataset, dataset_revision=commit, **options)
-    except (ValueError, torch.OutOfMemoryError) as error:
-        logger.warning("no prior over latents was fitted: %s", one_line(error))
 
 
 def versions() -> dict[str, str]:

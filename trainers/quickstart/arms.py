@@ -17,7 +17,7 @@ from modeling_wsl.generation.settings import GenerationSettings
 from ..data.images.digits import NUM_CLASSES, digits_splits
 from ..data.windows.dataset_source import DatasetSource
 from ..evaluation.arm_runs import run_arms
-from ..evaluation.comparison import Comparison, EvaluationProtocol, backbone_generator, prior_problem
+from ..evaluation.comparison import Comparison, EvaluationProtocol, backbone_generator
 from ..evaluation.controls import cached_pca
 from ..evaluation.evaluate_config import ARMS, ON_REQUEST
 from ..evaluation.initial_weights import skip_reason
@@ -71,7 +71,6 @@ class QuickstartOpener:
                 num_candidates=self.num_candidates, num_kept=1, finetune=self.finetune, bandwidth=self.bandwidth
             ),
             pca=cached_pca(DatasetSource(str(self.folder / "dataset")), rank, 500_000, self.folder / "cache"),
-            prior_problem=prior_problem(backbone),
             options=self.finetune,
         )
 

@@ -44,7 +44,7 @@ FEW_SHOT_ANCHORS = 5  # paper, appendix C.2
 # Arms by what their weights depend on: nothing but the anchor; the training tokens too; the backbone too.
 CONTROLS = ("scratch", "anchor", "anchor permuted")
 PROJECTIONS = ("PCA", "random projection")
-GENERATED = ("generated", "reconstructed", "anchor + noise", "anchor rotated", "inherited only", "prior")
+GENERATED = ("generated", "reconstructed", "anchor + noise", "anchor rotated", "inherited only")
 
 
 @dataclass(frozen=True)

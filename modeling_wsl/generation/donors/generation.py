@@ -21,7 +21,7 @@ from ..targets import Target, resolve_target
 from .distill import distill
 from .fit import fit_network, num_examples
 from .head import classifier_of, fit_head
-from .networks import OpenedDonor, example_inputs, inputs_for, open_donor, traced
+from .networks import OpenedDonor, built, example_inputs, inputs_for, is_builder, open_donor, traced
 from .neurons import find_neurons
 from .pairing import pair_tensors
 from .resize import Network, Transfer, resized
@@ -100,7 +100,7 @@ def generate_from_donors(
     in_channels: int | None = None,
     target_kwargs: Mapping[str, Any] | None = None,
     target_revision: str | None = None,
-    anchor_modules: Sequence[Callable[[], nn.Module]] = (),
+    anchor_modules: Sequence[str | Callable[[], nn.Module]] = (),
     **options: Any,
 ) -> list[GeneratedModel]:
     """One model of every donor, for an architecture of any width and depth; see `DonorSettings`.
@@ -112,7 +112,8 @@ def generate_from_donors(
         target, num_classes, in_channels, target_kwargs, target_revision: see `resolve_target`.
         donors: trained models, see `open_donor`.
         settings: how weights are taken.
-        anchor_modules: for each donor what builds its module, where its own files do not name its architecture.
+        anchor_modules: for each donor the function, or FILE.py:FUNCTION, that builds its module, where its own files
+            do not name its architecture. A target may be FILE.py:FUNCTION too.
         options: for `open_checkpoint`, of the donors.
 
     Returns:
@@ -131,6 +132,7 @@ def generate_from_donors(
             f"anchor_modules names {len(anchor_modules)} modules for {len(sources)} anchors; give one for each."
         )
     hub_options = {"revision": target_revision, "token": options.get("token")}
+    target = built(target) if is_builder(target) else target
     resolved = resolve_target(target, num_classes, target_kwargs, in_channels=in_channels, **hub_options)
     builders = list(anchor_modules) or [None] * len(sources)
     plans = [
@@ -171,8 +173,8 @@ def plan_transfer(target: Target, donor: OpenedDonor, settings: DonorSettings) -
     pairing = pair_tensors(target.tensors, donor.target.tensors, first=settings.how == "select")
     if not pairing.tensors:
         raise ValueError(
-            f"Donor {donor.name} has nothing to pair with the target {target.name}: none of its tensors has a name like "
-            f"{next(iter(target.tensors))}. Give a donor of the same family."
+            f"Donor {donor.name} has nothing to pair with the target {target.name}: none of its tensors has a name "
+            f"like {next(iter(target.tensors))}. Give a donor of the same family."
         )
     transfer = Transfer(networks[0], networks[1], pairing)
     plan = TransferPlan(target, donor, settings, module, transfer)
@@ -183,7 +185,7 @@ def plan_transfer(target: Target, donor: OpenedDonor, settings: DonorSettings) -
 def _check_images(images: Any, module: nn.Module, target: Target) -> None:
     if images is not None and 0 < num_examples(images) < FEW_IMAGES:
         logger.warning(
-            f"{num_examples(images)} images are few for a fit: below {FEW_IMAGES} it can be worse than method='resize'."
+            f"{num_examples(images)} images are few for a fit: below {FEW_IMAGES} it can be worse than 'resize'."
         )
     if isinstance(images, Tensor):
         stem = next((child for child in module.modules() if isinstance(child, nn.Conv2d)), None)
@@ -233,8 +235,8 @@ class TransferPlan:
             more = f" and {len(missing) - NAMED} more" if len(missing) > NAMED else ""
             reasons = "; ".join(f"{name} ({left[name]})" for name in missing[:NAMED])
             raise ValueError(
-                f"Donor {self.donor.name} does not give all of {self.target.name}: {reasons}{more}. Name in initialize= "
-                "the modules that may keep their initialization, or give another donor."
+                f"Donor {self.donor.name} does not give all of {self.target.name}: {reasons}{more}. Name in "
+                "initialize= the modules that may keep their initialization, or give another donor."
             )
         self.values = {name: value for name, value in values.items() if name not in self.initialized}
 
@@ -330,8 +332,8 @@ class TransferPlan:
         error = float((outputs[0] - outputs[1]).norm() / outputs[0].norm().clamp_min(1e-12))
         if self.transfer.growing and not self.initialized and error > SAME and self.settings.how == "resize":
             logger.warning(
-                f"{self.target.name} is nowhere smaller than {self.donor.name}, and yet its outputs differ by {error:.1e}: "
-                "layer norms keep them where sizes are multiples of the donor's only."
+                f"{self.target.name} is nowhere smaller than {self.donor.name}, and yet its outputs differ by "
+                f"{error:.1e}: layer norms keep them where sizes are multiples of the donor's only."
             )
         return error
 

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import importlib.util
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from os import PathLike
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -19,6 +22,7 @@ from ..targets import Target, resolve_target
 from .trace import Trace, trace_network
 
 
+BUILDER = re.compile(r"(.+\.py):([A-Za-z_]\w*)")
 TOKENS = 16  # of a language model's example
 IMAGE_SIDE = 32  # of a network that does not say its own
 
@@ -40,7 +44,9 @@ class OpenedDonor:
     name: str
 
 
-def open_donor(source: AnchorSource, build: Callable[[], nn.Module] | None = None, **options: Any) -> OpenedDonor:
+def open_donor(
+    source: AnchorSource, build: str | Callable[[], nn.Module] | None = None, **options: Any
+) -> OpenedDonor:
     """A donor as a module with its weights.
 
     Args:
@@ -60,7 +66,7 @@ def open_donor(source: AnchorSource, build: Callable[[], nn.Module] | None = Non
         with open_checkpoint(source, **options) as checkpoint:
             facts = {"source": f"<{type(source).__name__}>", "sha256": checkpoint.sha256()}
         return OpenedDonor(target.build().eval(), target, facts, type(source).__name__)
-    target = resolve_target(build()) if build is not None else _architecture(source, options)
+    target = resolve_target(built(build)) if build is not None else _architecture(source, options)
     checkpoint = open_checkpoint(source, **options)
     [anchor] = match_anchors(target, [checkpoint], frozenset(target.tensors)).anchors
     module = target.build()
@@ -80,6 +86,42 @@ def _architecture(source: AnchorSource, options: Mapping[str, Any]) -> Target:
             "anchor_modules=['models.py:resnet20']."
         )
     return target
+
+
+def is_builder(source: Any) -> bool:
+    """Whether a text is FILE.py:FUNCTION."""
+    return isinstance(source, str) and BUILDER.fullmatch(source) is not None
+
+
+def network_builder(source: str | Callable[[], nn.Module]) -> Callable[[], nn.Module]:
+    """The function of FILE.py:FUNCTION; the file is run, as the caller asks. A function is taken as it is.
+
+    Raises:
+        ValueError: no such file or function.
+    """
+    if callable(source):
+        return source
+    match = BUILDER.fullmatch(source)
+    if match is None or not Path(match[1]).is_file():
+        raise ValueError(f"{source!r} names no function that builds a module; write FILE.py:FUNCTION of a file.")
+    spec = importlib.util.spec_from_file_location(Path(match[1]).stem, match[1])
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    if not callable(getattr(module, match[2], None)):
+        raise ValueError(f"{match[1]} has no function {match[2]}; write FILE.py:FUNCTION.")
+    return getattr(module, match[2])
+
+
+def built(source: str | Callable[[], nn.Module]) -> nn.Module:
+    """The module of a builder.
+
+    Raises:
+        ValueError: it gives something else.
+    """
+    module = network_builder(source)()
+    if not isinstance(module, nn.Module):
+        raise ValueError(f"{source!r} gives a {type(module).__name__}; it must give a torch module.")
+    return module
 
 
 def example_inputs(module: nn.Module, images: Any = None) -> Any:

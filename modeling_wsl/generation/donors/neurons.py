@@ -75,7 +75,7 @@ def find_neurons(trace: Trace) -> Neurons:
                 first.setdefault(neuron, (len(keys) - 1, place))
             for neuron, count in counts.items():
                 least[neuron] = min(count, least.get(neuron, count))
-    writing = {name: axis for name, axis in _writing(trace)}
+    writing = dict(_writing(trace))
     groups: dict[tuple[int, ...], list[int]] = {}
     outputs = set(label[torch.cat(trace.outputs).numpy()].tolist()) if trace.outputs else set()
     for neuron, held in occurrences.items():

@@ -24,9 +24,14 @@ from ..batch_norm import model_inputs
 
 NONE = -1  # the number of an entry that is no neuron, such as a channel of padding
 MOVES = frozenset(
-    ["view", "_unsafe_view", "reshape", "permute", "transpose", "t", "expand", "squeeze", "unsqueeze", "slice", "select", "split", "split_with_sizes", "chunk", "unbind", "cat", "stack", "roll", "flip", "clone", "alias", "detach", "index", "index_select", "gather", "repeat", "repeat_interleave", "constant_pad_nd", "pixel_shuffle", "pixel_unshuffle", "channel_shuffle", "native_channel_shuffle", "unfold", "im2col", "copy", "narrow", "diagonal", "movedim", "lift_fresh", "contiguous", "as_strided", "_reshape_alias", "_reshape_copy", "tile", "swapaxes", "view_copy", "slice_scatter"]
+    """view _unsafe_view view_copy _reshape_alias _reshape_copy reshape permute transpose t expand squeeze unsqueeze
+    slice select split split_with_sizes chunk unbind cat stack roll flip clone alias detach index index_select gather
+    repeat repeat_interleave constant_pad_nd pixel_shuffle pixel_unshuffle channel_shuffle native_channel_shuffle
+    unfold im2col copy narrow diagonal movedim lift_fresh contiguous as_strided tile swapaxes slice_scatter""".split()  # noqa: SIM905
 )
-REDUCTIONS = frozenset(["mean", "sum", "amax", "amin", "max", "min", "var", "std", "var_mean", "linalg_vector_norm", "norm", "argmax", "all", "any"])
+REDUCTIONS = frozenset(
+    "mean sum amax amin max min var std var_mean linalg_vector_norm norm argmax all any".split()  # noqa: SIM905
+)
 PRODUCTS = frozenset(["mm", "addmm", "bmm", "baddbmm"])
 NORMS = {
     # name: places of weight, bias, running mean and variance among the arguments

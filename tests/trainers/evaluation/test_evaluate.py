@@ -33,7 +33,6 @@ from trainers.evaluation.evaluate import EvaluationOpener, evaluate
 from trainers.evaluation.evaluate_config import ARMS, ON_REQUEST, EvaluateConfig
 from trainers.evaluation.evaluate_report import evaluation_figure, evaluation_page
 from trainers.evaluation.initial_weights import initial_weights
-from trainers.pretraining.fit_prior import fit_and_save_prior
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -76,7 +75,7 @@ def init(place):
 def test_every_arm_is_run_for_every_seed_and_what_is_left_out_has_a_reason(init):
     config, results = init
     assert set(results["arms"]) | set(results["skipped"]) == set(ARMS) - set(ON_REQUEST)
-    assert set(results["skipped"]) == {"inherited only", "prior"}
+    assert set(results["skipped"]) == {"inherited only"}
     for found in results["arms"].values():
         assert [run["seed"] for run in found["runs"]] == results["seeds"] == [1000, 1001]
         assert [point["epoch"] for point in found["summary"]["by_epoch"]] == [0, 1]
@@ -285,20 +284,6 @@ def test_language_models_are_ranked_by_their_loss_and_measured_by_tokens(place):
     assert "perplexity" in results["arms"]["scratch"]["summary"]["test"]["metrics"]
     with pytest.raises(ConfigError, match="fewer than the .* tokens of the vocabulary"):
         evaluate(replace(config, data={"text": str(text), "vocab_size": 400, "block_size": 16}))
-
-
-def test_a_backbone_with_a_prior_draws_without_an_anchor(init, place):
-    backbone = shutil.copytree(place / "backbone", place / "backbone_with_prior")
-    fit_and_save_prior(backbone, str(place / "tokens"))
-    results = evaluate(
-        replace(init[0], backbone=str(backbone), arms=["prior", "scratch"], output_dir=str(place / "prior"))
-    )
-    assert list(results["arms"]) == ["prior", "scratch"]
-    assert not results["weights"]  # there is nothing to compare them with
-    first, second = results["arms"]["prior"]["runs"]
-    assert first["anchor"] is None
-    assert first["draw_seed"] != second["draw_seed"]
-    assert 0 <= first["score"] <= 1
 
 
 def test_an_arm_that_diverges_is_recorded_and_the_others_go_on(init, place):

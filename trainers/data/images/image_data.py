@@ -89,16 +89,20 @@ class ImageSplits:
     def num_classes(self) -> int:
         return len(self.class_names)
 
-    def batch_norm_images(self, count: int) -> Tensor:
-        """Evenly spaced training images as evaluation would show them: float32 `[count or fewer, C, S, S]`.
+    def evenly_spaced(self, count: int) -> tuple[Tensor, Tensor]:
+        """Evenly spaced training images as evaluation would show them, and their labels.
 
-        In a random order, always the same: a dataset may be sorted by class, and a batch of one class has other
-        statistics.
+        float32 `[count or fewer, C, S, S]` and int64 `[count or fewer]`, in a random order, always the same: a dataset
+        may be sorted by class, and a batch of one class has other statistics.
         """
         count = min(count, len(self.train))
         plain = ImageExamples(self.train.source, self.train.labels, self.config, augmented=False)
-        chosen = np.arange(count) * len(plain) // count
-        return plain.pixels(np.random.default_rng(0).permutation(chosen))
+        chosen = np.random.default_rng(0).permutation(np.arange(count) * len(plain) // count)
+        return plain.pixels(chosen), torch.from_numpy(self.train.labels[chosen].astype(np.int64))
+
+    def batch_norm_images(self, count: int) -> Tensor:
+        """The images of `evenly_spaced`."""
+        return self.evenly_spaced(count)[0]
 
     def facts(self) -> dict[str, Any]:
         """What a result must say about its data; JSON-serializable. `fingerprint` is of labels and sampled pixels."""
