@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -93,6 +94,8 @@ def fitting_data(options: GenerateOptions) -> tuple[Any, torch.Tensor | None]:
     if config is None:
         return None, None
     if isinstance(config, ImageDataConfig):
+        limits = {f"max_{split}": getattr(config, f"max_{split}") or 1 for split in ("validation", "test")}
+        config = replace(config, max_train=config.max_train or options.num_images, **limits)  # no more is decoded
         return load_images(config).evenly_spaced(options.num_images)
     blocks = load_text(config).train
     count = min(options.num_images, len(blocks))

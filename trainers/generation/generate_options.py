@@ -98,5 +98,9 @@ class GenerateOptions:
     def settings(self) -> dict[str, Any]:
         """The options that the models depend on, but for what is named by its content."""
         names = ("method", "num_samples", "seed", "num_classes", "in_channels", "target_kwargs", "initialize")
-        names += ("labels", "distill_epochs", "num_images", "data") if self.from_donors else (*DRAWS, "precision")
+        names += (
+            ("labels", "distill_epochs", "num_images", "data", "anchor_modules")
+            if self.from_donors
+            else (*DRAWS, "precision")
+        )
         return {name: getattr(self, name) for name in names}

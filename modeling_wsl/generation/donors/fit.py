@@ -27,6 +27,7 @@ RIDGES = (0.003, 0.01, 0.03, 0.1, 0.3, 1.0)  # by the mean square of the inputs
 HELD_OUT = 0.25  # the share of the examples that a ridge is chosen on
 MAX_OUTPUTS = 8192  # of a map that is fitted: vocabularies are left as they are
 DONOR_BATCH = 128
+NORM_EPS = 1e-5  # of batch norms, torch's default
 
 
 @dataclass(frozen=True)
@@ -133,7 +134,7 @@ def plan_fit(transfer: Transfer) -> FitPlan:
     donor_sums = {add.map: add for add in donor.adds if add.map is not None}
     last: dict[str, Add] = {}
     for add in target.adds:
-        if add.map in maps and (block := _block(by_event[add.map].weight, pairing.blocks)):
+        if add.map in maps and (block := pairing.block_of(by_event[add.map].weight)):
             last[block] = add
     sums = {}
     for block, add in last.items():
@@ -143,18 +144,11 @@ def plan_fit(transfer: Transfer) -> FitPlan:
             sums[add.event] = donor_sums[partner.event].event
     for add in target.adds:  # in front of the last one of a block, where the donor has as many
         if add.map in maps and add.event not in sums and maps[add.map] in donor_sums:
-            block = _block(by_event[add.map].weight, pairing.blocks)
+            block = pairing.block_of(by_event[add.map].weight)
             if block is None or pairing.blocks[block] == pairing.ends[block]:
                 sums[add.event] = donor_sums[maps[add.map]].event
     held_back = {add.map: add.event for add in target.adds if add.event in sums}
     return FitPlan(maps, sums, held_back)
-
-
-def _block(weight: str, blocks: Mapping[str, str]) -> str | None:
-    """The innermost block that a map lies in, the map's own module aside."""
-    module = weight.rsplit(".", 1)[0] + "."
-    around = [prefix for prefix in blocks if weight.startswith(prefix) and prefix != module]
-    return max(around, key=len, default=None)
 
 
 class FittingPass(EventMode):
@@ -233,7 +227,6 @@ class FittingPass(EventMode):
         given = self.rows.take(output, -3 if name == "convolution" else -1)
         target = None if stream is None else self.transfer.outputs(one.weight, 1 if one.transposed else 0, stream)
         parts = (inputs, base, branch, given, target)
-        self.progress.update()
         if any(part is None for part in parts) or len({len(inputs[0]), *map(len, parts[1:])}) != 1:
             return args
         if kwargs.get("alpha", 1) != 1:
@@ -339,9 +332,6 @@ class FittingPass(EventMode):
         self.fitted[one.weight] = facts
         weight = weight + change
         return weight, start - weight @ mean if offset and bias is not None else bias
-
-
-NORM_EPS = 1e-5
 
 
 def ridge(rows: Tensor, target: Tensor, held_out: Tensor) -> tuple[Tensor, dict[str, float]]:

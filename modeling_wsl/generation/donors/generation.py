@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from transformers.utils import logging
 
 from ...tokens.manifest import check_choice
-from ..anchors import AnchorSource, adapt_input_channels, can_adapt, named_tensors
+from ..anchors import AnchorSource, adapt_input_channels, named_tensors
 from ..batch_norm import model_inputs, reestimate_batch_norm, tracked_norms
 from ..generated_model import GeneratedModel, entries_by_origin, package_versions
 from ..ranking import Scorer, logits_of, scorer
@@ -216,19 +216,15 @@ class TransferPlan:
         state = self.module.state_dict()
         stored = {name: state[name] for name in self.target.tensors}
         donor_state = self.donor.module.state_dict()
+        for name, partner in self.transfer.pairing.tensors.items():
+            value, wanted = donor_state[partner], stored[name]
+            if value.dim() > 2 and value.shape[1] != wanted.shape[1] and self.transfer.reads_inputs(name):
+                donor_state[partner] = adapt_input_channels(value, wanted.shape[1], self.in_channels(wanted))
         values, left = resized(self.transfer, donor_state, stored, divide=self.settings.how != "select")
         trace = self.transfer.target.trace
         head = set(self.target.head)
         if (classifier := classifier_of(trace)) is not None:
             head |= {classifier.weight, *([classifier.bias] if classifier.bias else [])}
-        for name in list(left):
-            partner = self.transfer.pairing.tensors.get(name)
-            value = donor_state.get(partner)
-            channels = self.target.in_channels or example_channels(self.settings.images)
-            if value is not None and channels and can_adapt(value.shape, stored[name].shape, channels):
-                adapted = adapt_input_channels(value, stored[name].shape[1], channels)
-                values[name] = adapted.to(stored[name].dtype)
-                del left[name]
         self.initialized = {name for name in left if name in head or name in self.kept} | self.kept
         missing = [name for name in left if name not in self.initialized]
         if missing:
@@ -239,6 +235,12 @@ class TransferPlan:
                 "initialize= the modules that may keep their initialization, or give another donor."
             )
         self.values = {name: value for name, value in values.items() if name not in self.initialized}
+
+    def in_channels(self, stem: Tensor) -> int:
+        """Of the images, where they or the target say it; else the stem's own (it is no space-to-depth one)."""
+        if isinstance(self.settings.images, Tensor):
+            return self.settings.images.shape[1]
+        return self.target.in_channels or stem.shape[1]
 
     def model(self, index: int) -> GeneratedModel:
         """Carries the plan out."""
@@ -313,7 +315,7 @@ class TransferPlan:
         pairing = self.transfer.pairing
         partner = pairing.tensors[name]
         facts: dict[str, Any] = {"tensor": partner, "shape": list(self.donor.target.tensors[partner].shape)}
-        block = max((prefix for prefix in pairing.blocks if name.startswith(prefix)), key=len, default=None)
+        block = pairing.block_of(name)
         if block is not None and pairing.blocks[block] != pairing.ends[block]:
             facts["blocks"] = [pairing.blocks[block].rstrip("."), pairing.ends[block].rstrip(".")]
         if name in pairing.extra:
@@ -336,7 +338,3 @@ class TransferPlan:
                 f"{error:.1e}: layer norms keep them where sizes are multiples of the donor's only."
             )
         return error
-
-
-def example_channels(images: Any) -> int | None:
-    return images.shape[1] if isinstance(images, Tensor) else None

@@ -68,9 +68,14 @@ def open_donor(
         return OpenedDonor(target.build().eval(), target, facts, type(source).__name__)
     target = resolve_target(built(build)) if build is not None else _architecture(source, options)
     checkpoint = open_checkpoint(source, **options)
-    [anchor] = match_anchors(target, [checkpoint], frozenset(target.tensors)).anchors
-    module = target.build()
-    state = anchor.state_dict(target.tensors)
+    weights = frozenset(name for name, spec in target.tensors.items() if spec.torch_dtype.is_floating_point)
+    matched = match_anchors(target, [checkpoint], weights)
+    [anchor], module = matched.anchors, target.build()
+    # A counter that the file lacks stays as it is built.
+    state = {
+        **module.state_dict(),
+        **anchor.state_dict(name for name in target.tensors if name not in matched.initialized),
+    }
     module.load_state_dict({name: state[target.tied.get(name, name)] for name in target.tensor_order})
     return OpenedDonor(module.float().eval(), target, anchor.facts(), str(checkpoint.source))
 
@@ -136,7 +141,7 @@ def example_inputs(module: nn.Module, images: Any = None) -> Any:
     if isinstance(module, PreTrainedModel) and module.main_input_name == "input_ids":
         vocabulary = getattr(module.config, "vocab_size", None) or 2
         length = min(TOKENS, getattr(module.config, "max_position_embeddings", TOKENS) or TOKENS)
-        return {"input_ids": torch.arange(length)[None] % vocabulary}
+        return {"input_ids": torch.arange(length)[None] * 7 % vocabulary}
     channels, height, width = image_shape(module)
     return torch.randn(1, channels, height, width, generator=torch.Generator().manual_seed(0))
 

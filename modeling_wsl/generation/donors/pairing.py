@@ -36,6 +36,12 @@ class Pairing:
     unused: list[str] = field(default_factory=list)
     first: bool = False
 
+    def block_of(self, name: str) -> str | None:
+        """The innermost block that a target's tensor lies in, its own module aside."""
+        module = name.rsplit(".", 1)[0] + "."
+        around = [prefix for prefix in self.blocks if name.startswith(prefix) and prefix != module]
+        return max(around, key=len, default=None)
+
 
 class _Node:
     """A part of a name, in the order of the state dict: `children` by the next part, `name` where a tensor ends."""

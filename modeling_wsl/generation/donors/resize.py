@@ -122,6 +122,11 @@ class Transfer:
                 entries[place] = held[_occurrence(turn, counts[neuron], len(held), *inner)]
         return entries
 
+    def reads_inputs(self, name: str) -> bool:
+        """Whether the second axis of a target's tensor is over what the network is given, not over neurons."""
+        known = name in self.target.neurons.axes and self.pairing.tensors[name] in self.donor.neurons.axes
+        return known and name not in self.target.trace.groups and self.entries(name, 1) is None
+
     def tensor(self, name: str, value: Tensor, shape: torch.Size, divide: bool = True) -> Tensor | None:
         """The donor's value for a target's tensor, float32 of `shape`; None: its axes cannot be brought to it.
 
@@ -152,7 +157,14 @@ class Transfer:
                     counts = np.bincount(entries[entries >= 0])
                     factor /= torch.from_numpy(counts[np.maximum(entries, 0)].astype(np.float32))
             value = picked * factor.view([-1 if one == axis else 1 for one in range(value.dim())])
-        return resample(value, shape)
+        return resample(value, shape, self.by_position(name))
+
+    def by_position(self, name: str) -> bool:
+        """Whether a target's tensor holds a vector for every position (and not for a class or a word)."""
+        trace = self.target.trace
+        if name in trace.embeddings:
+            return name in trace.positions
+        return name not in {one.weight for one in trace.maps}
 
     def _query_factor(self, own: np.ndarray) -> Tensor:
         """Scores sum over repeated (or missing) neurons of a head and are scaled by the root of its size.
@@ -243,7 +255,7 @@ def map_neurons(space: Space, partner: Space) -> np.ndarray:
     return chosen
 
 
-def resample(value: Tensor, shape: torch.Size) -> Tensor | None:
+def resample(value: Tensor, shape: torch.Size, positions: bool) -> Tensor | None:
     """Kernels and positions by interpolation; None: another kind of axis differs.
 
     A kernel keeps its norm for white inputs: the values are scaled by the root of the ratio of their numbers.
@@ -257,7 +269,7 @@ def resample(value: Tensor, shape: torch.Size) -> Tensor | None:
         return kernel * (value[0, 0].numel() / kernel[0, 0].numel()) ** 0.5
     if value.dim() == 3 and value.shape[0] == shape[0] == 1 and value.shape[2] == shape[2]:
         return _positions(value[0], shape[1])[None]
-    if value.dim() == 2 and value.shape[1] == shape[1]:
+    if positions and value.dim() == 2 and value.shape[1] == shape[1]:
         return _positions(value, shape[0])
     return None
 

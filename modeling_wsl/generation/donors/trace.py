@@ -139,6 +139,7 @@ class Trace:
         maps, adds: in the order of their use.
         normalized: event of a map -> the parameters of the batch norm right after it.
         embeddings: names of weights whose rows are looked up.
+        positions: those of them that are looked up in their order, by position.
         order: tensor names in the order of their first use.
         count: of numbers.
     """
@@ -155,6 +156,7 @@ class Trace:
     order: list[str] = field(default_factory=list)
     normalized: dict[Event, tuple[str, ...]] = field(default_factory=dict)
     embeddings: list[str] = field(default_factory=list)
+    positions: set[str] = field(default_factory=set)
     count: int = 0
 
 
@@ -388,6 +390,9 @@ class _Tracer(EventMode):
         if w is None or not w.names:
             return
         self.trace.embeddings.append(w.names[0])
+        places = args[1].reshape(-1, args[1].shape[-1])[0] if args[1].dim() else args[1].reshape(1)
+        if bool((places.diff() == 1).all()):
+            self.trace.positions.add(w.names[0])
         columns = self.trace.axes[w.names[0]][1].int()
         self.set(output, [columns.view(*[1] * (output.dim() - 1), -1)], last=w.names)
 
@@ -514,7 +519,7 @@ class _Tracer(EventMode):
             elif name not in ("add", "to", "_to_copy", "dropout"):
                 facts["after"] = (*x.after, ("other", ()))
         elif name == "add" and event is not None and len(active) == 2 and len(tensors) == 2:
-            self.residual(event, [self.value(tensor) for tensor in tensors], ids)
+            self.residual(event, [self.value(tensor) for tensor in tensors])
         for part in parts:
             if isinstance(part, Tensor) and part.shape == shaped.shape:
                 self.set(part, ids, **facts)
@@ -546,14 +551,17 @@ class _Tracer(EventMode):
                 ids[best] = torch.where(first >= 0, first, second)
         return ids
 
-    def residual(self, event: Event, operands: Sequence[_Value], ids: Sequence[Tensor]) -> None:
+    def residual(self, event: Event, operands: Sequence[_Value]) -> None:
         """The operand behind more maps is the branch; the other is the stream, or a projection of it."""
         depths = [value.depth for value in operands]
-        axes = _axes(ids[0]) if ids else set()
-        if len(axes) == 1 and operands[0].tensor.shape == operands[1].tensor.shape and depths[0] != depths[1]:
-            branch = depths.index(max(depths))
-            value = operands[branch]
-            self.trace.adds.append(Add(event, branch, axes.pop() - ids[0].dim(), value.map, value.after, value.last))
+        if operands[0].tensor.shape != operands[1].tensor.shape or depths[0] == depths[1]:
+            return
+        branch = depths.index(max(depths))
+        value = operands[branch]
+        axes = _axes(value.ids[0]) if value.ids else set()
+        if len(axes) == 1:
+            axis = axes.pop() - value.tensor.dim()
+            self.trace.adds.append(Add(event, branch, axis, value.map, value.after, value.last))
 
 
 def operation_takes_order(args: Sequence[Any]) -> bool:
