@@ -124,7 +124,8 @@ class Transfer:
 
     def reads_inputs(self, name: str) -> bool:
         """Whether the second axis of a target's tensor is over what the network is given, not over neurons."""
-        known = name in self.target.neurons.axes and self.pairing.tensors[name] in self.donor.neurons.axes
+        known = name in {one.weight for one in self.target.trace.maps}
+        known &= self.pairing.tensors[name] in self.donor.neurons.axes
         return known and name not in self.target.trace.groups and self.entries(name, 1) is None
 
     def tensor(self, name: str, value: Tensor, shape: torch.Size, divide: bool = True) -> Tensor | None:
