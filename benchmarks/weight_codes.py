@@ -16,11 +16,11 @@ import pyarrow.parquet as pq
 import torch
 
 from datasets_scripts.embedding.linear_projection import LinearBaseline, standardize
+from datasets_scripts.inspection.tensor_kinds import kind_of, stem_name
 from datasets_scripts.schema import MODELS, TRAIN, VALIDATION
 from modeling_wsl import WeightManifest, WSLFeatureExtractor, WSLModel
 from modeling_wsl.backbone.losses import MIN_STD, token_moments
 from modeling_wsl.codes.low_rank import Layout, Piece, weighted_matrix
-from modeling_wsl.tokens.kinds import kind_of, stem_name
 from modeling_wsl.tokens.manifest import Block, LayerSpec, TensorSpec, split_name
 
 
