@@ -4,10 +4,10 @@ VENV := .venv
 BIN := $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help quickstart test conformance lint format
+.PHONY: help quickstart test test-large conformance lint format
 
 help: ## Show this help
-	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "make %-12s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "make %-12s %s\n", $$1, $$2}'
 
 # The stamp is newer than pyproject.toml only after a complete installation.
 $(VENV)/.installed: pyproject.toml
@@ -21,6 +21,9 @@ quickstart: $(VENV)/.installed ## Train a zoo, tokenize it, pretrain, embed, gen
 
 test: $(VENV)/.installed ## Run the tests
 	$(BIN)/python -m pytest -q -n 2 --dist worksteal
+
+test-large: $(VENV)/.installed ## Run the tests that `make test` leaves out: compiled kernels, the largest architectures
+	$(BIN)/python -m pytest -q -m large
 
 conformance: $(VENV)/.installed ## Try checkpoints of every kind; writes the table in docs/checkpoints.md
 	PYTHONPATH=.:tests/fixtures $(BIN)/python tests/conformance/report.py

@@ -75,7 +75,12 @@ def assert_round_trip(fx: WSLFeatureExtractor, source, state: dict[str, torch.Te
         assert same_bits(back[name], tensor), name
 
 
-@pytest.mark.parametrize("name", PAPER_ARCHITECTURES)
+LARGE = ("resnet101", "resnet152", "convnext_small", "convnext_base")  # as their smaller kin, and 10 s each
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.large if name in LARGE else ()) for name in PAPER_ARCHITECTURES]
+)
 def test_every_architecture_of_the_paper_comes_back_bit_for_bit(name):
     with torch.device("meta"):
         model = timm.create_model(name)

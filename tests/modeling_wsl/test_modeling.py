@@ -93,7 +93,7 @@ def test_eager_equals_sdpa(options):
         torch.testing.assert_close(outputs["sdpa"][key], outputs["eager"][key], rtol=1e-4, atol=1e-6)
 
 
-@pytest.mark.slow
+@pytest.mark.large
 def test_flex_attention_equals_sdpa_without_gradients():
     model = trained(WSLModel(small_config(hidden_size=32)))
     batch = windows()
@@ -437,7 +437,7 @@ def test_training_and_inference_are_one_graph_each():
     check_compiled_equals_eager({**OURS, **SANE, "loss_normalization": "layer"}, backend="eager")
 
 
-@pytest.mark.slow
+@pytest.mark.large
 def test_training_and_inference_compile_to_kernels():
     check_compiled_equals_eager({**OURS, **SANE, "loss_normalization": "layer"}, backend="inductor")
 

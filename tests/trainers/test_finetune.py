@@ -386,7 +386,7 @@ def test_a_run_killed_anywhere_and_started_again_ends_with_the_same_bytes(tmp_pa
 
     expected = run(tmp_path / "whole")
     whole, attempts = hashes(tmp_path / "whole"), 0
-    for at in (3, 9, 16, 24, 31, 40):
+    for at in (3, 16, 31):
         folder = tmp_path / f"killed-{at}"
         while run_and_die(lambda: run(folder), at, places):  # noqa: B023
             attempts += 1
@@ -395,7 +395,7 @@ def test_a_run_killed_anywhere_and_started_again_ends_with_the_same_bytes(tmp_pa
             at += 7
         assert run(folder) == expected
         assert hashes(folder) == whole
-    assert attempts >= 6
+    assert attempts >= 3
 
 
 def test_a_finished_run_is_not_trained_again(tmp_path):

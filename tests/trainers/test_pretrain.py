@@ -44,7 +44,7 @@ def data(tmp_path_factory):
 
 
 def test_a_run_that_sigterm_stopped_and_latest_resumed_equals_an_uninterrupted_one(data, tmp_path):
-    options = {"max_steps": 150, "eval_steps": 0, "logging_steps": 1, "gradient_accumulation_steps": 2}
+    options = {"max_steps": 90, "eval_steps": 0, "logging_steps": 1, "gradient_accumulation_steps": 2}
     broken = command(arguments(data, tmp_path / "broken", **options))
     metrics = tmp_path / "broken" / "metrics.jsonl"
     while broken.poll() is None and not (metrics.is_file() and '"loss"' in metrics.read_text()):
@@ -53,7 +53,7 @@ def test_a_run_that_sigterm_stopped_and_latest_resumed_equals_an_uninterrupted_o
     output = finish(broken)
     stopped = last_checkpoint(tmp_path / "broken")
     step = int(stopped.name.removeprefix("checkpoint-"))
-    assert 0 < step < 150
+    assert 0 < step < 90
     assert "SIGTERM; saving, then stopping. Go on with --resume_from_checkpoint latest" in output
     assert json.loads((tmp_path / "broken" / "training_facts.json").read_text())["status"] == "interrupted"
     assert not (tmp_path / "broken" / "model.safetensors").exists()
@@ -61,13 +61,13 @@ def test_a_run_that_sigterm_stopped_and_latest_resumed_equals_an_uninterrupted_o
     finish(command(arguments(data, tmp_path / "broken", "--resume_from_checkpoint", "latest", **options)))
     finished = main(arguments(data, tmp_path / "whole", **options))
     for name in ("model.safetensors", "optimizer.safetensors"):
-        first, second = (tmp_path / run / "checkpoint-150" / name for run in ("whole", "broken"))
+        first, second = (tmp_path / run / "checkpoint-90" / name for run in ("whole", "broken"))
         assert first.read_bytes() == second.read_bytes()
     losses = [
         {line["step"]: line["loss"] for line in lines_of(tmp_path / run) if "loss" in line}
         for run in ("whole", "broken")
     ]
-    assert losses[0] == losses[1] and len(losses[0]) == 150
+    assert losses[0] == losses[1] and len(losses[0]) == 90
     resumed = json.loads((tmp_path / "broken" / "training_facts.json").read_text())
     assert all(finished[name] == resumed[name] for name in ("status", "val_r2", "tokens_seen", "baselines"))
 

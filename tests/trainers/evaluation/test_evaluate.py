@@ -209,6 +209,7 @@ def test_the_test_split_is_touched_once_at_the_end_of_a_run(init, monkeypatch):
 def test_few_shot_keeps_several_models_of_every_arm_and_measures_their_ensembles(init, place):
     config = replace(
         init[0],
+        keep_models=False,
         protocol="few-shot",
         anchors=[str(place / "anchor_0"), str(place / "anchor_1")],
         finetune={"use_cpu": True},
@@ -247,6 +248,7 @@ def test_a_head_for_other_classes_is_initialized_and_nothing_is_ranked(init, pla
     digits = write_digits(place / "four_digits", classes=4)
     config = replace(
         init[0],
+        keep_models=False,
         data={"images": str(digits), **DATA, "max_train": 64},
         arms=["anchor", "generated", "anchor + noise"],
         seeds=1,
