@@ -25,7 +25,7 @@ from modeling_wsl.generation.ranking import Ensemble
 from ..finetuning.finetune_trainer import DivergedError, Measurement, finetune
 from ..finetuning.tasks import IMAGE_CLASSIFICATION
 from .comparison import AGREEMENT_EXAMPLES, Comparison
-from .evaluate_config import ARMS
+from .evaluate_config import ARMS, DONOR_ARMS
 from .initial_weights import FROM_GENERATED, InitialWeights, Reference, initial_weights, reference_of
 from .weight_comparison import compare_weights, function_agreement
 
@@ -156,6 +156,8 @@ def _run(comparison: Comparison, task: ArmTask, arm: str, initial: Sequence[Init
             history = [Measurement(0, 0.0, 0, None, comparison.measure_validation(module))]
         else:
             config = replace(comparison.protocol.finetune, seed=task.seed)
+            if "learning_rate" in start.facts:
+                config = replace(config, learning_rate=start.facts["learning_rate"])
             data = comparison.splits.train, comparison.validation_examples
             history = finetune(module, *data, config, progress=False, task=comparison.task)
         test = comparison.measure_test(module)
@@ -212,7 +214,7 @@ def _load_reference(path: Path) -> Reference:
 def _collect(tasks: Sequence[ArmTask], arms: Sequence[str], metric: str) -> dict[str, Any]:
     results: dict[str, dict[str, Any]] = {}
     skipped, weights = {}, {}
-    for arm in (arm for arm in ARMS if arm in arms):
+    for arm in (arm for arm in {**ARMS, **DONOR_ARMS} if arm in arms):
         outcomes = {task.seed: task.run.read_record(task.name(arm)) for task in tasks if arm in task.arms}
         done = [outcome for outcome in outcomes.values() if "runs" in outcome]
         failed = [{"seed": seed, "why": o["skipped"]} for seed, o in outcomes.items() if "skipped" in o]
@@ -220,7 +222,7 @@ def _collect(tasks: Sequence[ArmTask], arms: Sequence[str], metric: str) -> dict
             skipped[arm] = failed[0]["why"]
             continue
         runs = [run for outcome in done for run in outcome["runs"]]
-        results[arm] = {"about": ARMS[arm], "runs": runs, "summary": summarize(runs, metric)}
+        results[arm] = {"about": {**DONOR_ARMS, **ARMS}[arm], "runs": runs, "summary": summarize(runs, metric)}
         if ensembles := [outcome["ensemble"] for outcome in done if "ensemble" in outcome]:
             results[arm]["ensembles"] = ensembles
         if failed:

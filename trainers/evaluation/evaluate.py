@@ -17,10 +17,12 @@ from modeling_wsl.checkpoints.checkpoint import open_checkpoint
 from modeling_wsl.checkpoints.errors import CheckpointError
 from modeling_wsl.configuration_wsl import WSLConfig
 from modeling_wsl.feature_extraction_wsl import WSLFeatureExtractor
+from modeling_wsl.generation.donors.networks import built, is_builder
 from modeling_wsl.generation.generate import EXTRACTOR_SETTINGS
 from modeling_wsl.generation.generated_model import package_versions
 from modeling_wsl.generation.plan import plan_generation
 from modeling_wsl.generation.settings import GenerationSettings
+from modeling_wsl.generation.targets import resolve_target
 from modeling_wsl.loading import find_backbone
 
 from ..data.images.image_data import load_images
@@ -31,6 +33,7 @@ from ..pretrain import versions
 from .arm_runs import MODELS, run_arms
 from .comparison import Comparison, EvaluationProtocol, backbone_generator
 from .controls import cached_pca
+from .donor_arms import DonorComparison, open_donors
 from .evaluate_config import FEW_SHOT, INIT, EvaluateConfig
 from .evaluate_report import write_report
 from .initial_weights import skip_reason
@@ -64,7 +67,7 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
     """
     folder = Path(config.output_dir)
     cache_dir = Path(config.cache_dir) if config.cache_dir else folder / "cache"
-    name, commit = find_backbone(config.backbone)
+    name, commit = (None, None) if config.donors else find_backbone(config.backbone)
     opener = EvaluationOpener(json.dumps({**vars(config), "cache_dir": str(cache_dir)}), name, commit)
     comparison = opener.open()
     _check_model(comparison)
@@ -77,11 +80,13 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
     data, ranked_by = comparison.splits.facts(), comparison.ranked_by
     identity = {
         "data_fingerprint": data["fingerprint"],
-        "backbone_weights": commit or _weights_hash(name),
-        "anchor_weights": [anchor.checkpoint.sha256() for anchor in comparison.plan.anchors],
+        "backbone_weights": None if config.donors else commit or _weights_hash(name),
+        "anchor_weights": [donor.facts.get("sha256") for donor in comparison.donors]
+        if config.donors
+        else [anchor.checkpoint.sha256() for anchor in comparison.plan.anchors],
     }
     run = RunFolder(folder, "an evaluation", records="runs", report=EVALUATION_FILE)
-    warnings = _warnings(config, ranked_by, comparison.has_new_head)
+    warnings = _warnings(config, ranked_by, comparison.has_new_head and not config.donors)
     for warning in warnings:
         logger.warning("%s", warning)
     metric = _metric(config)
@@ -107,6 +112,9 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
             "weights": outcomes["weights"],
             "loading": _check_loading(opener.open(), folder) if config.keep_models else {},
         }
+        if config.donors:
+            results["donors"] = opener.open().donor_scores()
+            note_gain(results)
         run.finish(results)
         write_report(results, folder)
     return results
@@ -123,7 +131,7 @@ class EvaluationOpener:
     """
 
     settings: str
-    backbone: str
+    backbone: str | None
     commit: str | None
 
     def open(self) -> Comparison:
@@ -133,6 +141,8 @@ class EvaluationOpener:
             ValueError: see `evaluate`.
         """
         config = build(EvaluateConfig, ("the evaluation", json.loads(self.settings)))
+        if config.donors:
+            return _donor_comparison(config)
         name, commit = self.backbone, self.commit
         feature_extractor = WSLFeatureExtractor.from_pretrained(name, revision=commit)
         latent_size = WSLConfig.from_pretrained(name, revision=commit).latent_size
@@ -178,6 +188,42 @@ class EvaluationOpener:
                 "trains none. Give anchors that were trained on this dataset, or take --protocol init"
             )
         return comparison
+
+
+def _donor_comparison(config: EvaluateConfig) -> DonorComparison:
+    images = config.task == IMAGE_CLASSIFICATION.name
+    splits = load_images(config.data_config) if images else load_text(config.data_config)
+    shape = {"num_classes": splits.num_classes, "in_channels": splits.config.channels} if images else {}
+    target, sizes = config.target, {"target_kwargs": config.target_kwargs, **shape}
+    if is_builder(target):
+        target, sizes = built(target), {}
+    comparison = DonorComparison(
+        plan=None,
+        latent_size=0,
+        generate=None,
+        task=IMAGE_CLASSIFICATION if images else CAUSAL_LANGUAGE_MODELING,
+        splits=splits,
+        protocol=EvaluationProtocol(num_candidates=1, num_kept=1, finetune=config.finetune_config),
+        options=config.finetune_config,
+        own_target=resolve_target(target, **sizes),
+        donors=open_donors(config.donors, config.donor_modules),
+        num_images=config.num_images,
+        distill_epochs=config.distill_epochs,
+    )
+    comparison.check()
+    return comparison
+
+
+def note_gain(results: dict[str, Any]) -> None:
+    """Adds to every arm after how many epochs its mean has reached the end of tuned scratch (None: never)."""
+    scratch = results["arms"].get("scratch, tuned") or results["arms"].get("scratch")
+    if scratch is None:
+        return
+    sign = -1 if results["metric"] == "loss" else 1
+    goal = sign * scratch["summary"]["by_epoch"][-1]["mean"]
+    for outcome in results["arms"].values():
+        points = outcome["summary"]["by_epoch"]
+        outcome["epochs_to_scratch"] = next((p["epoch"] for p in points if sign * p["mean"] >= goal), None)
 
 
 def _pca(config: EvaluateConfig, feature_extractor: WSLFeatureExtractor, rank: int) -> LinearBaseline | None:

@@ -29,6 +29,19 @@ ARMS = {
     "inherited only": "what generation took from the anchor untouched, all else as in scratch",
     "scratch": "the architecture's own random initialization: the lower bound",
 }
+# The arms of a comparison of donors, in the order in which they are run: what decides comes first.
+DONOR_ARMS = {
+    "scratch, tuned": "the architecture's own initialization, its learning rate the best of three on validation",
+    "weight selection": "evenly spaced entries of a donor's first blocks (Xu et al. 2023)",
+    "resize": "a donor resized: one map for every space of neurons, blocks by relative depth",
+    "fit": "resized, then every map fitted in closed form on unlabeled training images",
+    "fit + head": "the same, and a ridge classifier from the images' labels",
+    "scratch, distilled": "the architecture's own initialization, trained towards the donor's outputs on those images",
+    "fit, distilled": "the fitted network, trained likewise",
+    "untrained donor": "fitted to a donor of random weights",
+    "permuted donor": "fitted to a donor with the entries of every parameter shuffled",
+    "scratch": "the architecture's own random initialization: the lower bound",
+}
 # Arms of the few-shot protocol that must be asked for, by their options.
 ON_REQUEST = {"bootstrapped": "bootstrap_rounds", "interpolated": "interpolation_points"}
 # What may change between two runs in one folder: each outcome is that of its own arm and seed.
@@ -52,6 +65,10 @@ class EvaluateConfig:
     target: str = option("", "timm name, or folder or Hub id of a transformers or timm model: what is generated")
     target_kwargs: dict = option({}, "of the target, as its library takes them: --target_kwargs.img_size 32")
     anchors: list = option([], "trained models of that architecture, separated by commas: folders or Hub ids")
+    donors: list = option([], "trained models of other sizes, in place of anchors: starting weights from them")
+    donor_modules: list = option([], "FILE.py:FUNCTION for every donor whose own files do not name its architecture")
+    num_images: int = option(512, "donors: training images, or blocks of text, that are fitted on")
+    distill_epochs: int = option(5, "donors: passes over them in the arms that are distilled")
     stem: str = option(
         "adapt", "of an anchor for images of another number of channels", choices=("adapt", "initialize")
     )
@@ -85,14 +102,27 @@ class EvaluateConfig:
     overwrite_output_dir: bool = option(False, "delete the evaluation that output_dir holds, and begin anew")
 
     def __post_init__(self) -> None:
-        for name in ("backbone", "target", "anchors", "output_dir", "data"):
+        if self.donors:
+            self._check_donors()
+        for name in ("target", "output_dir", "data", *(() if self.donors else ("backbone", "anchors"))):
             if not getattr(self, name):
                 how = ".images DIR, or --data.text FILE" if name == "data" else " …"
                 raise ConfigError(f"option '{name}' is missing: --{name}{how}")
         for arm in self.arms:
-            if arm not in ARMS:
-                raise ConfigError(f"option 'arms' names '{arm}'.{nearest(arm, ARMS)} The arms are: {', '.join(ARMS)}.")
-        for name in ("seeds", "num_candidates", "num_kept", "num_workers", "batch_norm_images", "pca_tokens"):
+            if arm not in self.known_arms:
+                known = self.known_arms
+                raise ConfigError(
+                    f"option 'arms' names '{arm}'.{nearest(arm, known)} The arms are: {'; '.join(known)}."
+                )
+        for name in (
+            "seeds",
+            "num_candidates",
+            "num_kept",
+            "num_workers",
+            "batch_norm_images",
+            "pca_tokens",
+            "num_images",
+        ):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ConfigError(f"option '{name}' is {value}; it must be at least 1")
@@ -106,7 +136,7 @@ class EvaluateConfig:
         if self.protocol == INIT:
             if self.kept != 1:
                 raise ConfigError("option 'num_kept' is of the few-shot protocol; init fine-tunes the best draw alone")
-            if len(self.anchors) != 1:
+            if len(self.anchors) != 1 and not self.donors:
                 raise ConfigError(
                     f"option 'anchors' names {len(self.anchors)} models; init draws around one. Leave the others out, "
                     "or take --protocol few-shot"
@@ -117,6 +147,20 @@ class EvaluateConfig:
         if "seed" in self.finetune:
             raise ConfigError("option 'finetune' has 'seed', which is that of each run. Set --seed, and --seeds")
         self.data_config, self.finetune_config  # noqa: B018 - an unknown option is refused here
+
+    def _check_donors(self) -> None:
+        if self.anchors:
+            raise ConfigError("options 'anchors' and 'donors' are two comparisons. Leave one of them out")
+        if self.protocol != INIT:
+            raise ConfigError("option 'donors' is of the protocol init. Leave --protocol out")
+        if self.donor_modules and len(self.donor_modules) != len(self.donors):
+            raise ConfigError(
+                f"option 'donor_modules' names {len(self.donor_modules)} for {len(self.donors)} donors; give one each"
+            )
+
+    @property
+    def known_arms(self) -> dict[str, str]:
+        return DONOR_ARMS if self.donors else ARMS
 
     @property
     def candidates(self) -> int:
@@ -134,6 +178,8 @@ class EvaluateConfig:
     @property
     def wanted_arms(self) -> list[str]:
         """In the order of tables; those that must be asked for by an option of theirs only if they are."""
+        if self.donors:
+            return [arm for arm in DONOR_ARMS if not self.arms or arm in self.arms]
         asked = [arm for arm in ARMS if arm not in ON_REQUEST or getattr(self, ON_REQUEST[arm])]
         return [arm for arm in ARMS if arm in self.arms] if self.arms else asked
 

@@ -36,9 +36,9 @@ def evaluation_page(results: dict[str, Any]) -> str:
     _, label = scale_of(metric)
     runs = {len(outcome["runs"]) for outcome in results["arms"].values()}
     parts = [
-        f"# {config['target']} from {', '.join(config['anchors'])}",
-        f"Backbone {config['backbone']}; protocol {config['protocol']}; {_data(results)}. Seeds: "
-        f"{', '.join(map(str, results['seeds']))}; {_range(runs)} models an arm. {_ranking(results)}",
+        f"# {config['target']} from {', '.join(config['anchors'] or config['donors'])}",
+        f"{_origin(results)}; {_data(results)}. Seeds: {', '.join(map(str, results['seeds']))}; {_range(runs)} models "
+        f"an arm. {_ranking(results)}",
         *(f"**Mind:** {warning}" for warning in results["warnings"]),
         f"## {label.capitalize()}",
         f"Mean ± standard deviation over models, of the half of the validation split that nothing is ranked on "
@@ -46,6 +46,7 @@ def evaluation_page(results: dict[str, Any]) -> str:
         _arms_table(results),
         "![The arms](evaluation.png)",
         *([_ensembles_table(results)] if any("ensembles" in outcome for outcome in results["arms"].values()) else []),
+        *([_donors_table(results)] if results.get("donors") else []),
         "## The arms",
         "\n".join(f"- **{arm}**: {outcome['about']}" for arm, outcome in results["arms"].items()),
     ]
@@ -69,6 +70,36 @@ def evaluation_page(results: dict[str, Any]) -> str:
         parts += ["## Loaded by their own library", _loading(results["loading"])]
     versions = ", ".join(f"{name} {version}" for name, version in results["versions"].items())
     return "\n\n".join([*parts, f"Made with {versions}."]) + "\n"
+
+
+def _origin(results: dict[str, Any]) -> str:
+    config = results["config"]
+    if config["donors"]:
+        return f"Donors of other sizes; fitted on {config['num_images']} training examples without labels"
+    return f"Backbone {config['backbone']}; protocol {config['protocol']}"
+
+
+def _donors_table(results: dict[str, Any]) -> str:
+    """What each arm costs, how early it reaches the end of scratch, and what the donors themselves reach."""
+    factor, label = scale_of(results["metric"])
+    rows = []
+    for arm, outcome in results["arms"].items():
+        seconds = [run["cpu_seconds"] for run in outcome["runs"] if "cpu_seconds" in run]
+        reached = outcome.get("epochs_to_scratch")
+        rows.append(
+            [
+                arm,
+                f"{mean(seconds):.1f}" if seconds else "–",
+                "never" if reached is None else f"{reached:g}",
+            ]
+        )
+    reach = "epochs to the end of scratch, tuned"
+    donors = []
+    for donor in results["donors"]:
+        reached = "other classes" if donor["test"] is None else f"{factor * donor['test'][results['metric']]:.1f}"
+        donors.append(f"- {donor['name']}: {reached}")
+    table = markdown_table(["initial weights", "CPU seconds", reach], rows)
+    return "\n\n".join(["## Cost and gain", table, f"The donors themselves, test {label}:", "\n".join(donors)])
 
 
 def _loading(loading: dict[str, Any]) -> str:

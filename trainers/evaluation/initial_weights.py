@@ -11,6 +11,7 @@ from modeling_wsl.generation.generated_model import GeneratedModel
 
 from .comparison import Comparison, State
 from .controls import inherited_only, permuted, projected, rotated, with_noise
+from .donor_arms import DonorComparison
 from .evaluate_config import ON_REQUEST
 from .weight_comparison import relative_error
 
@@ -54,6 +55,8 @@ class Reference:
 
 def skip_reason(comparison: Comparison, arm: str) -> str | None:
     """The reason why an arm cannot be run at all; None where it can."""
+    if isinstance(comparison, DonorComparison):
+        return comparison.skip_reason(arm)
     protocol, anchors = comparison.protocol, len(comparison.plan.anchors)
     if arm == "PCA" and comparison.pca is None:
         return "no tokenized dataset was given to fit PCA on (option 'tokens')"
@@ -75,6 +78,8 @@ def initial_weights(
         seed: of everything that the arm draws.
         reference: gives the generated models' best one where the arm asks for it.
     """
+    if isinstance(comparison, DonorComparison):
+        return [InitialWeights(one.state, None, one.facts) for one in comparison.weights(arm, seed)]
     if arm == "scratch":
         return [InitialWeights(comparison.scratch(seed), None, {})]
     if arm == "inherited only":

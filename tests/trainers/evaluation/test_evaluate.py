@@ -30,7 +30,7 @@ from trainers.evaluation import arm_runs
 from trainers.evaluation.arm_figure import ARM_STYLES
 from trainers.evaluation.arm_runs import summarize
 from trainers.evaluation.evaluate import EvaluationOpener, evaluate
-from trainers.evaluation.evaluate_config import ARMS, ON_REQUEST, EvaluateConfig
+from trainers.evaluation.evaluate_config import ARMS, DONOR_ARMS, ON_REQUEST, EvaluateConfig
 from trainers.evaluation.evaluate_report import evaluation_figure, evaluation_page
 from trainers.evaluation.initial_weights import initial_weights
 
@@ -317,8 +317,9 @@ def test_page_and_picture_are_made_of_the_record_alone(init):
 
 
 def test_every_arm_has_a_style_of_its_own():
-    assert set(ARM_STYLES) == set(ARMS)
-    assert len({tuple(sorted(map(str, style.items()))) for style in ARM_STYLES.values()}) == len(ARMS)
+    assert set(ARM_STYLES) == {*ARMS, *DONOR_ARMS}
+    for arms in (ARMS, DONOR_ARMS):  # of one picture
+        assert len({tuple(sorted(map(str, ARM_STYLES[arm].items()))) for arm in arms}) == len(arms)
 
 
 def test_deviations_are_those_of_a_sample_and_none_for_a_single_run():
