@@ -58,7 +58,7 @@ def test_every_arm_is_run_for_every_donor_and_says_its_cost_and_gain(place):
     first = {arm: outcome["summary"]["by_epoch"][0]["mean"] for arm, outcome in results["arms"].items()}
     assert first["fit"] > max(first["scratch"], first["untrained donor"], first["weight selection"])
     assert results["arms"]["scratch, tuned"]["runs"][0]["learning_rate"] in (3e-4, 1e-3, 3e-3)
-    assert all(donor["test"]["accuracy"] > 0.5 for donor in results["donors"])
+    assert all(donor["test"]["accuracy"] > 0.25 for donor in results["donors"])
     page = (place / "evaluation" / "evaluation.md").read_text()
     assert "| fit, distilled |" in page and "epochs to the end of scratch" in page
     again = evaluate(EvaluateConfig(**options(place)))
