@@ -217,8 +217,8 @@ class ReproduceOptions:
     EXAMPLE = "hf-wsl reproduce table7 --images cifar10=data/cifar10 --models public_models=models --page RESULTS.md"
 
     tables: list = argument(
-        "table1, 2, 6 to 12, figure2 to 6, 8, populations, codes, or all; speed prints what the scripts under "
-        "benchmarks/ have measured.",
+        "table1, 2, 6 to 12, figure2 to 6, 8, populations, codes, or all; donors: weights for other sizes; speed "
+        "prints what the scripts under benchmarks/ have measured.",
         [],
     )
     scale: str = option("small", "paper, small, or a YAML file like theirs.")
@@ -243,7 +243,7 @@ class ReproduceOptions:
 def reproduce(options: ReproduceOptions) -> Iterator[str]:
     from trainers.reproduction.speed import SPEED, speed_table
 
-    tables = [table for table in options.tables if table != SPEED]
+    tables = [table for table in options.tables if table not in (SPEED, "donors")]
     if SPEED in options.tables:
         yield speed_table(options.output_dir)
         if not tables and options.page is None:
@@ -254,6 +254,16 @@ def reproduce(options: ReproduceOptions) -> Iterator[str]:
     from trainers.reproduction.results_page import write_page
 
     given = parse_given(options.images, options.text, options.models)
+    if "donors" in options.tables and not options.dry_run:
+        from trainers.reproduction.donors import reproduce_donors
+
+        if "cifar10" not in given.images:
+            raise ConfigError("donors are of CIFAR-10: give its folder, --images cifar10=FOLDER")
+        models = given.models.get("public_models")
+        places = Path(given.images["cifar10"]), models and Path(models), options.work_dir, options.output_dir
+        yield str(reproduce_donors(*places))
+        if not tables and options.page is None:
+            return
     if options.dry_run:
         yield from plan_lines(tables or ["all"], options.scale, given, options.work_dir)
         return

@@ -21,10 +21,12 @@ from .publication import STAGING, Publication, model_publication, read_facts, we
 
 PROVENANCE_FILE, CONFIG_FILE, GENERATION_FILE = "provenance.json", "config.json", "generation_config.json"
 OWNED = ("model*.safetensors", "model.safetensors.index.json", CONFIG_FILE, GENERATION_FILE, PROVENANCE_FILE)
-NEEDED = ("target", "anchors", "backbone", "tensors", "entries", "seed", "versions")
+NEEDED = ("target", "anchors", "tensors", "entries", "seed", "versions")
 TAGS = ["hf-wsl", "weight-space-learning", "generated-weights"]
 MEANINGS = {
     "sampled": "drawn by the backbone",
+    "resized": "the donor's, brought to another size",
+    "fitted": "fitted in closed form to the donor's outputs, or to labels",
     "inherited": "the first trained model's own",
     "re-estimated": "batch-norm statistics, measured anew on images",
     "initialized": "the library's initialization, untrained",
@@ -52,9 +54,9 @@ def prepare_generated_model(folder: Path, repo_id: str, license: str | None, on_
         raise PublishError(f"{folder} lacks config.json, without which {library} cannot load it. Generate it again.")
     config = read_facts(folder / CONFIG_FILE, ()) if CONFIG_FILE in configs else {}
     anchors = [find_origin(anchor) for anchor in provenance["anchors"]]
-    backbone = find_origin(provenance["backbone"])
+    backbone = find_origin(provenance["backbone"]) if "backbone" in provenance else None  # donors need none
     refuse_withheld(anchors)
-    stated = [*(anchor.license for anchor in anchors), backbone.license]
+    stated = [origin.license for origin in (*anchors, backbone) if origin is not None]
     settled = settle_license(license, stated, "its anchors and backbone")
     card = generated_model_card(GeneratedFacts(repo_id, provenance, config, anchors, backbone, settled))
     staged = folder / STAGING / PROVENANCE_FILE
@@ -71,7 +73,7 @@ class GeneratedFacts:
         repo_id: where it goes.
         provenance: content of provenance.json.
         config: content of config.json, `{}` where the model is tensors only.
-        anchors, backbone: what it was drawn from.
+        anchors, backbone: what it was drawn from; a model from donors has no backbone.
         license: that it is published under, see `origins.settle_license`.
     """
 
@@ -79,8 +81,12 @@ class GeneratedFacts:
     provenance: Mapping[str, Any]
     config: Mapping[str, Any]
     anchors: Sequence[Origin]
-    backbone: Origin
+    backbone: Origin | None
     license: str
+
+    @property
+    def origins(self) -> list[Origin]:
+        return [origin for origin in (*self.anchors, self.backbone) if origin is not None]
 
     @property
     def library(self) -> str:
@@ -107,7 +113,9 @@ def generated_model_card(facts: GeneratedFacts) -> str:
     )
     classes = config.get("architectures")
     model_class = classes[0] if isinstance(classes, list) and classes else "AutoModel"
-    parts = [("trained model", *anchor.row()) for anchor in facts.anchors] + [("backbone", *facts.backbone.row())]
+    parts = [("trained model", *anchor.row()) for anchor in facts.anchors] + []
+    if facts.backbone is not None:
+        parts.append(("backbone", *facts.backbone.row()))
     score = provenance.get("score")
     return fill_card(
         "generated_model",
@@ -126,7 +134,11 @@ def generated_model_card(facts: GeneratedFacts) -> str:
         score=None if "score" not in provenance else "not finite" if score is None else f"{score:.4g}",
         ranked_by=plain(str(provenance.get("ranked_by"))),
         publisher_license=code(facts.license),
-        shared=all(license_ids(part.license) == (facts.license,) for part in (*facts.anchors, facts.backbone)),
+        shared=all(license_ids(origin.license) == (facts.license,) for origin in facts.origins),
+            license_ids(part.license) == (facts.license,)
+            for part in (*facts.anchors, facts.backbone)
+            if part is not None
+        ),
     )
 
 
@@ -137,12 +149,14 @@ def _sources(provenance: Mapping[str, Any]) -> str:
     rows = []
     for origin, count in provenance["entries"].items():
         kind, _, source = origin.partition(": ")
-        named = f"{kind} from {code(shortened(source))}" if kind == "inherited" else kind
+        named = f"{kind} from {code(shortened(source))}" if kind in ("inherited", "resized", "fitted") else kind
         rows.append((named, MEANINGS[kind], f"{tensors[origin]:,}", f"{count:,}", f"{count / total:.2%}"))
     return markdown_table(("origin", "meaning", "tensors", "numbers", "share"), rows, text_columns=2)
 
 
 def _settings(provenance: Mapping[str, Any]) -> list[tuple[str, str]]:
+    if "donor" in provenance:
+        return _transfer(provenance)
     backbone, extractor = provenance["backbone"], provenance["feature_extractor"]
     autocast = f", autocast to {provenance['autocast_dtype']}" if provenance["autocast_dtype"] else ""
     window = f"{provenance['window_size']} tokens, halo {provenance['halo']}, batch {provenance['batch_size']}"
@@ -155,6 +169,18 @@ def _settings(provenance: Mapping[str, Any]) -> list[tuple[str, str]]:
         ("tokens", ", ".join(f"{name} {value}" for name, value in extractor.items())),
         ("versions", ", ".join(f"{name} {version}" for name, version in provenance["versions"].items() if version)),
     ]
+
+
+def _transfer(provenance: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """How a donor's weights were taken, as rows of the settings."""
+    rows = [("method", provenance["method"]), ("seed", str(provenance["seed"]))]
+    rows.append(("unlabeled examples", f"{provenance['num_images']:,}"))
+    if (head := provenance.get("head")) is not None:
+        rows.append(("classifier", f"from the labels of {head['images']:,} images, by ridge regression"))
+    if (distillation := provenance.get("distillation")) is not None:
+        rows.append(("distillation", f"{distillation['epochs']} epochs towards the donor's outputs"))
+    versions = ", ".join(f"{name} {version}" for name, version in provenance["versions"].items() if version)
+    return [*rows, ("versions", versions)]
 
 
 def _draws(provenance: Mapping[str, Any]) -> list[tuple[str, str]]:

@@ -87,6 +87,23 @@ def generated(anchors=(ANCHOR,), license="apache-2.0", config=None, **provenance
     return generated_model_card(GeneratedFacts("org/made", facts, config, anchors, own, license))
 
 
+def test_a_model_from_a_donor_names_it_and_says_how_its_weights_were_taken():
+    donor = {
+        **{name: PROVENANCE[name] for name in ("target", "anchors", "seed", "versions")},
+        "donor": 0,
+        "method": "fit",
+        "num_images": 512,
+        "head": {"images": 512},
+        "tensors": {"a": "fitted: big", "b": "resized: big"},
+        "entries": {"fitted: big": 3, "resized: big": 1},
+    }
+    config = {"architecture": "resnet18", "num_classes": 10}
+    card = generated_model_card(GeneratedFacts("org/made", donor, config, (ANCHOR,), None, "apache-2.0"))
+    assert "made of a trained model of another size" in card and "| backbone |" not in card
+    assert "| fitted from `big` | fitted in closed form" in card and "| 75.00% |" in card
+    assert "| unlabeled examples | 512 |" in card
+
+
 def without_front_matter(card):
     return card.split("---\n", 2)[2]
 

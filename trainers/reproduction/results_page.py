@@ -13,6 +13,7 @@ from hf_wsl.files import write_text
 from hf_wsl.tables import markdown_table, plus_minus
 
 from ..probing.probe_config import LEAVE_GROUP_OUT
+from .donors_page import RECORD, donors_section
 from .paper_tables import DISTRIBUTIONS, FEW_SHOT, LANGUAGE, NAMES, PROBING
 from .result_reading import (
     RIVALS,
@@ -39,7 +40,7 @@ generated models beat the controls too.
 | --- | --- |
 | scratch | the architecture's own random initialization |
 | generated | drawn by the backbone around the latents of trained anchors |
-| prior | drawn by the backbone from its prior over latents, without an anchor |
+| prior | drawn from a prior over latents, without an anchor; it stayed behind scratch and is no longer built |
 | reconstructed | the anchor through the backbone and back, without noise |
 | PCA, random projection | each token through a linear map to as many numbers as a latent has, and two moments more |
 | anchor + noise | the anchor plus Gaussian noise as long as the generated model is far, tried and chosen as often |
@@ -67,6 +68,8 @@ def results_page(results_dir: Path, page: Path) -> str:
         parts += [_section(result, folder) for result in results]
     else:
         parts.append("No table has been run yet: `hf-wsl reproduce table7 --scale small` runs one.\n")
+    if (donors := results_dir / RECORD).is_file():
+        parts.append(donors_section(json.loads(donors.read_text(encoding="utf-8"))))
     return "\n".join(parts)
 
 

@@ -51,7 +51,7 @@ class Transfer:
     Attributes:
         maps: target space -> its map.
         tied: weights that are an embedding and a map at once.
-        growing: every space has at least the donor's size: the function can stay the same.
+        growing: no space is smaller than the donor's and no block is left out: the function can stay the same.
     """
 
     def __init__(self, target: Network, donor: Network, pairing: Pairing) -> None:
@@ -59,7 +59,7 @@ class Transfer:
         self.maps: dict[int, NeuronMap] = {}
         self.neuron = np.full(target.trace.count, -1, np.int64)  # target's neuron -> donor's neuron
         self.head_ratio: dict[int, float] = {}  # the size of a head by the donor's, of spaces of queries and keys
-        self.growing = True
+        self.growing = not pairing.unused
         self.tied = set(target.trace.embeddings) & {one.weight for one in target.trace.maps}
         self.before_tied = {name for one in target.trace.maps if one.weight in self.tied for name in one.before}
         for index, space in enumerate(target.neurons.spaces):

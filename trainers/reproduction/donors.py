@@ -1,9 +1,8 @@
-"""Starting weights for other sizes, from trained donors: how much is there before and after a little training.
+"""`hf-wsl reproduce donors`: starting weights for other sizes from trained donors.
 
-`--models` is a folder of public models with akamaster's CIFAR-10 ResNet-20 and -56 (He et al. 2015, padded shortcuts),
-`--images` a folder of CIFAR-10 as Parquet files. First the public donors, untrained. Then eight small architectures:
-three donors of each are trained here, and `hf-wsl evaluate` compares what a target of two thirds of their width starts
-from. Everything lies in `--work_dir` and is not done again.
+First public donors, untrained: akamaster's CIFAR-10 ResNet-20 and -56 (He et al. 2015, padded shortcuts). Then eight
+small architectures: three donors of each are trained here, and an evaluation compares what a target of two thirds of
+their width starts from. What is done is not done again.
 """
 
 import time
@@ -12,25 +11,29 @@ from typing import Any
 
 import pyarrow.parquet as pq
 import torch
-from harness import machine, parser_of, publish
 from torch import nn
 from torch.nn import functional
 
+from hf_wsl.files import write_json
+from hf_wsl.options import ConfigError
+from hf_wsl.workers import one_thread
 from modeling_wsl.generation.donors.generation import DonorSettings, generate_from_donors
 from modeling_wsl.generation.donors.networks import open_donor
+from modeling_wsl.generation.generated_model import package_versions
 from modeling_wsl.generation.targets import resolve_target
-from trainers.data.data_config import ImageDataConfig
-from trainers.data.images.image_data import ImageSplits, load_images
-from trainers.evaluation.evaluate import evaluate
-from trainers.evaluation.evaluate_config import EvaluateConfig
-from trainers.finetuning.finetune_options import FinetuneOptions
-from trainers.finetuning.finetune_trainer import finetune
+
+from ..data.data_config import ImageDataConfig
+from ..data.images.image_data import ImageSplits, load_images
+from ..evaluation.evaluate import evaluate
+from ..evaluation.evaluate_config import EvaluateConfig
+from ..finetuning.finetune_options import FinetuneOptions
+from ..finetuning.finetune_trainer import finetune
+from .donors_page import ARMS, RECORD
 
 
 # (target's depth and width, donor's depth, unlabeled images)
 PUBLIC = ((14, 12, 20, 128), (14, 12, 20, 512), (20, 14, 20, 512), (32, 16, 56, 512), (26, 20, 20, 0))
 PUBLIC_WIDTH = 16
-ARMS = ["scratch, tuned", "weight selection", "resize", "fit"]
 DONORS = 3
 SWIN = {"img_size": 32, "patch_size": 2, "window_size": 4}
 SMALL: dict[str, tuple[str, dict[str, Any], str, dict[str, Any]]] = {
@@ -110,22 +113,33 @@ class CifarResNet(nn.Module):
         return self.linear(x.mean((2, 3)))
 
 
-def main() -> None:
-    parser = parser_of(__doc__)
-    parser.add_argument("--models", type=Path, help="Folder of public models.")
-    parser.add_argument("--images", type=Path, required=True, help="Folder of CIFAR-10.")
-    parser.add_argument("--work_dir", type=Path, required=True)
-    parser.add_argument("--architectures", nargs="*", default=list(SMALL), choices=list(SMALL))
-    args = parser.parse_args()
-    torch.set_num_threads(1)
-    report: dict[str, Any] = {"machine": machine()}
-    if args.models:
-        report["public"] = public(args.models, args.images)
-    report["small"] = {}
-    for name in args.architectures:
-        report["small"][name] = small(name, args.images, args.work_dir)
-        publish(report, args.output)
-    publish(report, args.output)
+def reproduce_donors(images: Path, models: Path | None, work_dir: Path, results_dir: Path) -> Path:
+    """Runs the comparison on one thread; the record is written after every architecture.
+
+    Args:
+        images: folder of CIFAR-10 as Parquet files.
+        models: folder of public models; None: the public donors are left out.
+        work_dir: gets the donors and their evaluations.
+        results_dir: gets `donors_small.json`.
+
+    Returns:
+        The record's path.
+
+    Raises:
+        ConfigError: there are no such files.
+    """
+    if not list(images.glob("train-*.parquet")):
+        raise ConfigError(f"{images} holds no train-*.parquet; give CIFAR-10: --images cifar10=FOLDER")
+    path = results_dir / RECORD
+    report: dict[str, Any] = {"versions": package_versions(), "small": {}}
+    with one_thread():
+        if models is not None:
+            report["public"] = public(models, images)
+        for name in SMALL:
+            report["small"][name] = small(name, images, work_dir / "donors")
+            results_dir.mkdir(parents=True, exist_ok=True)
+            write_json(path, report)
+    return path
 
 
 def public(models: Path, images: Path) -> list[dict[str, Any]]:
@@ -235,7 +249,3 @@ def accuracy(module: nn.Module, images: torch.Tensor, labels: torch.Tensor) -> f
     module.eval()
     guesses = torch.cat([module(batch).argmax(1) for batch in images.split(500)])
     return float((guesses == labels).float().mean())
-
-
-if __name__ == "__main__":
-    main()
