@@ -135,10 +135,6 @@ def generated_model_card(facts: GeneratedFacts) -> str:
         ranked_by=plain(str(provenance.get("ranked_by"))),
         publisher_license=code(facts.license),
         shared=all(license_ids(origin.license) == (facts.license,) for origin in facts.origins),
-            license_ids(part.license) == (facts.license,)
-            for part in (*facts.anchors, facts.backbone)
-            if part is not None
-        ),
     )
 
 

@@ -132,12 +132,13 @@ def reproduce_donors(images: Path, models: Path | None, work_dir: Path, results_
         raise ConfigError(f"{images} holds no train-*.parquet; give CIFAR-10: --images cifar10=FOLDER")
     path = results_dir / RECORD
     report: dict[str, Any] = {"versions": package_versions(), "small": {}}
+    results_dir.mkdir(parents=True, exist_ok=True)
     with one_thread():
         if models is not None:
             report["public"] = public(models, images)
+            write_json(path, report)
         for name in SMALL:
             report["small"][name] = small(name, images, work_dir / "donors")
-            results_dir.mkdir(parents=True, exist_ok=True)
             write_json(path, report)
     return path
 
