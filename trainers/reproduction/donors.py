@@ -205,7 +205,6 @@ def train_donor(folder: Path, architecture: str, options: dict[str, Any], images
         model = target.build(seed)
         config = FinetuneOptions(
             num_train_epochs=6,
-            batch_size=64,
             learning_rate=2e-3,
             lr_scheduler_type="onecycle",
             seed=seed,
