@@ -49,18 +49,19 @@ class _Node:
     def __init__(self) -> None:
         self.children: dict[str, _Node] = {}
         self.name: str | None = None
+        self.shape: tuple[int, ...] = ()
 
-    def tensors(self) -> Iterable[str]:
+    def shapes(self) -> Iterable[tuple[int, ...]]:
         if self.name is not None:
-            yield self.name
+            yield self.shape
         for child in self.children.values():
-            yield from child.tensors()
+            yield from child.shapes()
 
-    def kind(self, prefix: str = "", ranks: Mapping[str, int] | None = None) -> frozenset[str]:
-        """What lies below, numbers of blocks aside: relative names with the number of axes."""
-        own = set() if self.name is None else {f"{prefix}/{(ranks or {}).get(self.name, 0)}"}
+    def kind(self, prefix: str = "") -> frozenset[str]:
+        """What lies below: relative names with the number of axes."""
+        own = set() if self.name is None else {f"{prefix}/{len(self.shape)}"}
         for part, child in self.children.items():
-            own |= child.kind(f"{prefix}.{part}", ranks)
+            own |= child.kind(f"{prefix}.{part}")
         return frozenset(own)
 
 
@@ -72,29 +73,26 @@ def pair_tensors(target: Mapping[str, TensorSpec], donor: Mapping[str, TensorSpe
         first: blocks pair with the donor's first ones (weight selection), not by relative depth.
     """
     pairing = Pairing(first=first)
-    ranks = {name: len(spec.shape) for specs in (donor, target) for name, spec in specs.items()}
-    _pair(_tree(target), _tree(donor), "", "", pairing, ranks, extra=False)
+    _pair(_tree(target), _tree(donor), "", "", pairing, extra=False)
     pairing.unpaired.extend(name for name in target if name not in pairing.tensors)
     used = set(pairing.tensors.values())
     pairing.unused.extend(name for name in donor if name not in used)
     return pairing
 
 
-def _tree(names: Iterable[str]) -> _Node:
+def _tree(specs: Mapping[str, TensorSpec]) -> _Node:
     root = _Node()
-    for name in names:
+    for name, spec in specs.items():
         node = root
         for part in name.split("."):
             node = node.children.setdefault(part, _Node())
-        node.name = name
+        node.name, node.shape = name, tuple(spec.shape)
     return root
 
 
-def _pair(
-    target: _Node, donor: _Node, at: str, of: str, pairing: Pairing, ranks: Mapping[str, int], extra: bool
-) -> None:
+def _pair(target: _Node, donor: _Node, at: str, of: str, pairing: Pairing, extra: bool) -> None:
     if target.name is not None and donor.name is not None:
-        if ranks[target.name] == ranks[donor.name]:
+        if len(target.shape) == len(donor.shape):
             pairing.tensors[target.name] = donor.name
             if extra:
                 pairing.extra.add(target.name)
@@ -104,12 +102,12 @@ def _pair(
         families.setdefault(_family(part), []).append(part)
     for family, parts in families.items():
         theirs = [part for part in donor.children if _family(part) == family]
-        for part, partner, repeated, end in _partners(target, donor, parts, theirs, ranks, pairing.first):
+        for part, partner, repeated, end in _partners(target, donor, parts, theirs, pairing.first):
             here, there = f"{at}{part}.", f"{of}{partner}."
             if len(theirs) != len(parts) or len(parts) > 1:
                 pairing.blocks[here], pairing.ends[here] = there, f"{of}{end}."
             child, other = target.children[part], donor.children[partner]
-            _pair(child, other, here, there, pairing, ranks, extra or (repeated and not pairing.first))
+            _pair(child, other, here, there, pairing, extra or (repeated and not pairing.first))
 
 
 def _family(part: str) -> str:
@@ -118,24 +116,38 @@ def _family(part: str) -> str:
 
 
 def _partners(
-    target: _Node, donor: _Node, parts: Sequence[str], theirs: Sequence[str], ranks: Mapping[str, int], first: bool
+    target: _Node, donor: _Node, parts: Sequence[str], theirs: Sequence[str], first: bool
 ) -> Iterable[tuple[str, str, bool, str]]:
     """(child, the donor's child, it repeats the one before, the donor's last child that it stands for)."""
-    if set(parts) == set(theirs) or not parts[0][-1:].isdigit():
+    stages, their_stages = _stages(target, parts), _stages(donor, theirs)
+    alike = set(parts) == set(theirs) and list(map(len, stages)) == list(map(len, their_stages))
+    if alike or not parts[0][-1:].isdigit():
         yield from ((part, part, False, part) for part in parts if part in theirs)
         return
-    kinds = {part: target.children[part].kind(ranks=ranks) for part in parts}
-    others = {part: donor.children[part].kind(ranks=ranks) for part in theirs}
-    for mine in _alike(parts, kinds):
-        matching = [
-            part
-            for part in theirs
-            if _similar(others[part], kinds[mine[-1]]) or _similar(others[part], kinds[mine[0]])
-        ]
-        if not matching:
-            continue
-        for place, partner, repeated, end in spread(len(mine), len(matching), first):
-            yield mine[place], matching[partner], repeated, matching[end]
+    if len(stages) != len(their_stages):
+        stages, their_stages = [list(parts)], [list(theirs)]
+    kinds = {part: target.children[part].kind() for part in parts}
+    others = {part: donor.children[part].kind() for part in theirs}
+    for stage, their_stage in zip(stages, their_stages, strict=True):
+        for mine in _alike(stage, kinds):
+            ends = [kinds[mine[0]], kinds[mine[-1]]]
+            matching = [part for part in their_stage if any(_similar(others[part], end) for end in ends)]
+            for place, partner, repeated, end in spread(len(mine), len(matching), first) if matching else ():
+                yield mine[place], matching[partner], repeated, matching[end]
+
+
+def _stages(node: _Node, parts: Sequence[str]) -> list[list[str]]:
+    """Consecutive children of one output width: the stages of a list that runs through the whole network."""
+    stages: list[list[str]] = []
+    before: int | None = None
+    for part in parts:
+        shapes = list(node.children[part].shapes())
+        widths = [shape[0] for shape in shapes if len(shape) > 1] or [shape[0] for shape in shapes if shape] or [0]
+        if not stages or widths[-1] != before:
+            stages.append([])
+        stages[-1].append(part)
+        before = widths[-1]
+    return stages
 
 
 def _alike(parts: Sequence[str], kinds: Mapping[str, frozenset[str]]) -> list[list[str]]:
