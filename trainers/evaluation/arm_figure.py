@@ -24,13 +24,13 @@ ARM_STYLES: dict[str, dict[str, Any]] = {
     "inherited only": {"color": OLIVE, "linestyle": ":", "marker": "*"},
     "fit": {"color": RED, "linestyle": "-", "marker": "o", "linewidth": 2.6},
     "fit + head": {"color": RED, "linestyle": "-.", "marker": "p"},
-    "fit, distilled": {"color": RED, "linestyle": ":", "marker": "h"},
+    "distilled fit": {"color": RED, "linestyle": ":", "marker": "h"},
     "resize": {"color": ORANGE, "linestyle": "-", "marker": "D"},
     "weight selection": {"color": GREEN, "linestyle": "-.", "marker": "^"},
-    "scratch, distilled": {"color": PURPLE, "linestyle": "-.", "marker": "v"},
+    "distilled scratch": {"color": PURPLE, "linestyle": "-.", "marker": "v"},
     "untrained donor": {"color": SKY, "linestyle": ":", "marker": "P"},
     "permuted donor": {"color": GRAY, "linestyle": ":", "marker": "X"},
-    "scratch, tuned": {"color": BLACK, "linestyle": "--", "marker": "s"},
+    "tuned scratch": {"color": BLACK, "linestyle": "--", "marker": "s"},
     "scratch": {"color": BLUE, "linestyle": "--", "marker": "o"},
 }
 PERCENT = ("accuracy", "f1")

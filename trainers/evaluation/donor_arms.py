@@ -32,7 +32,7 @@ TRANSFERS = {  # arm -> options of `DonorSettings`
     "weight selection": {"method": "select"},
     "untrained donor": {"method": "fit"},
     "permuted donor": {"method": "fit"},
-    "fit, distilled": {"method": "fit", "distill": True},
+    "distilled fit": {"method": "fit", "distill": True},
 }
 
 
@@ -91,7 +91,7 @@ class DonorComparison(Comparison):
         """The reason why an arm cannot be run; None where it can."""
         if arm == "fit + head" and self.examples[1] is None:
             return "there are no labels of whole examples"
-        if arm.endswith("distilled") and len(shapes := set(self.output_shapes)) > 1:
+        if arm.startswith("distilled") and len(shapes := set(self.output_shapes)) > 1:
             return f"the outputs of target and donors differ in shape: {', '.join(map(str, sorted(shapes)))}"
         return None
 
@@ -114,13 +114,13 @@ class DonorComparison(Comparison):
         """
         if arm == "scratch":
             return [DonorWeights(self.scratch(seed), {})]
-        if arm == "scratch, tuned":
+        if arm == "tuned scratch":
             return [DonorWeights(self.scratch(seed), {"learning_rate": self.tuned_learning_rate})]
         return [self.of_donor(arm, index, seed) for index in range(len(self.donors))]
 
     def of_donor(self, arm: str, index: int, seed: int) -> DonorWeights:
         donor, (images, labels), began = self.donors[index], self.examples, time.process_time()
-        if arm == "scratch, distilled":
+        if arm == "distilled scratch":
             module = self.target.build(seed)
             mine, theirs = inputs_for(module, images), inputs_for(donor.module, images)
             distill(module, donor.module, mine, theirs, self.distill_epochs, seed)

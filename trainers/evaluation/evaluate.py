@@ -216,7 +216,7 @@ def _donor_comparison(config: EvaluateConfig) -> DonorComparison:
 
 def note_gain(results: dict[str, Any]) -> None:
     """Adds to every arm after how many epochs its mean has reached the end of tuned scratch (None: never)."""
-    scratch = results["arms"].get("scratch, tuned") or results["arms"].get("scratch")
+    scratch = results["arms"].get("tuned scratch") or results["arms"].get("scratch")
     if scratch is None:
         return
     sign = -1 if results["metric"] == "loss" else 1

@@ -31,13 +31,13 @@ ARMS = {
 }
 # The arms of a comparison of donors, in the order in which they are run: what decides comes first.
 DONOR_ARMS = {
-    "scratch, tuned": "the architecture's own initialization, its learning rate the best of three on validation",
+    "tuned scratch": "the architecture's own initialization, its learning rate the best of three on validation",
     "weight selection": "evenly spaced entries of a donor's first blocks (Xu et al. 2023)",
     "resize": "a donor resized: one map for every space of neurons, blocks by relative depth",
     "fit": "resized, then every map fitted in closed form on unlabeled training images",
     "fit + head": "the same, and a ridge classifier from the images' labels",
-    "scratch, distilled": "the architecture's own initialization, trained towards the donor's outputs on those images",
-    "fit, distilled": "the fitted network, trained likewise",
+    "distilled scratch": "the architecture's own initialization, trained towards the donor's outputs on those images",
+    "distilled fit": "the fitted network, trained likewise",
     "untrained donor": "fitted to a donor of random weights",
     "permuted donor": "fitted to a donor with the entries of every parameter shuffled",
     "scratch": "the architecture's own random initialization: the lower bound",
@@ -112,7 +112,7 @@ class EvaluateConfig:
             if arm not in self.known_arms:
                 known = self.known_arms
                 raise ConfigError(
-                    f"option 'arms' names '{arm}'.{nearest(arm, known)} The arms are: {'; '.join(known)}."
+                    f"option 'arms' names '{arm}'.{nearest(arm, known)} The arms are: {', '.join(known)}."
                 )
         for name in (
             "seeds",

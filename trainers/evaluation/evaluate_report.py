@@ -93,7 +93,7 @@ def _donors_table(results: dict[str, Any]) -> str:
                 "never" if reached is None else f"{reached:g}",
             ]
         )
-    reach = "epochs to the end of scratch, tuned"
+    reach = "epochs to the end of tuned scratch"
     donors = []
     for donor in results["donors"]:
         reached = "other classes" if donor["test"] is None else f"{factor * donor['test'][results['metric']]:.1f}"

@@ -7,7 +7,7 @@ from hf_wsl.tables import markdown_table, plus_minus
 
 
 RECORD = "donors_small.json"
-ARMS = ["scratch, tuned", "weight selection", "resize", "fit"]
+ARMS = ["tuned scratch", "weight selection", "resize", "fit"]
 METHODS = ("select", "resize", "fit")
 PUBLIC_ABOUT = (
     "Public networks for CIFAR-10 by akamaster (16 wide) give weights to sizes that nobody published; nothing is "

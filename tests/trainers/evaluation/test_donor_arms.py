@@ -53,14 +53,14 @@ def test_every_arm_is_run_for_every_donor_and_says_its_cost_and_gain(place):
     assert set(results["arms"]) == set(DONOR_ARMS) and not results["skipped"]
     for arm, outcome in results["arms"].items():
         donors = [run.get("donor") for run in outcome["runs"]]
-        assert donors == ([None] if arm in ("scratch", "scratch, tuned") else [0, 1])
+        assert donors == ([None] if arm in ("scratch", "tuned scratch") else [0, 1])
         assert all(run["cpu_seconds"] > 0 for run in outcome["runs"] if "donor" in run)
     first = {arm: outcome["summary"]["by_epoch"][0]["mean"] for arm, outcome in results["arms"].items()}
     assert first["fit"] > max(first["scratch"], first["untrained donor"], first["weight selection"])
-    assert results["arms"]["scratch, tuned"]["runs"][0]["learning_rate"] in (3e-4, 1e-3, 3e-3)
+    assert results["arms"]["tuned scratch"]["runs"][0]["learning_rate"] in (3e-4, 1e-3, 3e-3)
     assert all(donor["test"]["accuracy"] > 0.25 for donor in results["donors"])
     page = (place / "evaluation" / "evaluation.md").read_text()
-    assert "| fit, distilled |" in page and "epochs to the end of scratch" in page
+    assert "| distilled fit |" in page and "epochs to the end of scratch" in page
     again = evaluate(EvaluateConfig(**options(place)))
     assert again["arms"] == results["arms"]
 
@@ -69,7 +69,7 @@ def test_options_that_do_not_go_together_are_refused(place):
     for more, message in (
         ({"anchors": ["x"]}, "two comparisons"),
         ({"donor_modules": ["x.py:net"]}, "names 1 for 2 donors"),
-        ({"arms": ["generated"]}, "The arms are: scratch, tuned; weight selection"),
+        ({"arms": ["generated"]}, "The arms are: tuned scratch, weight selection"),
         ({"protocol": "few-shot"}, "Leave --protocol out"),
     ):
         with pytest.raises(ConfigError, match=message):
