@@ -5,6 +5,7 @@ import json
 import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import cache
 from importlib import metadata, util
 from pathlib import Path
 from typing import Any, Literal
@@ -184,9 +185,14 @@ def same_bits(tensor: torch.Tensor, other: torch.Tensor) -> bool:
     return torch.equal(first, second)
 
 
+@cache
+def distributions_of_modules() -> Mapping[str, list[str]]:
+    return metadata.packages_distributions()  # reads the files of every installed package: half a second
+
+
 def with_version(maker: str) -> str:
     """The name and version of a package, or the words as they are; `tensorflow` may come as `tensorflow-cpu`."""
-    for name in (maker, *metadata.packages_distributions().get(maker, ())):
+    for name in (maker, *distributions_of_modules().get(maker, ())):
         try:
             return f"{maker} {metadata.version(name)}"
         except (metadata.PackageNotFoundError, ValueError):
