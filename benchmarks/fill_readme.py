@@ -139,37 +139,37 @@ def collect_rows() -> list[str]:
 
 
 SEARCHED = {"repository": "same repository", "family": "same family", "task": "same task"}
-COPIES = ("exact", "noise 0.1", "noise 0.3", "noise 1", "permuted", "fine-tune")
 
 
 def search_rows() -> list[str]:
     report = read("search_public_models.json")
-    first = next(iter(report["embeddings"].values()))["neighbors"]["cosine"]
+    first = next(iter(report["embeddings"].values()))["neighbors"]
     rows = []
     for name, found in report["embeddings"].items():
-        near, copies = found["neighbors"]["cosine"], found["copies"]["cosine"]["kinds"]
-        intervals = {fact: ", ".join(f"{end:.2f}" for end in near[fact]["interval"]) for fact in SEARCHED}
-        cells = [f"{near[fact]['rate']:.2f} [{interval}]" for fact, interval in intervals.items()]
-        wrong = found["copies"]["cosine"]["false_positive_rate"]
-        cells.append("" if wrong is None else f"{wrong:.2f}")
-        cells += [f"{copies[kind]['recall']:.2f}" if kind in copies else "" for kind in COPIES]
+        near = found["neighbors"]
+        cells = [
+            f"{near[fact]['rate']:.2f} [{near[fact]['interval'][0]:.2f}, {near[fact]['interval'][1]:.2f}]"
+            for fact in SEARCHED
+        ]
+        cells += [f"{near['family elsewhere']['rate']:.2f}", f"{found['cpu_seconds']:.0f}"]
         rows.append(f"| {name} | " + " | ".join(cells) + " |")
-    weights = report["weights"]["kinds"]
-    told = [f"{weights[kind]['either']:.2f}" if kind in weights else "" for kind in COPIES]
-    chance = " | ".join(f"{first[fact]['chance']:.2f}" for fact in SEARCHED)
-    settings = report["copies_of"]
+    chance = " | ".join(f"{first[fact]['chance']:.2f}" for fact in (*SEARCHED, "family elsewhere"))
+    kinds = report["copies"]["kinds"]
+    told = ", ".join(f"{kind} {found['fingerprints']:.2f}" for kind, found in kinds.items())
     return [
         f"Search among {report['models']} public models by cosine distance: how often the nearest neighbor is of the",
-        "same repository, family and task [95 %, repositories resampled]; the share of unrelated models (strangers)",
-        f"within a threshold set on others of them for {settings['false_positive_rate']:.0%}; and the share of copies "
-        f"within it (planted of {settings['models_copied']} models, noise",
-        "relative to each tensor's deviation, hidden neurons permuted; fine-tunes of classifiers trained here):",
+        "same repository, family and task [95 %, repositories resampled], and how often the nearest of another",
+        "repository is of the same family:",
         "",
-        "| embedding | " + " | ".join([*SEARCHED.values(), "strangers", *COPIES]) + " |",
-        "|" + "---|" * (2 + len(SEARCHED) + len(COPIES)),
+        "| embedding | " + " | ".join([*SEARCHED.values(), "family elsewhere", "CPU seconds"]) + " |",
+        "|" + "---|" * (3 + len(SEARCHED)),
         *rows,
-        f"| chance | {chance} |" + " |" * (1 + len(COPIES)),
-        "| the weights themselves |" + " |" * (1 + len(SEARCHED)) + " " + " | ".join(told) + " |",
+        f"| chance | {chance} | |",
+        "",
+        f"Copies that the fingerprints find, planted of {report['copies']['models']} of these models (noise relative",
+        f"to each tensor's deviation): {told}.",
+        f"{report['strangers']['rate']:.1%} of the models are taken for copies of a model of another owner (the rule",
+        "was chosen on half of these owners).",
     ]
 
 

@@ -206,7 +206,8 @@ def score(code: Code, model: HeldOutModel, noise: float, seed: int) -> Score:
 
 def r2_sums(model: HeldOutModel, reconstruction: torch.Tensor, place: slice) -> np.ndarray:
     accumulator = R2Accumulator()
-    accumulator.update(reconstruction[place], model.tokens[place], model.token_mask[place])
+    layer_ids = model.positions[place][:, 1]
+    accumulator.update(reconstruction[place], model.tokens[place], model.token_mask[place], layer_ids)
     return accumulator.state().numpy()
 
 

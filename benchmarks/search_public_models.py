@@ -1,114 +1,104 @@
 """Whether embeddings find what belongs together: neighbors of public models, and copies planted among them.
 
-    python benchmarks/search_public_models.py MODELS BACKBONE --output results/search.json
+    python benchmarks/search_public_models.py MODELS --output results/search_public_models.json
 
-MODELS is a folder of model folders with `model.json` (`repo`, `family`, `task`). For the backbone, the same with fresh
-weights, and every method without one, by both metrics: how often a model's nearest neighbor is of its repository,
-family and task, beside chance; and how well planted copies are told from strangers. What the weights themselves say of
-the copies stands beside it. Intervals: 95 %, repositories resampled.
+MODELS is a folder of model folders with `model.json` (`repo`, `family`, `task`). For every method that needs no
+backbone: how often a model's nearest neighbor is of its repository, family and task, beside chance. For the
+fingerprints: the share of planted copies that the rule of `fingerprints.py` finds, of strangers that it takes for
+copies, and what the weights say of the copies (`judge`). Intervals: 95 %, owners resampled.
 """
 
-import argparse
 import json
 import tempfile
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from harness import machine, parser_of, publish
+from planted_copies import plant_copies
 
 from datasets_scripts.embedding import METHODS, EmbedConfig, EmbeddingTable
 from datasets_scripts.embedding.embed_models import embed_models
-from datasets_scripts.near_copies import NearCopyItem, fingerprint, near_copy_groups
-from datasets_scripts.search.calibration import calibrate
+from datasets_scripts.search.compare import STRANGERS, judge
+from datasets_scripts.search.fingerprints import FingerprintSpace
 from datasets_scripts.search.nearest import nearest
-from datasets_scripts.search.planted_copies import plant_copies
-from datasets_scripts.search.search_config import METRICS
-from datasets_scripts.search.weight_relations import open_source, sorted_hash, stated_parents
+from datasets_scripts.search.weight_relations import open_source
 from datasets_scripts.sources import ModelSource, expand_sources
 
 
 FACTS = {"repository": "repo", "family": "family", "task": "task"}
+UNLIKE = [method for method in METHODS if method != "statistics"]  # which takes models of one architecture only
 BOOTSTRAP = 1000
-# What is compared by default; ", moments" names the pooling of its tokens.
-EMBEDDINGS = (
-    "backbone",
-    "backbone, moments",
-    "untrained",
-    "untrained, moments",
-    *METHODS[1:],
-    *(f"{m}, moments" for m in METHODS[3:]),
-)
-
-
-METHODS_HELP = f"Of: {'; '.join(EMBEDDINGS)}. By default all."
 
 
 def main() -> None:
     parser = parser_of(__doc__)
     parser.add_argument("models", type=Path)
-    parser.add_argument("backbone")
-    parser.add_argument("--methods", nargs="+", choices=EMBEDDINGS, metavar="NAME", help=METHODS_HELP)
-    parser.add_argument("--zoo", type=Path, help="Zoo made with `parents` that is searched for fine-tunes too.")
-    parser.add_argument("--finetunes", nargs="*", default=[], metavar="PARENT=CHILD", help="Folders of two models.")
+    parser.add_argument("--methods", nargs="+", choices=METHODS, help=f"By default {', '.join(UNLIKE)}.")
     parser.add_argument("--sample", type=int, default=100, help="Models to plant copies of.")
-    parser.add_argument("--max-parameters", type=int, default=200_000, help="Of models that copies are planted of.")
-    parser.add_argument("--noises", nargs="+", type=float, default=[0.001, 0.01, 0.1, 0.3, 1.0])
-    parser.add_argument("--batch-size", type=int, default=8)
+    parser.add_argument("--max_parameters", type=int, default=200_000, help="Of models that copies are planted of.")
+    parser.add_argument("--noises", nargs="+", type=float, default=[0.1, 0.3, 1.0])
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
 
     public = expand_sources([arguments.models])
     facts = {model.model_id: json.loads((model.path / "model.json").read_text()) for model in public}
     report: dict[str, Any] = {**machine(), "models": len(public), "embeddings": {}}
-    with tempfile.TemporaryDirectory() as folder:
-        listed, pairs = list_sources(arguments, Path(folder))
-        everything = expand_sources(listed)
-        options = {
-            "noises": arguments.noises,
-            "sample": arguments.sample,
-            "max_parameters": arguments.max_parameters,
-            "seed": arguments.seed,
-        }
-        for name in arguments.methods or EMBEDDINGS:
-            method, _, pooling = name.partition(", ")
-            is_backbone = method in ("backbone", "untrained")
-            config = EmbedConfig(
-                untrained=method == "untrained",
-                pooling=pooling or "mean",
-                fit_on=[str(arguments.models)] if method == "pca" else [],
-                batch_size=arguments.batch_size,
-                seed=arguments.seed,
-            )
-            table, _ = embed_models(arguments.backbone if is_backbone else method, listed, config)
-            held = table.select([model.model_id for model in public])
-            copies = calibrate(table, everything, fine_tunes=pairs, **options)
-            report["embeddings"][name] = {
-                "neighbors": {metric: neighbor_rates(held, facts, metric, arguments.seed) for metric in METRICS},
-                "copies": copies.metrics,
-            }
-            report["copies_of"] = copies.settings
-        report["weights"] = weight_verdicts(everything, origins_of(everything, facts, pairs), arguments)
+    for method in arguments.methods or UNLIKE:
+        config = EmbedConfig(fit_on=[str(arguments.models)] if method == "pca" else [], seed=arguments.seed)
+        began = time.process_time()
+        table, _ = embed_models(method, [arguments.models], config)
+        seconds = time.process_time() - began
+        rates = neighbor_rates(table, facts, "cosine", arguments.seed)
+        report["embeddings"][method] = {"cpu_seconds": round(seconds, 1), "neighbors": rates}
+        if table.fingerprints:
+            report["strangers"] = stranger_rate(table, facts)
+            report["copies"] = copies_found(arguments, table, public)
     publish(report, arguments.output)
 
 
-def list_sources(arguments: argparse.Namespace, folder: Path) -> tuple[list[str], list[tuple[str, str]]]:
-    """What is embedded, and the (parent, child) ids of fine-tunes; the models beside the public ones get ids here."""
-    paths, pairs = {}, []
-    for pair in arguments.finetunes:
-        ends = [Path(end).absolute() for end in pair.split("=")]
-        paths |= {f"finetunes/{path.name}": path for path in ends}
-        pairs.append(tuple(f"finetunes/{path.name}" for path in ends))
-    if arguments.zoo:
-        parents = json.loads((arguments.zoo / "settings.json").read_text()).get("parents")
-        for zoo in [arguments.zoo, *([Path(parents)] if parents else [])]:
-            paths |= {f"{zoo.name}/{m.model_id}": m.path for m in expand_sources([zoo / "models"])}
-    if not paths:
-        return [str(arguments.models)], pairs
-    extra = folder / "extra.json"
-    extra.write_text(json.dumps([{"source": str(path), "model_id": name} for name, path in paths.items()]))
-    return [str(arguments.models), str(extra)], pairs
+def stranger_rate(table: EmbeddingTable, facts: dict[str, dict]) -> dict[str, Any]:
+    """The share of models that the rule takes for copies of a model of another owner.
+
+    Names of both are given, for some of them are copies in truth.
+    """
+    owners = [facts[name]["repo"].partition("/")[0] for name in table.model_ids]
+    pairs = [(i, j, c) for i, j, c in FingerprintSpace(table).close_pairs() if owners[i] != owners[j]]
+    names = table.model_ids
+    return {
+        "rate": len({row for i, j, _ in pairs for row in (i, j)}) / len(table),
+        "pairs": [[names[i], names[j], closeness.kind] for i, j, closeness in pairs],
+    }
+
+
+def copies_found(arguments: Any, table: EmbeddingTable, models: Sequence[ModelSource]) -> dict[str, Any]:
+    """Kind of copy -> the share that fingerprints find, and that the weights say are copies."""
+    small = []
+    for model in models:
+        with open_source(model) as checkpoint:
+            small += [model] * (checkpoint.num_parameters <= arguments.max_parameters)
+    chosen = np.random.default_rng(arguments.seed).permutation(len(small))[: arguments.sample]
+    originals = {small[i].model_id: small[i] for i in chosen}
+    space, rows = FingerprintSpace(table), {name: i for i, name in enumerate(table.model_ids)}
+    kinds: dict[str, list[tuple[bool, bool]]] = {}
+    with tempfile.TemporaryDirectory() as folder:
+        planted = plant_copies(list(originals.values()), Path(folder), arguments.noises, arguments.seed)
+        copies = {model.model_id: model for model in expand_sources([folder])}
+        found, _ = embed_models("profile", [folder], EmbedConfig())
+        near = dict(zip(found.model_ids, range(len(found)), strict=True))
+        for copy in planted:
+            at = near[copy.model_id]
+            closeness = space.near(found, at, rows[copy.original])
+            with open_source(originals[copy.original]) as first, open_source(copies[copy.model_id]) as second:
+                verdict = judge(first, second, closeness).verdict
+            kinds.setdefault(copy.kind, []).append((closeness.kind is not None, verdict not in STRANGERS))
+    shares = {
+        kind: {"copies": len(told), **dict(zip(("fingerprints", "weights"), np.mean(told, 0).tolist(), strict=True))}
+        for kind, told in kinds.items()
+    }
+    return {"models": len(originals), "kinds": shares}
 
 
 def neighbor_rates(table: EmbeddingTable, facts: dict[str, dict], metric: str, seed: int) -> dict[str, Any]:
@@ -152,73 +142,6 @@ def rate_of(order: np.ndarray, same: np.ndarray, allowed: np.ndarray, groups: np
         "rate": float(hits.mean()),
         "interval": [float(low), float(high)],
         "chance": float(chance.mean()),
-    }
-
-
-def origins_of(
-    models: Sequence[ModelSource], facts: dict[str, dict], pairs: Sequence[tuple[str, str]]
-) -> dict[str, str]:
-    """Model id -> where it is from, by what is stated alone: owner of the repository, zoo member, and of a fine-tune
-    the origin of its parent. No weights are read: they are what is judged by it.
-    """
-    parents = {child: parent for parent, child in pairs} | stated_parents(models)
-    own = {}
-    for model in models:
-        name = model.model_id
-        stated = facts[name]["repo"].partition("/")[0] if name in facts else None
-        is_checkpoint = (model.path / "properties.json").is_file()  # of a member of a zoo
-        own[name] = stated or (str(model.path.parent) if is_checkpoint else name)
-    origins = {}
-    for name in own:
-        first = name
-        while first in parents:
-            first = parents[first]
-        origins[name] = own[first]
-    return origins
-
-
-def weight_verdicts(
-    models: Sequence[ModelSource], origins: dict[str, str], arguments: argparse.Namespace
-) -> dict[str, Any]:
-    """Kind of copy -> rate found by sampled weights (`near_copy_groups`), and by hashes of sorted entries; and how
-    many groups of copies hold models of several origins (`origins_of`).
-    """
-    limit = arguments.max_parameters
-    small = []
-    for model in models:
-        with open_source(model) as checkpoint:
-            small += [model] * (checkpoint.num_parameters <= limit)
-    chosen = np.random.default_rng(arguments.seed).permutation(len(small))[: arguments.sample]
-    with tempfile.TemporaryDirectory() as folder:
-        planted = plant_copies([small[i] for i in sorted(chosen)], Path(folder), arguments.noises, arguments.seed)
-        everything = [*models, *expand_sources([folder])]
-        items, hashes = [], {}
-        for model in everything:
-            with open_source(model) as checkpoint:
-                items.append(NearCopyItem(model.model_id, fingerprint(checkpoint)))
-                hashes[model.model_id] = sorted_hash(checkpoint)
-    group = {item.model_id: found for item, found in zip(items, near_copy_groups(items), strict=True)}
-    origins = origins | {copy.model_id: origins[copy.original] for copy in planted}
-    members: dict[str, set[str]] = {}
-    for name, found in group.items():
-        members.setdefault(found, set()).add(origins[name])
-    kinds: dict[str, list[tuple[bool, bool]]] = {}
-    for copy in planted:
-        sampled = group[copy.model_id] == group[copy.original]
-        same_entries = hashes[copy.model_id] == hashes[copy.original]
-        kinds.setdefault(copy.kind, []).append((sampled, same_entries))
-    return {
-        "kinds": {
-            kind: {
-                "copies": len(found),
-                "sampled weights": float(np.mean([sampled for sampled, _ in found])),
-                "sorted entries": float(np.mean([entries for _, entries in found])),
-                "either": float(np.mean([sampled or entries for sampled, entries in found])),
-            }
-            for kind, found in kinds.items()
-        },
-        "groups with strangers": sum(len(found) > 1 for found in members.values()),
-        "models": len(everything),
     }
 
 

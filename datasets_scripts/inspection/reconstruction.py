@@ -12,7 +12,7 @@ from transformers.utils.logging import is_progress_bar_enabled
 
 from modeling_wsl import WSLFeatureExtractor
 from modeling_wsl.backbone.encoding import STREAM_WINDOW, HaloedWindows, haloed_rows, run_batch
-from modeling_wsl.backbone.losses import MIN_STD, token_moments
+from modeling_wsl.backbone.losses import MIN_RELATIVE_STD, MIN_STD, token_moments
 from modeling_wsl.checkpoints.checkpoint import Checkpoint
 
 from ..embedding.linear_projection import Covariance, LinearBaseline, random_projection, standardize
@@ -69,8 +69,13 @@ class LayerErrors:
         varies = ((variance >= MIN_STD**2) & (count > 1)).squeeze(-1)
         error = torch.where(mask, reconstruction - tokens, 0).double().square().sum(1)
         weights = torch.where(mask, tokens, 0).double().square().sum(1)
-        standardized = torch.where(varies, error / variance.squeeze(-1).clamp_min(MIN_STD**2).double(), 0)
-        terms = torch.stack([error, weights, standardized, torch.where(varies, count.squeeze(-1), 0).double()])
+        level = torch.zeros(2, self.sums.shape[1], dtype=torch.float64)  # squares and entries of each layer, here
+        level.index_add_(1, layers, torch.stack([weights, mask.sum(1).double()]))
+        least = (MIN_RELATIVE_STD**2 * level[0] / level[1].clamp_min(1))[layers]  # as `reconstruction_r2` has it
+        sigma_squared = torch.maximum(variance.squeeze(-1).double(), least).clamp_min(MIN_STD**2)
+        standardized = torch.where(varies, error / sigma_squared, 0)
+        share = torch.where(varies, variance.squeeze(-1).double() / sigma_squared, 0)
+        terms = torch.stack([error, weights, standardized, count.squeeze(-1).double() * share])
         self.sums.index_add_(1, layers, terms)
 
     def fidelities(self) -> tuple[Fidelity, list[Fidelity]]:

@@ -34,6 +34,7 @@ NEAR_CHANGE = 0.02  # relative, of casts and of noise that training does not see
 ROUNDED_CHANGE = 0.3  # relative, that rounding to few values makes at most
 FEW_VALUES = 256  # different values of a row that is stored in 8 bits or fewer
 PRUNED_SHARE = 0.05  # of entries that are zero in one model alone
+STRANGERS = ("same architecture only", "unrelated")
 VERDICTS = {
     "same weights": "Every weight is equal.",
     "copy": "The weights are equal but for rounding or slight noise.",
@@ -70,30 +71,46 @@ class TensorChange:
 
 
 @dataclass(frozen=True)
+class Judgement:
+    """What two models are to each other, by their weights.
+
+    Attributes:
+        verdict: a key of `VERDICTS`.
+        shared_share: entries of tensors that both have, of the larger model's.
+        changes: the tensors that both have, in order.
+        neurons: layers whose neurons were matched, where weights are not alike as they stand.
+        only_first, only_second: tensors that one has alone.
+    """
+
+    verdict: str
+    shared_share: float
+    changes: list[TensorChange]
+    neurons: list[MatchedLayer]
+    only_first: int
+    only_second: int
+
+
+@dataclass(frozen=True)
 class Comparison:
     """Two models side by side.
 
     Attributes:
         first, second: their names.
-        verdict: a key of `VERDICTS`.
-        shared_share: entries of tensors that both have, of the larger model's.
-        changes: the tensors that both have, in order.
-        neurons: layers whose neurons were matched, where weights are not alike as they stand.
         closeness: of the fingerprints.
         p_value: share of pairs of unrelated public models whose position cosine is as large, at least one of them all.
         strangers: number of these pairs.
-        only_first, only_second: tensors that one has alone.
+        verdict, shared_share, changes, neurons, only_first, only_second: see `Judgement`.
     """
 
     first: str
     second: str
+    closeness: Closeness
+    p_value: float
+    strangers: int
     verdict: str
     shared_share: float
     changes: list[TensorChange]
     neurons: list[MatchedLayer]
-    closeness: Closeness
-    p_value: float
-    strangers: int
     only_first: int
     only_second: int
 
@@ -168,30 +185,27 @@ def compare(first: Any, second: Any, *, table: str | PathLike | None = None, **o
     space = reference_space(str(table or REFERENCE_TABLE))
     with open_checkpoint(first, **options) as one, open_checkpoint(second, **options) as other:
         closeness = space.pair(*(embed_checkpoint(checkpoint) for checkpoint in (one, other)))
-        views = canonical(one), canonical(other)
-        names = _aligned(*views)
-        changes = [_change(*views, name, names[name]) for name in views[0].tensors if name in names]
-        sizes = [sum(spec.numel for spec in view.tensors.values()) for view in views]
-        share = sum(change.entries for change in changes) / max(*sizes, 1)
-        neurons = []
-        if share > SHARED_SHARE and _correlation(changes) < COPY_CORRELATION:
-            neurons = _match(*views, names)
-        verdict = _verdict(one, other, share, changes, neurons, closeness)
+        judgement = judge(one, other, closeness)
         strangers = space.stranger_cosines()
         closer = len(strangers) - int(np.searchsorted(strangers, closeness.position))
         return Comparison(
-            one.source,
-            other.source,
-            verdict,
-            share,
-            changes,
-            neurons,
-            closeness,
-            max(closer, 1) / len(strangers),
-            len(strangers),
-            len(views[0].tensors) - len(names),
-            len(views[1].tensors) - len(names),
+            one.source, other.source, closeness, max(closer, 1) / len(strangers), len(strangers), **vars(judgement)
         )
+
+
+def judge(one: Checkpoint, other: Checkpoint, closeness: Closeness) -> Judgement:
+    """What two open models are to each other by their weights, and by how near their fingerprints are."""
+    views = canonical(one), canonical(other)
+    names = _aligned(*views)
+    changes = [_change(*views, name, names[name]) for name in views[0].tensors if name in names]
+    sizes = [sum(spec.numel for spec in view.tensors.values()) for view in views]
+    share = sum(change.entries for change in changes) / max(*sizes, 1)
+    neurons = []
+    if share > SHARED_SHARE and _correlation(changes) < COPY_CORRELATION:
+        neurons = _match(*views, names)
+    verdict = _verdict(one, other, share, changes, neurons, closeness)
+    alone = [len(view.tensors) - len(names) for view in views]
+    return Judgement(verdict, share, changes, neurons, *alone)
 
 
 @cache
@@ -211,6 +225,8 @@ def _aligned(first: Checkpoint, second: Checkpoint) -> dict[str, str]:
 
 def _change(first: Checkpoint, second: Checkpoint, name: str, other: str) -> TensorChange:
     one, two = first.read(name), second.read(other)
+    first.check_finite(name, one)
+    second.check_finite(other, two)
     sums = np.zeros(6)
     zeros = kept = kept_square = 0.0
     for a, b in zip(one.reshape(-1).split(PIECE_ENTRIES), two.reshape(-1).split(PIECE_ENTRIES), strict=True):

@@ -1,5 +1,6 @@
-"""Copies among the models of a table: exact ones, near ones, fine-tunes."""
+"""Copies among the models of a table: by their fingerprints, and by their weights where these are at hand."""
 
+import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -7,16 +8,21 @@ import numpy as np
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
+from modeling_wsl.checkpoints.errors import CheckpointError
+
 from ..embedding import EmbeddingTable
 from ..sources import ModelSource
-from .calibration import SAME_EMBEDDING, Calibration
-from .fingerprints import Closeness, FingerprintSpace
-from .nearest import FeatureSpace, check_finite, nearest, pairs_within
-from .weight_relations import EXACT, FINE_TUNE, NEAR, REORDERED, WeightVerdicts
+from .compare import STRANGERS, judge
+from .fingerprints import FingerprintSpace
+from .nearest import check_finite, nearest
+from .weight_relations import open_source
 
 
-NEAR_POSITION = 0.98  # position cosine of copies with slight noise, casts and the like
+logger = logging.getLogger(__name__)
 NEIGHBORS = 5  # of each model, that are compared by weights
+BY_FINGERPRINT = {"copy": "copy or fine-tune", "reordered": "permuted or rescaled copy"}
+NOT_COMPARABLE = "not comparable"
+UNMATCHED = "no layer could be matched"  # too few inputs to tell neurons: the fingerprints decide
 
 
 @dataclass(frozen=True)
@@ -25,118 +31,96 @@ class Copy:
 
     Attributes:
         model_id: the model.
-        nearest: the member of the group that is nearest to it by embedding.
-        distance: to it, of the metric.
-        verdict: what the two are to each other: "exact", "near", "fine-tune-like", "reordered" (same weights, other
-            order of neurons), or "not comparable: " and why their weights do not tell.
-        by_weights: whether the weights say so, or the embeddings alone.
+        nearest: the member of the group that is nearest to it.
+        position: cosine of their position fingerprints.
+        verdict: what the two are to each other: a verdict of `hf-wsl compare`; of fingerprints alone "copy or
+            fine-tune" or "permuted or rescaled copy"; or "not comparable: " and why the weights do not tell.
+        by_weights: whether the weights say so, or the fingerprints alone.
     """
 
     model_id: str
     nearest: str
-    distance: float
+    position: float
     verdict: str
     by_weights: bool
 
 
 def find_copies(
-    table: EmbeddingTable,
-    *,
-    metric: str = "cosine",
-    standardize: bool = True,
-    calibration: Calibration | None = None,
-    models: Sequence[ModelSource] = (),
+    table: EmbeddingTable, models: Sequence[ModelSource] = (), allow_nonfinite: bool = False
 ) -> list[list[Copy]]:
     """Groups the models of a table that are copies of each other, directly or by way of others.
 
-    Candidates are pairs whose fingerprints are those of copies, where the table has any (`hf-wsl embed profile`); else
-    pairs within the calibrated threshold, or without a calibration those with the same embedding. With
-    weights at hand, each model's NEIGHBORS nearest ones are candidates too, and the weights decide: a pair of which
-    both models are at hand is dropped where they are no copies.
+    Candidates are pairs whose fingerprints are those of copies (`fingerprints.py`). With weights at hand, each model's
+    NEIGHBORS nearest ones are candidates too, and the weights decide: a pair of which both models are at hand is
+    dropped where `judge` calls them strangers.
 
     Args:
-        table: of embeddings.
-        metric, standardize: see `nearest`; a calibration brings its own features.
-        calibration: of tables made like this one.
+        table: of `hf-wsl embed profile`.
         models: whose weights are at hand.
+        allow_nonfinite: compare weights that hold NaN or infinite values too.
 
     Returns:
         The groups of at least two models, in the table's order.
 
     Raises:
-        ConfigError: the calibration is of another method.
+        ValueError: the table has no fingerprints.
     """
     check_finite(table)
-    if calibration is not None:
-        calibration.check(table)
-        space, limits = calibration.space(metric), calibration.metrics[metric]
-    else:
-        space = FeatureSpace.of(table.embeddings, metric, standardize)
-        limits = dict.fromkeys(("exact", "near", "threshold"), SAME_EMBEDDING[metric])
-    rows = space.features(table.embeddings)
-    names = table.model_ids
-    verdicts = WeightVerdicts(models)
-    close = {
-        (int(a), int(b))
-        for i, j in pairs_within(rows, space.squared(limits["threshold"]))
-        for a, b in zip(i, j, strict=True)
-    }
-    told: dict[tuple[int, int], Closeness] = {}
-    if table.fingerprints and calibration is None:
-        told = {(i, j): closeness for i, j, closeness in FingerprintSpace(table).close_pairs()}
-        close = set(told)
-    links: dict[tuple[int, int], str | None] = {}  # pair -> what the weights say, None where they are not at hand
-    for a, b in sorted(close | _neighbors(table, metric, standardize, verdicts)):
-        if not (names[a] in verdicts and names[b] in verdicts):
-            links[a, b] = None
-        elif (said := verdicts.relation(names[a], names[b], are_close=(a, b) in close)) is not None:
-            links[a, b] = said
+    space, names = FingerprintSpace(table), table.model_ids
+    at_hand = {model.model_id: model for model in models}
+    close = {(i, j): BY_FINGERPRINT[closeness.kind] for i, j, closeness in space.close_pairs()}
+    links: dict[tuple[int, int], tuple[str, bool]] = {}
+    for pair in sorted(close.keys() | _neighbors(table, at_hand)):
+        if not all(names[row] in at_hand for row in pair):
+            links[pair] = close[pair], False
+            continue
+        verdict = _verdict(space, pair, [at_hand[names[row]] for row in pair], allow_nonfinite)
+        if verdict == UNMATCHED:
+            if close.get(pair) == BY_FINGERPRINT["reordered"]:
+                links[pair] = close[pair], False
+        elif verdict not in STRANGERS and (pair in close or not verdict.startswith(NOT_COMPARABLE)):
+            links[pair] = verdict, True
     linked: dict[int, list[int]] = {}
     for a, b in links:
         linked.setdefault(a, []).append(b)
         linked.setdefault(b, []).append(a)
     groups = []
-    for members in _components(list(links), len(names)):
+    for members in components(list(links), len(names)):
         group = []
         for a in members:
-            squared = np.square(rows[linked[a]] - rows[a]).sum(1)
-            b = linked[a][int(squared.argmin())]
-            distance = float(space.distance(squared.min()))
-            pair = (min(a, b), max(a, b))
-            said = links[pair]
-            if pair in told:
-                level = _level(told[pair], distance <= limits["exact"])
-            else:
-                level = EXACT if distance <= limits["exact"] else NEAR if distance <= limits["near"] else FINE_TUNE
-            group.append(Copy(names[a], names[b], distance, said or level, said is not None))
+            cosines = space.position[linked[a]] @ space.position[a]
+            b = linked[a][int(cosines.argmax())]
+            group.append(Copy(names[a], names[b], float(cosines.max()), *links[min(a, b), max(a, b)]))
         groups.append(group)
     return groups
 
 
-def _level(closeness: Closeness, is_same: bool) -> str:
-    """What two models are by their fingerprints; `is_same`: their profiles agree to the last digits."""
-    if closeness.kind == "reordered":
-        return REORDERED
-    if closeness.position > NEAR_POSITION:
-        return EXACT if is_same and closeness.position > 1 - 1e-6 else NEAR
-    return FINE_TUNE
+def _verdict(
+    space: FingerprintSpace, pair: tuple[int, int], models: Sequence[ModelSource], allow_nonfinite: bool
+) -> str:
+    try:
+        with (
+            open_source(models[0], allow_nonfinite) as first,
+            open_source(models[1], allow_nonfinite) as second,
+        ):
+            judgement = judge(first, second, space.row_pair(*pair))
+            return judgement.verdict if judgement.neurons or judgement.verdict != STRANGERS[0] else UNMATCHED
+    except CheckpointError as error:
+        logger.warning("%s and %s are not comparable: %s", *(model.model_id for model in models), error.reason)
+        return f"{NOT_COMPARABLE}: {error.reason}"
 
 
-def _neighbors(
-    table: EmbeddingTable, metric: str, standardize: bool, verdicts: WeightVerdicts
-) -> set[tuple[int, int]]:
+def _neighbors(table: EmbeddingTable, at_hand: dict[str, ModelSource]) -> set[tuple[int, int]]:
     """Pairs of near models whose weights are both at hand."""
-    at = np.array([i for i, name in enumerate(table.model_ids) if name in verdicts], dtype=np.int64)
+    at = np.array([i for i, name in enumerate(table.model_ids) if name in at_hand], dtype=np.int64)
     if len(at) < 2:
         return set()
     held = table.select([table.model_ids[i] for i in at])
-    neighbors, _ = nearest(
-        held, held.embeddings, NEIGHBORS, metric, standardize=standardize, exclude=np.arange(len(held))
-    )
+    neighbors, _ = nearest(held, held.embeddings, NEIGHBORS, "cosine", exclude=np.arange(len(held)))
     return {(int(min(at[i], at[j])), int(max(at[i], at[j]))) for i, row in enumerate(neighbors) for j in row}
 
 
-def _components(links: Sequence[tuple[int, int]], count: int) -> Iterator[list[int]]:
+def components(links: Sequence[tuple[int, int]], count: int) -> Iterator[list[int]]:
     """The connected components of at least two of `count` nodes, each ascending, in the order of their first."""
     if not links:
         return

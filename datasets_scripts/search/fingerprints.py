@@ -92,6 +92,19 @@ class FingerprintSpace:
         same = bool(_same_size(first.profile[SIZES], second.profile[SIZES]))
         return Closeness(float(first.position @ second.position), _known(relative), same)
 
+    def row_pair(self, i: int, j: int) -> Closeness:
+        """How near two models of the table are."""
+        relative = (1 - float(self.probe[i] @ self.probe[j])) / np.sqrt(self.density[i] * self.density[j])
+        same = bool(_same_size(self.sizes[i], self.sizes[j]))
+        return Closeness(float(self.position[i] @ self.position[j]), _known(relative), same)
+
+    def near(self, other: EmbeddingTable, row: int, own: int) -> Closeness:
+        """How near a row of another table is to a row of this one."""
+        position, probe = (other.fingerprints[name][row].astype(np.float64) for name in FINGERPRINTS)
+        relative = self._distances(probe)[own] / np.sqrt(_density(self._distances(probe)[None])[0] * self.density[own])
+        same = bool(_same_size(other.embeddings[row, SIZES], self.sizes[own]))
+        return Closeness(float(self.position[own] @ position), _known(relative), same)
+
     def close_pairs(self) -> Iterator[tuple[int, int, Closeness]]:
         """Pairs (i, j), i < j, of the table's rows that are copies by the rule."""
         for i in range(len(self.table) - 1):

@@ -10,11 +10,12 @@ import numpy as np
 from scipy.sparse.csgraph import minimum_spanning_tree
 
 from modeling_wsl.checkpoints.errors import CheckpointError
+from modeling_wsl.embedding.model_embedding import embed_checkpoint
 
-from ..near_copies import NearCopyItem, fingerprint, near_copy_groups
 from ..sources import ModelSource
+from .duplicates import NOT_COMPARABLE, components
+from .fingerprints import POSITION_COSINE
 from .weight_relations import (
-    NOT_COMPARABLE,
     NotComparableError,
     WeightComparison,
     compare_weights,
@@ -90,8 +91,8 @@ class LineageTree:
             yield from self._below(edge.child, indent + ("   " if last else "│  "))
 
 
-def lineage_trees(models: Sequence[ModelSource]) -> list[LineageTree]:
-    """Groups models of one origin (`near_copy_groups`, by weights alone) and finds the tree of each group.
+def lineage_trees(models: Sequence[ModelSource], allow_nonfinite: bool = False) -> list[LineageTree]:
+    """Groups models of one origin (by the position cosine of copies, `fingerprints.py`), and the tree of each group.
 
     Edges: the minimum spanning tree of the Euclidean distances of weights over the tensors that the group shares, with
     siblings hung on their common parent. Horwitz et al. 2024 ("Unsupervised Model Tree Heritage Recovery", arXiv
@@ -105,37 +106,40 @@ def lineage_trees(models: Sequence[ModelSource]) -> list[LineageTree]:
     trained further along the way of a sibling cannot be told from that one's child.
 
     Args:
+        allow_nonfinite: compare weights that hold NaN or infinite values too.
         models: to group. Those of a group are open at once, mapped, and compared piece by piece.
 
     Returns:
         The trees of groups of at least two models, in the order of their first models. A model that cannot be read is
         left out with a warning.
     """
-    items, readable = [], []
+    positions, readable = [], []
     for model in models:
         try:
-            with open_source(model) as checkpoint:
-                items.append(NearCopyItem(model.model_id, fingerprint(checkpoint)))
+            with open_source(model, allow_nonfinite) as checkpoint:
+                positions.append(embed_checkpoint(checkpoint).position)
         except CheckpointError as error:
             logger.warning("left out: %s", error)
             continue
         readable.append(model)
-    groups: dict[str, list[ModelSource]] = {}
-    for model, group in zip(readable, near_copy_groups(items), strict=True):
-        groups.setdefault(group, []).append(model)
-    return [_tree_or_problem(group) for group in groups.values() if len(group) > 1]
+    if not positions:
+        return []
+    cosines = np.stack(positions) @ np.stack(positions).T
+    links = [(int(i), int(j)) for i, j in np.argwhere(np.triu(cosines > POSITION_COSINE, 1))]
+    groups = components(links, len(readable))
+    return [_tree_or_problem([readable[at] for at in group], allow_nonfinite) for group in groups]
 
 
-def _tree_or_problem(models: Sequence[ModelSource]) -> LineageTree:
+def _tree_or_problem(models: Sequence[ModelSource], allow_nonfinite: bool) -> LineageTree:
     try:
-        return lineage_tree(models)
+        return lineage_tree(models, allow_nonfinite)
     except (CheckpointError, NotComparableError) as error:
         names = ", ".join(model.model_id for model in models[1:])
         reason = error.reason if isinstance(error, CheckpointError) else str(error)
         return LineageTree(models[0].model_id, (), 0.0, 0.0, 0, 0, problem=f"beside {names}: {reason}")
 
 
-def lineage_tree(models: Sequence[ModelSource]) -> LineageTree:
+def lineage_tree(models: Sequence[ModelSource], allow_nonfinite: bool = False) -> LineageTree:
     """The tree over models of one origin; see `lineage_trees`.
 
     Raises:
@@ -143,7 +147,7 @@ def lineage_tree(models: Sequence[ModelSource]) -> LineageTree:
         NotComparableError: no tensor is in all of them.
     """
     with ExitStack() as stack:
-        comparison = compare_weights([stack.enter_context(open_source(model)) for model in models])
+        comparison = compare_weights([stack.enter_context(open_source(model, allow_nonfinite)) for model in models])
     logger.info("compared %d models of %d shared tensors", len(models), comparison.tensors)
     # scipy takes a distance of 0, that of exact copies, for no edge; what is added to all does not change the tree.
     weights = comparison.distances + (comparison.distances.max() or 1.0)

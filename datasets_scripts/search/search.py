@@ -15,7 +15,6 @@ from hf_wsl.options import nearest as nearest_name
 
 from ..embedding import EmbeddingTable, embed_like
 from ..sources import ModelSource, expand_sources
-from .calibration import Calibration, calibrate
 from .duplicates import Copy, find_copies
 from .lineage import lineage_trees
 from .nearest import nearest
@@ -31,14 +30,14 @@ def search(table: str | PathLike, query: str | None, config: SearchConfig) -> li
     Args:
         table: Parquet file of `hf-wsl embed`.
         query: a `model_id` of the table, or a model (path, Hub id), which is embedded as the table was; None with
-            --duplicates, --calibrate and --lineage.
+            --duplicates and --lineage.
         config: the options.
 
     Returns:
         Lines of text.
 
     Raises:
-        ConfigError, ValueError, CheckpointError: see `nearest`, `find_copies`, `calibrate`, `lineage_trees`; and
+        ConfigError, ValueError, CheckpointError: see `nearest`, `find_copies`, `lineage_trees`; and
             none of the models at hand is in the table.
     """
     if config.output_file and Path(config.output_file).is_dir():
@@ -47,24 +46,15 @@ def search(table: str | PathLike, query: str | None, config: SearchConfig) -> li
     mode = next((mode for mode in MODES if getattr(config, mode)), None)
     if (query is None) == (mode is None):
         raise ConfigError(
-            "name one model to search for (a row of the table, a path or a Hub id), or one of --duplicates, "
-            "--calibrate and --lineage"
+            "name one model to search for (a row of the table, a path or a Hub id), or one of --duplicates and "
+            "--lineage"
         )
-    if mode == "calibrate":
-        calibration = _calibrate(embeddings, config)
-        content, lines = asdict(calibration), list(calibration_lines(calibration))
-    elif mode == "duplicates":
-        calibration = Calibration.read(config.calibration) if config.calibration else None
-        groups = find_copies(
-            embeddings,
-            metric=config.metric,
-            standardize=config.standardize,
-            calibration=calibration,
-            models=models_at_hand(embeddings, config.models) if config.models else [],
-        )
+    if mode == "duplicates":
+        held = models_at_hand(embeddings, config.models) if config.models else []
+        groups = find_copies(embeddings, held, config.allow_nonfinite)
         content, lines = [[asdict(copy) for copy in group] for group in groups], list(_group_lines(groups))
     elif mode == "lineage":
-        trees = lineage_trees(models_at_hand(embeddings, config.models))
+        trees = lineage_trees(models_at_hand(embeddings, config.models), config.allow_nonfinite)
         content = [tree.to_json() for tree in trees]
         lines = [line for tree in trees for line in [*tree.lines(), ""]] or ["No two models have one origin."]
     else:
@@ -131,44 +121,11 @@ def _embed_query(table: EmbeddingTable, query: str, config: SearchConfig) -> np.
     return embed_like(table, [query], expand_sources(config.models) if config.models else ())[0].embeddings
 
 
-def _calibrate(table: EmbeddingTable, config: SearchConfig) -> Calibration:
-    return calibrate(
-        table,
-        models_at_hand(table, config.models),
-        noises=config.noise_sizes,
-        sample=config.sample,
-        max_parameters=config.max_parameters,
-        false_positive_rate=config.false_positive_rate,
-        standardize=config.standardize,
-        fine_tunes=config.fine_tune_pairs,
-        seed=config.seed,
-    )
-
-
-def calibration_lines(calibration: Calibration) -> Iterator[str]:
-    """The thresholds, and how each kind of copy is found by them."""
-    for metric, figures in calibration.metrics.items():
-        yield (
-            f"{metric}: threshold {figures['threshold']:.3g}; of {figures['strangers']} models have a stranger within "
-            f"one of other models: {_percent(figures['false_positive_rate'])}"
-        )
-        for kind, rates in figures["kinds"].items():
-            precision = "not known" if rates["precision"] is None else f"{rates['precision']:.3f}"
-            yield (
-                f"  {kind:<12} {rates['copies']:>5} copies  recall {rates['recall']:.3f}  precision {precision}  "
-                f"AUC {rates['auc']:.3f}  original found first {rates['found_first']:.3f}"
-            )
-
-
-def _percent(rate: float | None) -> str:
-    return "not known, too few groups" if rate is None else f"{rate:.1%}"
-
-
 def _group_lines(groups: list[list[Copy]]) -> Iterator[str]:
     for number, group in enumerate(groups, start=1):
         yield f"group {number}: {len(group)} models"
         for copy in group:
-            source = "weights" if copy.by_weights else "embedding"
-            yield f"  {copy.model_id}: {copy.verdict} of {copy.nearest} ({source}; distance {copy.distance:.3g})"
+            source = "weights" if copy.by_weights else "fingerprints"
+            yield f"  {copy.model_id}: {copy.verdict} of {copy.nearest} ({source}; cosine {copy.position:.3f})"
     if not groups:
         yield "No copies were found."

@@ -6,6 +6,9 @@ from torch.nn import functional as F
 
 # Below this a token is constant: it has no shape to reconstruct, only a level.
 MIN_STD = 1e-8
+# In R2 a token's deviation counts as at least this share of the root mean square of its layer: else one token of a
+# dead filter, whose entries are rounding, outweighs a whole model.
+MIN_RELATIVE_STD = 1e-3
 # Added to the standard deviation that divides the error; the value of the paper's code.
 STD_EPS = 1e-4
 
@@ -177,7 +180,11 @@ def nt_xent(projections: torch.Tensor, temperature: float = 0.1, row_mask: torch
 
 
 def _r2_sums(
-    reconstruction: torch.Tensor, tokens: torch.Tensor, token_mask: torch.Tensor | None, standardize: str
+    reconstruction: torch.Tensor,
+    tokens: torch.Tensor,
+    token_mask: torch.Tensor | None,
+    standardize: str,
+    layer_ids: torch.Tensor | None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Residual and total sum of squares over the valid entries of the tokens that vary, float32 scalars."""
     if standardize not in ("token", "none"):
@@ -187,7 +194,17 @@ def _r2_sums(
         token_mask = torch.ones_like(tokens, dtype=torch.bool)
     mean, variance, count = token_moments(tokens, token_mask)
     counted = token_mask & (variance >= MIN_STD**2) & (count > 1)
-    scale = variance.clamp_min(MIN_STD**2).sqrt() if standardize == "token" else torch.ones_like(variance)
+    scale = torch.ones_like(variance)
+    if standardize == "token":
+        rows = tokens.reshape(-1, *tokens.shape[-2:])  # [windows, tokens, d_t]
+        ids = (
+            torch.zeros_like(rows[..., 0], dtype=torch.long)
+            if layer_ids is None
+            else layer_ids.reshape(rows.shape[:2])
+        )
+        level, spread, _ = _layer_moments(rows, token_mask.expand_as(tokens).reshape(rows.shape), ids)
+        least = (MIN_RELATIVE_STD**2 * (level**2 + spread)).reshape(variance.shape)
+        scale = torch.maximum(variance, least).clamp_min(MIN_STD**2).sqrt()
     residual = torch.where(counted, (reconstruction - tokens) / scale, 0).square().sum()
     total = torch.where(counted, (tokens - mean) / scale, 0).square().sum()
     return residual, total
@@ -199,21 +216,24 @@ def reconstruction_r2(
     tokens: torch.Tensor,
     token_mask: torch.Tensor | None = None,
     standardize: str = "token",
+    layer_ids: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """Share of the weights' variance that the reconstruction explains, per token.
 
     1 - sum((reconstruction - t)^2 / sigma_t^2) / sum((t - mean_t)^2 / sigma_t^2), mean and sigma over the valid
-    entries of each token; `standardize="none"` puts sigma = 1. Tokens with sigma below 1e-8 or fewer than 2 valid
+    entries of each token, sigma at least `MIN_RELATIVE_STD` of the root mean square of its layer (of its window, where
+    no layers are given); `standardize="none"` puts sigma = 1. Tokens with sigma below 1e-8 or fewer than 2 valid
     entries are left out. Giving back each token's mean scores 0.
 
     Args:
         reconstruction, tokens: [batch, tokens, d_t] (any leading dimensions).
         token_mask: bool of the same shape, or None.
+        layer_ids: integers [batch, tokens], `positions[..., 1]`.
 
     Returns:
         float32 scalar without gradient; NaN where no token varies.
     """
-    residual, total = _r2_sums(reconstruction, tokens, token_mask, standardize)
+    residual, total = _r2_sums(reconstruction, tokens, token_mask, standardize, layer_ids)
     return 1 - residual / total
 
 
@@ -234,10 +254,14 @@ class R2Accumulator:
 
     @torch.no_grad()
     def update(
-        self, reconstruction: torch.Tensor, tokens: torch.Tensor, token_mask: torch.Tensor | None = None
+        self,
+        reconstruction: torch.Tensor,
+        tokens: torch.Tensor,
+        token_mask: torch.Tensor | None = None,
+        layer_ids: torch.Tensor | None = None,
     ) -> None:
         """Adds a batch; arguments as in `reconstruction_r2`."""
-        residual, total = _r2_sums(reconstruction, tokens, token_mask, self.standardize)
+        residual, total = _r2_sums(reconstruction, tokens, token_mask, self.standardize, layer_ids)
         self.residual += residual.to("cpu", torch.float64)
         self.total += total.to("cpu", torch.float64)
 

@@ -139,7 +139,7 @@ def test_a_table_tells_copies_and_reordered_copies_from_strangers(tmp_path):
     assert set(list(found.values())[3:]) == {"neighbor"}
     said = run("search", str(table), "--duplicates")
     assert "group 1: 3 models" in said and "group 2" not in said
-    assert "permuted.pt: reordered of base.pt" in said
+    assert "permuted.pt: permuted or rescaled copy of base.pt" in said
     said = run("scan", str(models / "permuted.pt"), "--table", str(table))
     assert "3 copies in the table" in said and "base.pt: permuted or rescaled copy" in said
 

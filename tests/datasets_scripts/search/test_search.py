@@ -202,11 +202,6 @@ def test_an_unknown_query_is_refused_with_the_closest_row(population, tmp_path):
     [
         ({"duplicates": True, "lineage": True}, "choose one of"),
         ({"lineage": True}, "name the models of the table with --models"),
-        ({"calibrate": True, "models": ["m"]}, "name it with --output_file"),
-        ({"calibration": "file"}, "is of --duplicates"),
-        ({"fine_tunes": ["a,b"]}, "write PARENT=CHILD"),
-        ({"noises": ["much"]}, "takes numbers"),
-        ({"noises": ["inf"]}, "takes finite numbers"),
     ],
 )
 def test_options_that_contradict_each_other_are_refused(options, message):

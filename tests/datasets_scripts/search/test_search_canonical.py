@@ -11,10 +11,11 @@ from search_fixtures import new_net, train, write_model
 from datasets_scripts.embedding import EmbedConfig
 from datasets_scripts.embedding.embed_models import embed, embed_models
 from datasets_scripts.near_copies import NearCopyItem, fingerprint, near_copy_groups
+from datasets_scripts.search.compare import compare
 from datasets_scripts.search.lineage import lineage_trees
 from datasets_scripts.search.search import search
 from datasets_scripts.search.search_config import SearchConfig
-from datasets_scripts.search.weight_relations import WeightVerdicts, aligned_names, compare_weights
+from datasets_scripts.search.weight_relations import aligned_names, compare_weights
 from datasets_scripts.sources import expand_sources
 from datasets_scripts.splits import SplitItem, assign_splits
 from modeling_wsl import open_checkpoint
@@ -50,9 +51,10 @@ def groups_found(table, tmp_path, **options):
 
 
 def test_copies_under_wrappers_are_one_group_and_exact(wrapped, tmp_path):
-    embed("pooled-statistics", [wrapped], tmp_path / "table.parquet")
+    embed("profile", [wrapped], tmp_path / "table.parquet")
     (group,) = groups_found(tmp_path / "table.parquet", tmp_path, models=[str(wrapped)])
-    assert group == {"plain": "exact", "tuned": "fine-tune-like"} | {f"copy{i}": "exact" for i in range(len(PREFIXES))}
+    copies = {f"copy{i}": "same weights" for i in range(len(PREFIXES))}
+    assert group == {"plain": "same weights", "tuned": "fine-tune", **copies}
 
 
 def test_the_tree_of_a_family_does_not_depend_on_wrappers(wrapped):
@@ -89,9 +91,8 @@ def test_experts_embed_the_same_however_they_are_stored(tmp_path, method):
     table, _ = embed_models(method, [tmp_path])
     assert (table.embeddings == table.embeddings[0]).all()
     assert np.array_equal(embed_model(mixture("split")).position, embed_model(mixture("turned")).position)
-    verdicts = WeightVerdicts(expand_sources([tmp_path]))
-    assert verdicts.relation("split", "stacked", are_close=False) == "exact"
-    assert verdicts.relation("split", "turned", are_close=False) == "exact"
+    for form in ("stacked", "turned"):
+        assert compare(tmp_path / "split", tmp_path / form).verdict == "same weights"
 
 
 def adapter(folder, change=None, seed=0):
@@ -112,9 +113,8 @@ def test_two_factorizations_of_an_adapter_are_near_and_another_adapter_is_not(tm
     adapter(tmp_path / "one")
     adapter(tmp_path / "refactored", torch.randn(4, 4) + 3 * torch.eye(4))
     adapter(tmp_path / "other", seed=1)
-    verdicts = WeightVerdicts(expand_sources([tmp_path]))
-    assert verdicts.relation("one", "refactored", are_close=False) == "near"
-    assert verdicts.relation("one", "other", are_close=True) is None
+    assert compare(tmp_path / "one", tmp_path / "refactored").verdict == "copy"
+    assert compare(tmp_path / "one", tmp_path / "other").verdict == "same architecture only"
     table, _ = embed_models("pooled-statistics", [tmp_path])
     rows = dict(zip(table.model_ids, table.embeddings, strict=True))
     np.testing.assert_allclose(rows["one"], rows["refactored"], rtol=1e-3, atol=1e-4)
@@ -130,9 +130,9 @@ def test_casts_are_near_copies_even_where_all_weights_are_denormal(tmp_path):
     tiny = {name: value * 1e-34 for name, value in state.items()}  # denormal in float32 too
     write_model(tmp_path / "tiny", tiny)
     write_model(tmp_path / "tiny64", {name: value.double() for name, value in tiny.items()})
-    verdicts = WeightVerdicts(expand_sources([tmp_path]))
-    assert verdicts.relation("float32", "float16", are_close=False) == "near"
-    assert verdicts.relation("tiny", "tiny64", are_close=False) == "exact"
+    # A fifth of each weight is rounded away, to steps that leave few values.
+    assert compare(tmp_path / "float32", tmp_path / "float16").verdict == "quantized copy"
+    assert compare(tmp_path / "tiny", tmp_path / "tiny64").verdict == "same weights"
     items = [NearCopyItem(str(i), fingerprint(open_checkpoint(s))) for i, s in enumerate((state, tiny))]
     assert len(set(near_copy_groups(items))) == 1
 
@@ -144,11 +144,11 @@ def test_a_model_that_cannot_be_compared_is_a_verdict_and_the_others_go_on(wrapp
         (folder / name).mkdir()
         (folder / name / "model.safetensors").write_bytes((wrapped / name / "model.safetensors").read_bytes())
     write_model(folder / "broken", new_net(0).state_dict())
-    embed("pooled-statistics", [folder], tmp_path / "table.parquet")
+    embed("profile", [folder], tmp_path / "table.parquet")
     broken = folder / "broken" / "model.safetensors"
     broken.write_bytes(broken.read_bytes()[:200])
     (group,) = groups_found(tmp_path / "table.parquet", tmp_path, models=[str(folder)])
-    assert group["plain"] == group["copy0"] == "exact" or group["plain"].startswith("not comparable")
+    assert group["plain"] == group["copy0"] == "same weights" or group["plain"].startswith("not comparable")
     assert group["broken"].startswith("not comparable: ")
     (tree,) = lineage_trees(expand_sources([folder]))
     assert {tree.root, *(edge.child for edge in tree.edges)} == {"plain", "copy0"}

@@ -163,3 +163,16 @@ def test_r2_of_each_tokens_mean_is_zero_and_nothing_to_measure_is_nan():
     assert math.isnan(R2Accumulator().compute())
     with pytest.raises(ValueError, match="'row'"):
         reconstruction_r2(tokens, tokens, standardize="row")
+
+
+@pytest.mark.parametrize("known", [True, False], ids=["by layer", "by window"])
+def test_the_rounding_of_a_dead_filter_does_not_outweigh_a_model(known):
+    torch.manual_seed(0)
+    tokens = 0.02 * torch.randn(1, 40, 230)
+    tokens[0, 7] = 3e-7 * tokens[0, 7]  # a dead filter: what is left of it is rounding
+    layers = torch.zeros(1, 40, dtype=torch.long) if known else None
+    alive = torch.ones(1, 40, 230, dtype=torch.bool)
+    alive[0, 7] = False
+    slight = tokens + 1e-4 * tokens.std() * torch.randn_like(tokens)
+    expected = reconstruction_r2(slight, tokens, alive, layer_ids=layers).item()
+    assert reconstruction_r2(slight, tokens, layer_ids=layers).item() == pytest.approx(expected, abs=1e-3)

@@ -8,11 +8,10 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 
+from datasets_scripts.search.weight_relations import open_source
+from datasets_scripts.sources import ModelSource
 from hf_wsl.files import sha256, write_json
 from modeling_wsl.tokens.manifest import batch_norm_names
-
-from ..sources import ModelSource
-from .weight_relations import open_source
 
 
 EXACT, CAST, PERMUTED, NOISE = "exact", "float16", "permuted", "noise"
