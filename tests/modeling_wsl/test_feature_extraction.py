@@ -75,7 +75,9 @@ def assert_round_trip(fx: WSLFeatureExtractor, source, state: dict[str, torch.Te
         assert same_bits(back[name], tensor), name
 
 
-LARGE = ("resnet101", "resnet152", "convnext_small", "convnext_base")  # as their smaller kin, and 10 s each
+# As their smaller kin, and up to 10 s each.
+LARGE = ("resnet101", "resnet152", "convnext_small", "convnext_base", "tf_efficientnetv2_m", "deit3_base_patch16_224")
+LARGE += ("swin_s3_small_224", "swin_s3_base_224")
 
 
 @pytest.mark.parametrize(

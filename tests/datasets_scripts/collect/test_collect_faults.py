@@ -1,12 +1,11 @@
 """A collection ends with the same bytes with one worker and several, killed at any moment, and under every fault."""
 
 import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 from collect_fixtures import CONFIG, collect_undisturbed, configured, hashes, model_rows
+from command_line import hf_wsl
 from hub_models import seed_mixed
 from interrupted_runs import run_and_die
 
@@ -91,13 +90,10 @@ def test_the_command_collects_prints_the_outcomes_and_plans_without_collecting(h
     seed_mixed(hub)
     recipe = tmp_path / "collect.yaml"
     recipe.write_text("".join(f"{key}: {value}\n" for key, value in CONFIG.settings().items() if value is not None))
-    command = [sys.executable, "-m", "hf_wsl.cli", "-q", "collect", "--config", str(recipe)]
-    command += ["--retries", "1", "--retry-pause", "0.01"]
-    first = subprocess.run([*command, "--output_dir", str(tmp_path / "out")], capture_output=True, text=True)
-    assert first.returncode == 0, first.stderr
+    command = ["-q", "collect", "--config", recipe, "--retries", "1", "--retry-pause", "0.01"]
+    first = hf_wsl(*command, "--output_dir", tmp_path / "out")
+    assert first.exit_code == 0, first.stderr
     assert "27 accepted" in first.stdout and "3 duplicate" in first.stdout and "1 network" in first.stdout
     assert hashes(tmp_path / "out") == undisturbed
-    plan = subprocess.run(
-        [*command, "--output_dir", str(tmp_path / "no"), "--dry-run"], capture_output=True, text=True, check=True
-    )
-    assert "models listed: 60" in plan.stdout and not (tmp_path / "no").exists()
+    plan = hf_wsl(*command, "--output_dir", tmp_path / "no", "--dry-run")
+    assert plan.exit_code == 0 and "models listed: 60" in plan.stdout and not (tmp_path / "no").exists()
