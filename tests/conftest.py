@@ -4,6 +4,7 @@ huggingface_hub, datasets and transformers read these variables when they are im
 Commands that tests start inherit them.
 """
 
+import gc
 import os
 import shutil
 import tempfile
@@ -39,6 +40,23 @@ def hub(hub_server):
     """The same, empty at the start of every test."""
     hub_server.reset()
     return hub_server
+
+
+def pytest_collection_finish():
+    """Puts what the imports made, over a million objects, out of the sight of the garbage collector.
+
+    Accelerate collects garbage at the start of every training run, which took as long as a whole run of these.
+    """
+    gc.collect()
+    gc.freeze()
+
+
+@pytest.fixture(scope="module", autouse=True)
+def modules_that_load_late_are_no_garbage():
+    """Libraries load much of themselves when a test first needs it."""
+    yield
+    gc.collect()
+    gc.freeze()
 
 
 def pytest_sessionfinish():

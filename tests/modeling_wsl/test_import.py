@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from fresh_process import run_fresh
 
 import modeling_wsl
 
@@ -33,18 +34,14 @@ assert "class AutoModel(" in inspect.getsource(modeling_auto)
 """
 
 
-def run(code):
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr[-3000:]
-
-
 def test_the_import_loads_neither_torch_nor_transformers():
-    run(
+    code = (
         "import sys, modeling_wsl\n"
         "heavy = {'torch', 'transformers', 'numpy', 'huggingface_hub', 'safetensors'} & set(sys.modules)\n"
         "assert not heavy, heavy\n"
         "assert 'WSLModel' in dir(modeling_wsl)\n"
     )
+    subprocess.run([sys.executable, "-c", code], check=True)
 
 
 @pytest.mark.parametrize(
@@ -60,7 +57,7 @@ def test_the_import_loads_neither_torch_nor_transformers():
     ids=["the library first", "transformers first", "in the middle of transformers", "the library's own need of it"],
 )
 def test_everything_is_registered_whatever_is_imported_first(imports):
-    run(imports + REGISTERED)
+    run_fresh(imports + REGISTERED)
 
 
 def test_the_names_for_type_checkers_are_those_that_load():

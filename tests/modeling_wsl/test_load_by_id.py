@@ -1,15 +1,13 @@
 """Backbones, models and anchors by their Hub ids: Auto classes, pipelines and commands, revisions, tokens, errors."""
 
 import json
-import os
-import subprocess
-import sys
 
 import pyarrow.parquet as pq
 import pytest
 import timm
 import torch
 from command_line import hf_wsl
+from fresh_process import run_fresh
 from safetensors.torch import load, save
 from transformers import AutoConfig, AutoFeatureExtractor, AutoModel, AutoModelForPreTraining, pipeline
 
@@ -267,15 +265,9 @@ def test_without_the_library_the_code_of_the_named_state_serves(hub, old, new, t
     hub.add("org/private", new, private=True)
     wanted = [(BACKBONE, {"revision": first}), ("org/private", {"token": "hf_alice"})]
     torch.save(STATE, tmp_path / "state.pt")
-    process = subprocess.run(
-        [sys.executable, "-c", WITHOUT_THE_LIBRARY, str(tmp_path / "state.pt"), json.dumps(wanted)],
-        env={**os.environ, "HF_MODULES_CACHE": str(tmp_path / "modules")},
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-    )
-    assert process.returncode == 0, process.stderr[-4000:]
-    found = json.loads(process.stdout.splitlines()[-1])
+    places = {"folder": tmp_path, "HF_MODULES_CACHE": str(tmp_path / "modules")}
+    printed = run_fresh(WITHOUT_THE_LIBRARY, tmp_path / "state.pt", json.dumps(wanted), **places)
+    found = json.loads(next(line for line in printed.splitlines() if line.startswith("{")))
     for name, options in wanted:
         expected = pipeline("weight-embedding", model=name, **options)
         token_size, embedding, count = found[name]

@@ -1,7 +1,4 @@
 import json
-import os
-import subprocess
-import sys
 from collections.abc import Sequence
 
 import numpy as np
@@ -9,6 +6,7 @@ import pytest
 import timm
 import torch
 from datasets import Dataset
+from fresh_process import run_fresh
 from halo_reference import encode_haloed
 from safetensors.torch import save_file
 from torch import nn
@@ -237,12 +235,8 @@ numpy.savez(f"{target}/results.npz", embedding=embedder(source)["embedding"], we
 def test_a_process_without_the_library_embeds_generates_and_saves_again(folder, embedder, generator, tmp_path):
     source = tmp_path / "model.safetensors"
     save_file(net().state_dict(), source)
-    script = tmp_path / "remote.py"
-    script.write_text(REMOTE)
     target = tmp_path / "saved"
-    environment = {**os.environ, "HF_MODULES_CACHE": str(tmp_path / "modules")}
-    command = [sys.executable, str(script), str(folder), str(source), str(target)]
-    subprocess.run(command, check=True, cwd=tmp_path, env=environment)
+    run_fresh(REMOTE, folder, source, target, HF_MODULES_CACHE=str(tmp_path / "modules"))
     assert {path.name for path in folder.glob("*.py")} == {path.name for path in target.glob("*.py")}
     results = np.load(target / "results.npz")
     np.testing.assert_allclose(results["embedding"], embedder(str(source))["embedding"], atol=1e-6)

@@ -1,11 +1,10 @@
 """A saved folder in a process that cannot import the library: everything comes from the folder's own code files."""
 
 import os
-import subprocess
-import sys
 
 import pytest
 import torch
+from fresh_process import run_fresh
 from transformers import AutoFeatureExtractor, AutoModel, AutoModelForPreTraining, pipeline
 
 from modeling_wsl import WSLConfig, WSLFeatureExtractor, WSLForPreTraining, WSLModel, wsl
@@ -55,15 +54,8 @@ def state_dict():
 def run_without_the_library(script, folder, state_dict, tmp_path):
     torch.save(state_dict, tmp_path / "state.pt")
     arguments = [folder, tmp_path / "second", tmp_path / "state.pt", tmp_path / "result.pt"]
-    environment = {**os.environ, "HF_MODULES_CACHE": str(tmp_path / "modules"), "HF_HUB_OFFLINE": "1"}
-    process = subprocess.run(
-        [sys.executable, "-c", PREAMBLE + script, *map(str, arguments)],
-        env=environment,
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-    )
-    assert process.returncode == 0, process.stderr[-4000:]
+    environment = {"HF_MODULES_CACHE": str(tmp_path / "modules"), "HF_HUB_OFFLINE": "1"}
+    run_fresh(PREAMBLE + script, *arguments, folder=tmp_path, **environment)
     return torch.load(tmp_path / "result.pt")
 
 

@@ -1,11 +1,8 @@
 """`WSLModel` with `latent_code="matrix"`; what holds for every latent code is tested in test_modeling.py."""
 
-import os
-import subprocess
-import sys
-
 import pytest
 import torch
+from fresh_process import run_fresh
 from transformers import AutoModel
 
 from modeling_wsl import WSLConfig, WSLFeatureExtractor, WSLForPreTraining, WSLModel
@@ -249,10 +246,8 @@ assert type(model).__module__.startswith("transformers_modules."), type(model)
 output = model(**torch.load("batch.pt"))
 torch.save([output.latents, output.reconstruction.detach(), model.noise_scale(output.latents)], "result.pt")
 """
-    environment = {**os.environ, "HF_MODULES_CACHE": str(tmp_path / "modules"), "HF_HUB_OFFLINE": "1"}
-    command = [sys.executable, "-c", script]
-    process = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True)
-    assert process.returncode == 0, process.stderr[-4000:]
+    environment = {"HF_MODULES_CACHE": str(tmp_path / "modules"), "HF_HUB_OFFLINE": "1"}
+    run_fresh(script, folder=tmp_path, **environment)
     latents, reconstruction, scale = torch.load(tmp_path / "result.pt")
     output = model(**batch)
     assert torch.equal(latents, output.latents)

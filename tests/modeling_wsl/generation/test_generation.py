@@ -1,13 +1,12 @@
 import copy
 import json
 import math
-import subprocess
-import sys
 from collections import OrderedDict
 
 import pytest
 import timm
 import torch
+from fresh_process import run_fresh
 from generation_fixtures import EXTRACTOR, Net, generated, same, small_backbone, trained
 from halo_reference import encode_haloed
 from safetensors.torch import load_file
@@ -277,7 +276,7 @@ def test_saved_folders_load_by_their_own_library_in_a_fresh_process(make, tmp_pa
     for name, model in models.items():
         model.save_pretrained(tmp_path / name)
     torch.save((images, ids), tmp_path / "inputs.pt")
-    subprocess.run([sys.executable, "-c", LOAD, str(tmp_path)], check=True)
+    run_fresh(LOAD, tmp_path)
     outputs = torch.load(tmp_path / "outputs.pt")
     with torch.no_grad():
         for name in ("resnet", "vit"):
