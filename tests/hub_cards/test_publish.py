@@ -15,6 +15,7 @@ import pytest
 import timm
 import torch
 from command_line import hf_wsl
+from fresh_process import run_fresh
 from huggingface_hub import ModelCard
 from publish_fixtures import (
     WITHHELD,
@@ -254,10 +255,7 @@ assert type(AutoFeatureExtractor.from_pretrained("org/backbone")) is modeling_ws
 latents = {"remote": remote(tokens).latents.detach(), "library": model(tokens).latents.detach()}
 torch.save({**latents, "embedding": torch.as_tensor(embedding)}, sys.argv[1])
 """
-    environment = {**os.environ, "HF_HOME": str(tmp_path / "home")}
-    arguments = [sys.executable, "-c", script, str(tmp_path / "found.pt")]
-    done = subprocess.run(arguments, env=environment, cwd=tmp_path, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr[-3000:]
+    run_fresh(script, tmp_path / "found.pt", folder=tmp_path, HF_HOME=str(tmp_path / "home"))
     found = torch.load(tmp_path / "found.pt")
     torch.testing.assert_close(found["remote"], expected)
     torch.testing.assert_close(found["library"], expected)
