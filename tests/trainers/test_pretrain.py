@@ -58,7 +58,7 @@ def test_a_run_that_sigterm_stopped_and_latest_resumed_equals_an_uninterrupted_o
     assert json.loads((tmp_path / "broken" / "training_facts.json").read_text())["status"] == "interrupted"
     assert not (tmp_path / "broken" / "model.safetensors").exists()
 
-    finish(command(arguments(data, tmp_path / "broken", "--resume_from_checkpoint", "latest", **options)))
+    main(arguments(data, tmp_path / "broken", "--resume_from_checkpoint", "latest", **options))
     finished = main(arguments(data, tmp_path / "whole", **options))
     for name in ("model.safetensors", "optimizer.safetensors"):
         first, second = (tmp_path / run / "checkpoint-90" / name for run in ("whole", "broken"))
