@@ -124,7 +124,10 @@ def load_model(config: FinetuneCommandOptions, data: ImageSplits | TextSplits) -
         missing, unexpected = model.load_state_dict(kept, strict=False)
     except RuntimeError as error:
         raise ValueError(f"The weights of '{config.model}' do not fit: {one_line(error)}") from error
-    missing = set(missing) - (target.head if config.new_head else set())
+    # transformers stores a tied tensor once, under one of its names.
+    held = {target.tied.get(name, name) for name in kept}
+    missing = {name for name in missing if target.tied.get(name, name) not in held}
+    missing -= target.head if config.new_head else set()
     if missing or unexpected:
         raise ValueError(
             f"'{config.model}' does not hold the weights of its architecture: it lacks {sorted(missing)[:3]} and has "

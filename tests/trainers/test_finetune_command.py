@@ -115,6 +115,11 @@ def test_a_language_model_by_the_shipped_recipe_learns_and_loads_with_transforme
     model = GPT2LMHeadModel.from_pretrained(tmp_path / "out")
     assert model.config.vocab_size == 320 and model.lm_head.weight is model.transformer.wte.weight
     assert (tmp_path / "out" / "tokenizer.json").is_file()
+    # transformers stores the tied classifier once: the folder is trained on all the same.
+    again = ["--model", tmp_path / "out", "--output_dir", tmp_path / "again", "--task", "causal-language-modeling"]
+    again += ["--data.text", folder / "book.txt", "--data.tokenizer", tmp_path / "out", "--data.block_size", 16]
+    more = main(list(map(str, [*again, "--max_steps", 1, "--use_cpu", "true"])))
+    assert more["history"][0]["metrics"]["loss"] == pytest.approx(result["test"]["loss"], rel=0.2)
 
 
 def test_what_does_not_fit_is_said_in_one_line_before_any_training(folder, tmp_path, capsys):
