@@ -19,7 +19,7 @@ from modeling_wsl.tokens.layer_normalization import LayerStatistics
 
 from .licenses import is_redistributable
 from .model_facts import HubFacts, ModelFacts, find_facts
-from .near_copies import MIN_CLOSE_TENSORS, fingerprint
+from .near_copies import fingerprint
 from .outcomes import outcome_of
 from .schema import ACCEPTED, REFUSED
 from .sources import ModelSource
@@ -239,9 +239,9 @@ def write_part(checkpoint: Checkpoint, source: ModelSource, config: DatasetConfi
             "manifest": manifest.to_json(),
             "weights_sha256": checkpoint.sha256(),
         }
-        sampled = fingerprint(checkpoint)
-        digest = canonical_sha256(checkpoint) if len(sampled) < MIN_CLOSE_TENSORS else None
-        return ModelRecord("", columns, sampled, merge_moments(moments) if moments else None, digest)
+        told_by = fingerprint(checkpoint)
+        digest = None if told_by else canonical_sha256(checkpoint)
+        return ModelRecord("", columns, told_by, merge_moments(moments) if moments else None, digest)
 
 
 def _window_rows(

@@ -30,7 +30,7 @@ class ModelRecord:
         row: its columns of the config `models`, without split and groups, which depend on the other models.
         near_copy_fingerprint: what near copies are told by (`near_copies.py`); None for a refused model.
         layer_moments: what layers are normalized by (`window_rows.py`); None where they are not.
-        canonical_sha256: of a model that near copies cannot be told of: too few tensors to sample.
+        canonical_sha256: of a model that near copies cannot be told of: it has no fingerprint.
     """
 
     fingerprint: str

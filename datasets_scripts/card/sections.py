@@ -189,8 +189,8 @@ def copies(accepted: Sequence[Row]) -> Iterator[str]:
     in_groups = f"{sum(size for _, size in large):,} models are in {_count(len(large), 'group')}"
     yield (
         f"{_count(exact, 'model')} {are_copies} of others (`duplicate_group`). {in_groups} of near copies "
-        "(`near_copy_group`): fine-tunes of one base as they state it, and models whose weights correlate entry by "
-        "entry. Copies with permuted neurons are not found. Groups are named after their first model."
+        "(`near_copy_group`): fine-tunes of one base as they state it, and models whose weights point "
+        "the same way. Copies with permuted neurons are not found. Groups are named after their first model."
     )
     if large:
         yield markdown_table(("near copies of", "models"), [(plain(n), f"{size:,}") for n, size in _head(large)])

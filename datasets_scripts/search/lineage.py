@@ -10,7 +10,7 @@ import numpy as np
 from scipy.sparse.csgraph import minimum_spanning_tree
 
 from modeling_wsl.checkpoints.errors import CheckpointError
-from modeling_wsl.embedding.model_embedding import embed_checkpoint
+from modeling_wsl.embedding.model_embedding import position_of
 
 from ..sources import ModelSource
 from .duplicates import NOT_COMPARABLE, components
@@ -117,7 +117,7 @@ def lineage_trees(models: Sequence[ModelSource], allow_nonfinite: bool = False) 
     for model in models:
         try:
             with open_source(model, allow_nonfinite) as checkpoint:
-                positions.append(embed_checkpoint(checkpoint).position)
+                positions.append(position_of(checkpoint))
         except CheckpointError as error:
             logger.warning("left out: %s", error)
             continue

@@ -1,6 +1,6 @@
 """The embedding of a model from its weights alone, in three sections: profile, position, probe."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,7 +11,7 @@ from ..checkpoints.canonical import embedding_view
 from ..checkpoints.checkpoint import Checkpoint, open_checkpoint
 from ..checkpoints.errors import NotTokenizableError
 from .fingerprints import SIZE, Position, Probe
-from .network_layers import plan_layers, read_layers
+from .network_layers import NetworkLayer, plan_layers, read_layers
 from .profile import Profile
 
 
@@ -74,6 +74,31 @@ def embed_checkpoint(
         NotTokenizableError: it has no matrix.
         NonFiniteWeightsError: a weight is NaN or infinite, and the checkpoint does not allow it.
     """
+    profile, position, probe = Profile(), Position(size), Probe(size)
+    names = []
+    for layer in _layers(checkpoint):
+        for section in (profile, position, probe):
+            section.add(layer)
+        names.append(layer.plan.name)
+        if advance is not None:
+            advance(layer.plan.numel)
+    return ModelEmbedding(profile.vector(), position.vector(), probe.vector(), tuple(dict.fromkeys(names)))
+
+
+def position_of(checkpoint: Checkpoint) -> np.ndarray:
+    """The section `position` alone, float32 `[128]`, in a quarter of the time of `embed_checkpoint`.
+
+    Raises:
+        NotTokenizableError, NonFiniteWeightsError: see `embed_checkpoint`.
+    """
+    position = Position()
+    for layer in _layers(checkpoint):
+        position.add(layer)
+    return position.vector()
+
+
+def _layers(checkpoint: Checkpoint) -> Iterator[NetworkLayer]:
+    """The layers of a network in order, one at a time in memory."""
     view = embedding_view(checkpoint)
     plans = plan_layers(spec for name, spec in view.tensors.items() if name not in view.constants)
     if not plans:
@@ -85,11 +110,4 @@ def embed_checkpoint(
         view.check_finite(name, tensor)
         return tensor
 
-    profile, position, probe = Profile(), Position(size), Probe(size)
-    for layer in read_layers(plans, read):
-        for section in (profile, position, probe):
-            section.add(layer)
-        if advance is not None:
-            advance(layer.plan.numel)
-    names = tuple(dict.fromkeys(plan.name for plan in plans))
-    return ModelEmbedding(profile.vector(), position.vector(), probe.vector(), names)
+    yield from read_layers(plans, read)
