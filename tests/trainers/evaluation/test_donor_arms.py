@@ -60,7 +60,7 @@ def test_every_arm_is_run_for_every_donor_and_says_its_cost_and_gain(place):
     assert results["arms"]["tuned scratch"]["runs"][0]["learning_rate"] in (3e-4, 1e-3, 3e-3)
     assert all(donor["test"]["accuracy"] > 0.25 for donor in results["donors"])
     page = (place / "evaluation" / "evaluation.md").read_text()
-    assert "| distilled fit |" in page and "epochs to the end of scratch" in page
+    assert "| distilled fit |" in page and "epochs to the end of tuned scratch" in page
     again = evaluate(EvaluateConfig(**options(place)))
     assert again["arms"] == results["arms"]
 
