@@ -5,11 +5,14 @@ import json
 import pytest
 import torch
 from command_line import hf_wsl
-from search_fixtures import new_net, train
+from search_fixtures import new_net, train, write_model
 from torch import nn
 
+from datasets_scripts.embedding import EmbeddingTable, embed
 from datasets_scripts.search.compare import compare, write_comparison
+from datasets_scripts.search.duplicates import find_copies
 from datasets_scripts.search.scan import scan
+from datasets_scripts.sources import expand_sources
 from hf_wsl.options import ConfigError
 from modeling_wsl import CheckpointError
 
@@ -82,6 +85,32 @@ def test_the_verdict_names_the_kind_of_copy(kind):
     comparison = compare(BASE, copy)
     assert comparison.verdict == verdict
     assert compare(copy, BASE).verdict == verdict
+
+
+@pytest.mark.parametrize(("dtype", "largest"), [(torch.float8_e4m3fn, 448), (torch.int8, 127)])
+def test_a_file_of_8_bit_codes_is_a_quantized_copy_of_its_original(tmp_path, dtype, largest):
+    generator = torch.Generator().manual_seed(0)
+    full, codes = {}, {}
+    for layer in range(2):
+        name = f"model.layers.{layer}.mlp.up_proj.weight"
+        full[name] = 0.02 * torch.randn(48, 640, generator=generator)
+        scale = full[name].abs().amax(1, keepdim=True) / largest
+        whole = full[name] / scale if dtype.is_floating_point else (full[name] / scale).round()
+        codes |= {name: whole.to(dtype), f"{name}_scale": scale}
+    told = {"model_type": "llama", "torch_dtype": "bfloat16"}
+    kind = {"num_bits": 8, "type": "float" if dtype.is_floating_point else "int"}
+    settings = {"quant_method": "compressed-tensors", "config_groups": {"group_0": {"weights": kind}}}
+    for folder, state, config in (
+        ("full", full, told),
+        ("codes", codes, told | {"quantization_config": settings}),
+    ):
+        write_model(tmp_path / folder, state)
+        (tmp_path / folder / "config.json").write_text(json.dumps(config))
+    comparison = compare(tmp_path / "full", tmp_path / "codes")
+    assert comparison.verdict == "quantized copy" and comparison.closeness.kind == "copy"
+    embed("profile", [tmp_path], tmp_path / "table.parquet")
+    (group,) = find_copies(EmbeddingTable.read(tmp_path / "table.parquet"), expand_sources([tmp_path]))
+    assert {copy.verdict for copy in group} == {"quantized copy"}
 
 
 def test_a_fine_tune_with_a_new_head_is_one_of_its_parent_and_of_no_stranger():
