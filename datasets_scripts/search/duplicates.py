@@ -105,9 +105,14 @@ def _verdict(
         ):
             judgement = judge(first, second, space.row_pair(*pair))
             return judgement.verdict if judgement.neurons or judgement.verdict != STRANGERS[0] else UNMATCHED
-    except CheckpointError as error:
-        logger.warning("%s and %s are not comparable: %s", *(model.model_id for model in models), error.reason)
-        return f"{NOT_COMPARABLE}: {error.reason}"
+    except MemoryError:  # of the run, not of these models
+        raise
+    except Exception as error:  # files from the wild break in any way; the other pairs go on
+        known = isinstance(error, CheckpointError)
+        reason = error.reason if known else f"{type(error).__name__}: {error}"
+        names = [model.model_id for model in models]
+        logger.warning("%s and %s are not comparable: %s", *names, reason, exc_info=not known)
+        return f"{NOT_COMPARABLE}: {reason}"
 
 
 def _neighbors(table: EmbeddingTable, at_hand: dict[str, ModelSource]) -> set[tuple[int, int]]:

@@ -8,6 +8,8 @@ from hf_wsl.options import ConfigError, argument, option
 
 METRICS = ("cosine", "euclidean")
 MODES = ("duplicates", "lineage")
+# Of the calibration by planted copies, which the fingerprints' rule needs no more.
+CALIBRATION = ("calibrate", "calibration", "sample", "max_parameters", "noises", "false_positive_rate", "fine_tunes")
 
 
 @dataclass(frozen=True)
@@ -18,7 +20,7 @@ class SearchConfig:
     metric: str = option("cosine", "Distance of embeddings.", METRICS)
     standardize: bool = option(True, "Give every feature mean 0 and deviation 1 over the table first.")
     index: str = option("exact", "exact, faiss (exact too), or an approximate one of faiss: faiss:HNSW32.")
-    duplicates: bool = option(False, "Group the models that are copies of each other.")
+    duplicates: bool = option(False, "Group the models that are copies of each other.", was=CALIBRATION)
     lineage: bool = option(False, "Find who was fine-tuned from whom, by weights.")
     models: list = option([], "The models of the table, for what needs their weights; separated by commas.")
     allow_nonfinite: bool = option(False, "Take models that hold NaN or infinite weights too.")

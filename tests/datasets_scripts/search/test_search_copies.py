@@ -100,9 +100,10 @@ def test_a_table_without_fingerprints_says_what_makes_them(models, tmp_path):
         search(tmp_path / "table.parquet", None, SearchConfig(duplicates=True))
 
 
-def test_options_of_earlier_versions_are_refused_by_name(table):
-    result = hf_wsl("search", table, "--calibrate", "--models", "m")
-    assert result.exit_code == 1 and "calibrate" in result.output
+@pytest.mark.parametrize("option", ["--calibrate", "--calibration", "--noises"])
+def test_options_of_earlier_versions_are_refused_with_what_to_use(table, option):
+    result = hf_wsl("search", table, option, "0.1", "--models", "m")
+    assert result.exit_code == 1 and f"'{option}'" in result.output and "--duplicates" in result.output
 
 
 def test_models_that_are_not_at_hand_are_told(table, models, tmp_path, caplog):
