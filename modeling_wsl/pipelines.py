@@ -144,8 +144,8 @@ class WeightEmbeddingPipeline(WeightPipeline):
     than the features of any backbone so far. `embedding` is float32 numpy `[529]`, profile, position and probe one
     after the other, each under its own name too, and `layers` names the matrices that were looked at.
 
-    With a backbone it is the mean of `WSLModel.token_features`, the paper's latents (section 3.4): `embedding` float32
-    numpy `[latent_size]` (longer with another pooling), `per_layer` {layer name: float32 `[latent_size]`}. `manifest`
+    With a backbone it is the mean of `WSLModel.token_features`, the paper's latents (appendix B.2.2): `embedding`
+    float32 numpy `[latent_size]` (longer with another pooling), `per_layer` {layer name: float32 `[latent_size]`}. `manifest`
     is the model's `WeightManifest`. A list gives a list, with `{"error": ..., "index": ...}` for a
     source that cannot be read; see `WeightPipeline`. A source is what `open_checkpoint` reads: state dict, module,
     file, folder, Hub id. It is read in haloed windows or layer by layer: memory does not grow with its size.
@@ -251,7 +251,7 @@ class WeightEmbeddingPipeline(WeightPipeline):
 
 
 class WeightGenerationPipeline(WeightPipeline):
-    """Generates models: around anchors of the same architecture (paper, section 3.4), or from donors of other sizes.
+    """Generates models: around anchors of the same architecture (paper, B.2.2), or from donors of other sizes.
 
     ```python
     generator = pipeline("weight-generation", model="org/hf-wsl-large")

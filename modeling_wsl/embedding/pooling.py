@@ -1,4 +1,4 @@
-"""From the latents of a model's tokens, which arrive in pieces, to one vector for the model (paper, section 3.4)."""
+"""From the latents of a model's tokens, which arrive in pieces, to one vector for the model (paper, B.2.2)."""
 
 from collections.abc import Sequence
 

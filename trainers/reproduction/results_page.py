@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
+from math import comb
 from pathlib import Path
 from statistics import mean
 from typing import Any
@@ -81,20 +82,35 @@ def write_page(results_dir: str | Path, page: str | Path) -> Path:
 
 def _overview(results: Sequence[Result]) -> str:
     """For every row of every table, on how many of its models the generated arm is ahead of each rival."""
-    rows = []
+    rows: dict[str, list[str]] = {}
     for result in results:
         for label, entries in rows_of(result).items():
-            pairs = (wins(result, entries, rival, None) for rival in RIVALS)
-            cells = [f"{won} of {of}" if of else "" for won, of in pairs]
-            rows.append([f"{result['heading']}, {result['scale']}", label, *cells])
+            pairs = [wins(result, entries, rival, None) for rival in RIVALS]
+            cells = [f"{won} of {of} ({_sign_test(won, of):.2g})" if of else "" for won, of in pairs]
+            compared = json.dumps(
+                [[e["architecture"], e["dataset"], e["arms"]["generated"]["summary"]] for e in entries]
+            )
+            name = f"{result['heading']}, {result['scale']}"
+            if compared in rows:  # the same runs, shown again
+                rows[compared][0] += f"; {result['heading']}"
+            else:
+                rows[compared] = [name, label, *cells]
+    rows = list(rows.values())
     return (
         "## What holds\n\nOn how many architectures and data sets the generated models are better than each control "
-        "on the test split, after fine-tuning where there is any. Ahead of scratch alone says that something of the "
-        "anchor is left; ahead of a random projection and PCA, that the backbone has learned something that helps; "
+        "on the test split, after fine-tuning where there is any; in brackets the probability of a count so far from "
+        "half by chance (sign test, both sides). Tables that show the same runs share a row. Ahead of scratch alone "
+        "says that something of the anchor is left; ahead of a random projection and PCA, that the backbone has learned something that helps; "
         "ahead of anchor + noise and anchor rotated, that its errors are better ones than random. Noise of the same "
         "length keeps more of the anchor's direction than what is generated: anchor rotated is the fairer of the two."
         "\n\n" + markdown_table(["table", "row", *RIVALS], rows, text_columns=2) + "\n"
     )
+
+
+def _sign_test(won: int, of: int) -> float:
+    """The probability of a count at least so far from half of `of` fair coins."""
+    far = max(won, of - won)
+    return min(1.0, 2 * sum(comb(of, count) for count in range(far, of + 1)) / 2**of)
 
 
 def _section(result: Result, folder: str) -> str:
@@ -157,23 +173,25 @@ def _ranking(ranked_by: str | None) -> str:
 
 def _few_shot(result: Result) -> Iterator[str]:
     datasets = list(dict.fromkeys(entry["dataset"] for entry in result["entries"]))
-    rows = []
+    rows, ensembles = [], []
     for label, entries in rows_of(result).items():
         for dataset in datasets:
             entry = best_backbone([e for e in entries if e["dataset"] == dataset])
             arms = arms_of(result, entry)
             names = arm_names(result, result["entries"])
             cells = [_test(arms[arm]) if arm in arms else "" for arm in names]
-            ensemble = arms.get("generated", {}).get("ensemble")
-            cells.append(f"{100 * ensemble['accuracy']:.1f}" if ensemble else "")
             rows.append([label, dataset, *cells])
-    header = ["row", "data set", *arm_names(result, result["entries"]), "ensemble of the generated"]
+            joint = [arms.get(arm, {}).get("ensemble") for arm in names]
+            ensembles.append([label, dataset, *(f"{100 * one['accuracy']:.1f}" if one else "" for one in joint)])
+    header = ["row", "data set", *arm_names(result, result["entries"])]
     yield (
         "Test accuracy in percent without fine-tuning, mean ± deviation over the models. Generated, anchor + noise, "
         "anchor rotated and prior are the best of many draws on validation images; reconstructed, PCA, random "
         "projection, permuted and anchor are of every anchor, unselected:"
     )
     yield markdown_table(header, rows, text_columns=2)
+    yield "The models of each arm as one ensemble (mean logits), selected as above:"
+    yield markdown_table(header, ensembles, text_columns=2)
     shown = [
         best_backbone([e for e in own if e["dataset"] == d]) for own in rows_of(result).values() for d in datasets
     ]
