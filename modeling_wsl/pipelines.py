@@ -145,10 +145,10 @@ class WeightEmbeddingPipeline(WeightPipeline):
     after the other, each under its own name too, and `layers` names the matrices that were looked at.
 
     With a backbone it is the mean of `WSLModel.token_features`, the paper's latents (appendix B.2.2): `embedding`
-    float32 numpy `[latent_size]` (longer with another pooling), `per_layer` {layer name: float32
-    `[latent_size]`}. `manifest` is the model's `WeightManifest`. A list gives a list, with `{"error": ..., "index": ...}` for a
-    source that cannot be read; see `WeightPipeline`. A source is what `open_checkpoint` reads: state dict, module,
-    file, folder, Hub id. It is read in haloed windows or layer by layer: memory does not grow with its size.
+    float32 numpy `[latent_size]` (longer with another pooling), `per_layer` {layer name: float32 `[latent_size]`}.
+    `manifest` is the model's `WeightManifest`. A list gives a list, with `{"error": ..., "index": ...}` for a source
+    that cannot be read; see `WeightPipeline`. A source is what `open_checkpoint` reads: state dict, module, file,
+    folder, Hub id. It is read in haloed windows or layer by layer: memory does not grow with its size.
 
     Args (of the call, or of `pipeline` as defaults):
         pooling: "sections", or of a backbone's latents "mean", "moments" or "layers", see `LatentPool`; default: mean

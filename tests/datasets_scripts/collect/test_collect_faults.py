@@ -1,6 +1,8 @@
 """A collection ends with the same bytes with one worker and several, killed at any moment, and under every fault."""
 
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -95,5 +97,8 @@ def test_the_command_collects_prints_the_outcomes_and_plans_without_collecting(h
     assert first.exit_code == 0, first.stderr
     assert "27 accepted" in first.stdout and "3 duplicate" in first.stdout and "1 network" in first.stdout
     assert hashes(tmp_path / "out") == undisturbed
-    plan = hf_wsl(*command, "--output_dir", tmp_path / "no", "--dry-run")
-    assert plan.exit_code == 0 and "models listed: 60" in plan.stdout and not (tmp_path / "no").exists()
+    # In a process of its own: what the shell starts.
+    words = [sys.executable, "-m", "hf_wsl.cli", *map(str, command), "--output_dir", str(tmp_path / "no"), "--dry-run"]
+    plan = subprocess.run(words, capture_output=True, text=True)
+    assert plan.returncode == 0, plan.stderr
+    assert "models listed: 60" in plan.stdout and not (tmp_path / "no").exists()
