@@ -14,6 +14,7 @@ from hf_wsl.command_line import parse
 
 
 README = Path(__file__).parents[2] / "README.md"
+PAGES = [README, *sorted((README.parent / "docs").glob("*.md"))]
 
 
 def test_the_example_of_the_readme_runs(tmp_path, monkeypatch):
@@ -28,8 +29,12 @@ def test_the_example_of_the_readme_runs(tmp_path, monkeypatch):
 
 
 def readme_commands():
-    """The words of each `hf-wsl` command of the README, without the program; `accelerate launch` is another way in."""
-    for block in re.findall(r"```bash\n(.*?)```", README.read_text(), re.DOTALL):
+    """The words of each `hf-wsl` command of the README and the documentation, without the program.
+
+    `accelerate launch` is another way in.
+    """
+    blocks = [block for page in PAGES for block in re.findall(r"```bash\n(.*?)```", page.read_text(), re.DOTALL)]
+    for block in blocks:
         for line in block.replace("\\\n", " ").splitlines():
             words = shlex.split(line, comments=True)
             if words[:1] == ["hf-wsl"]:
@@ -64,13 +69,14 @@ def test_the_example_of_a_command_has_options_that_there_are(name):
     read(*words)
 
 
-def test_every_local_link_of_the_readme_leads_somewhere():
-    links = re.findall(r"\]\(([^)#]+)\)", README.read_text())
-    local = [link for link in links if "://" not in link]
-    assert local
-    assert not [link for link in local if not (README.parent / link).exists()]
+def test_every_local_link_of_a_page_leads_somewhere():
+    for page in PAGES:
+        links = re.findall(r"\]\(([^)#]+)[^)]*\)", page.read_text())
+        local = [link for link in links if "://" not in link]
+        assert local or page is not README
+        assert not [link for link in local if not (page.parent / link).exists()], page
 
 
 def test_the_figures_of_the_readme_are_those_of_the_committed_results():
-    command = [sys.executable, README.parent / "benchmarks" / "fill_readme.py", "--check"]
-    assert subprocess.run(command, check=False).returncode == 0, "run: python benchmarks/fill_readme.py"
+    command = [sys.executable, README.parent / "benchmarks" / "fill_docs.py", "--check"]
+    assert subprocess.run(command, check=False).returncode == 0, "run: python benchmarks/fill_docs.py"

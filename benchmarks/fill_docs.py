@@ -1,7 +1,7 @@
-"""Writes the table of measured figures into README.md from the committed JSON under results/.
+"""Writes the measured figures into README.md and docs/benchmarks.md from the committed JSON under results/.
 
-python benchmarks/fill_readme.py          # rewrite the README's section
-python benchmarks/fill_readme.py --check  # exit with 1 if the README differs from what the JSON says
+python benchmarks/fill_docs.py          # rewrite their sections
+python benchmarks/fill_docs.py --check  # exit with 1 if one of them differs from what the JSON says
 """
 
 import argparse
@@ -14,8 +14,9 @@ from trainers.reproduction.speed import speed_table
 
 
 ROOT = Path(__file__).resolve().parent.parent
-BEGIN = "<!-- measured: written by benchmarks/fill_readme.py from results/*.json -->"
-END = "<!-- /measured -->"
+# File -> the lines around its section.
+MEASURED = ("<!-- measured: written by benchmarks/fill_docs.py from results/*.json -->", "<!-- /measured -->")
+FIGURES = ("<!-- figures: written by benchmarks/fill_docs.py from results/*.json -->", "<!-- /figures -->")
 BUDGET = 128  # numbers for a token, at which codes are compared in detail
 
 
@@ -181,23 +182,65 @@ def section() -> str:
         search_rows(),
         collect_rows(),
     ]
-    return "\n".join([BEGIN, "\n\n".join("\n".join(part) for part in parts), END])
+    return "\n\n".join("\n".join(part) for part in parts).replace("](results/", "](../results/")
+
+
+def figures() -> str:
+    """The README's table: what wins, beside what it beats."""
+    donors, search = read("donors_small.json")["public"], read("search_public_models.json")
+    near = {name: found["neighbors"] for name, found in search["embeddings"].items()}
+    rows = [
+        (
+            f"CIFAR-10 accuracy of a {row['target']}, untrained, from a public {row['donor']} and {row['images']} "
+            "unlabeled images",
+            f"**{100 * row['fit']['accuracy']:.1f}** in {row['fit']['cpu_seconds']:.0f} CPU seconds",
+            f"weight selection {100 * row['select']['accuracy']:.1f}",
+        )
+        for row in donors
+        if "fit" in row
+    ]
+    grown = donors[-1]
+    rows.append(
+        (
+            f"outputs of a {grown['target']}, grown from a {grown['donor']}",
+            f"equal to {grown['resize']['output_error']:.0e}",
+            "",
+        )
+    )
+    for fact in ("repository", "family"):
+        rows.append(
+            (
+                f"the nearest of {search['models']} public models is of the same {fact}",
+                f"**{near['profile'][fact]['rate']:.2f}**",
+                f"pooled statistics {near['pooled-statistics'][fact]['rate']:.2f}, "
+                f"chance {near['profile'][fact]['chance']:.2f}",
+            )
+        )
+    kinds = search["copies"]["kinds"]
+    found = ", ".join(f"{kind} {kinds[kind]['fingerprints']:.2f}" for kind in ("noise 1", "permuted"))
+    rows.append(("copies found, with noise as large as the weights, and with permuted neurons", f"**{found}**", ""))
+    return "\n".join(["| what | hf-wsl | beside it |", "|---|---|---|", *(f"| {' | '.join(row)} |" for row in rows)])
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--check", action="store_true")
     check = parser.parse_args().check
-    readme = ROOT / "README.md"
-    text = readme.read_text()
-    before, _, rest = text.partition(BEGIN)
-    _, _, after = rest.partition(END)
-    filled = before + section() + after
-    if check:
-        sys.exit(filled != text)
-    temporary = readme.with_suffix(".tmp")
-    temporary.write_text(filled)
-    os.replace(temporary, readme)
+    differ = False
+    for path, (begin, end), text in (
+        (ROOT / "docs" / "benchmarks.md", MEASURED, section()),
+        (ROOT / "README.md", FIGURES, figures()),
+    ):
+        old = path.read_text()
+        before, _, rest = old.partition(begin)
+        _, _, after = rest.partition(end)
+        filled = "\n".join([before + begin, text, end]) + after
+        differ |= filled != old
+        if not check:
+            temporary = path.with_suffix(".tmp")
+            temporary.write_text(filled)
+            os.replace(temporary, path)
+    sys.exit(check and differ)
 
 
 if __name__ == "__main__":
