@@ -119,11 +119,13 @@ def _partners(
     target: _Node, donor: _Node, parts: Sequence[str], theirs: Sequence[str], first: bool
 ) -> Iterable[tuple[str, str, bool, str]]:
     """(child, the donor's child, it repeats the one before, the donor's last child that it stands for)."""
-    stages, their_stages = _stages(target, parts), _stages(donor, theirs)
-    alike = set(parts) == set(theirs) and list(map(len, stages)) == list(map(len, their_stages))
+    alike = set(parts) == set(theirs) and all(
+        _similar(target.children[part].kind(), donor.children[part].kind()) for part in parts
+    )
     if alike or not parts[0][-1:].isdigit():
         yield from ((part, part, False, part) for part in parts if part in theirs)
         return
+    stages, their_stages = _stages(target, parts), _stages(donor, theirs)
     if len(stages) != len(their_stages):
         stages, their_stages = [list(parts)], [list(theirs)]
     kinds = {part: target.children[part].kind() for part in parts}

@@ -100,6 +100,10 @@ GROWING = {
         convnext([8, 12, 16, 20], [1, 1, 2, 1]),
         convnext([16, 24, 32, 40], [2, 1, 3, 1]),
     ),
+    "two stages of one width": lambda: (
+        timm.create_model("mobilenetv2_035", num_classes=4),  # 8, 8, 16 wide where the other one is 8, 16, 16
+        timm.create_model("mobilenetv2_050", num_classes=4),
+    ),
     "concatenated": lambda: (densenet(8), densenet(12)),
     "more groups": lambda: (resnext(4, 16, (1, 1, 1, 1)), resnext(8, 16, (2, 1, 1, 1))),
     "wider groups": lambda: (resnext(4, 16, (1, 1, 1, 1)), resnext(4, 32, (1, 1, 1, 1))),
