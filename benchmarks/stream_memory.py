@@ -2,7 +2,8 @@
 
     python benchmarks/stream_memory.py --output results/stream_memory.json
 
-Writes a safetensors file of that size into a temporary folder first (2.6 GB in bfloat16). Linux only: reads /proc.
+Writes a safetensors file of that size into a temporary folder first (2.6 GB in bfloat16), or with `--gguf Q4_0` a
+GGUF file of quantized blocks. Linux only: reads /proc.
 """
 
 import argparse
@@ -18,7 +19,22 @@ from modeling_wsl import WSLFeatureExtractor
 
 
 def write_model(path: Path, arguments: argparse.Namespace) -> None:
-    save_file(large_model(arguments.layers, arguments.width, getattr(torch, arguments.dtype)), path)
+    if arguments.gguf is None:
+        save_file(large_model(arguments.layers, arguments.width, getattr(torch, arguments.dtype)), path)
+        return
+    import gguf
+
+    writer = gguf.GGUFWriter(path, "gpt2")
+    kind = gguf.GGMLQuantizationType[arguments.gguf]
+    for name, value in large_model(arguments.layers, arguments.width, torch.float32).items():
+        if value.dim() == 1:
+            writer.add_tensor(name, value.numpy())
+        else:
+            writer.add_tensor(name, gguf.quants.quantize(value.numpy(), kind), raw_dtype=kind)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
 
 
 def large_model(layers: int, width: int, dtype: torch.dtype) -> dict[str, torch.Tensor]:
@@ -39,9 +55,10 @@ def main() -> None:
     parser.add_argument("--layers", type=int, default=24)
     parser.add_argument("--width", type=int, default=2048)
     parser.add_argument("--dtype", default="bfloat16", choices=["bfloat16", "float16", "float32"])
+    parser.add_argument("--gguf", choices=["Q8_0", "Q4_0", "Q5_1"], help="Kind of the blocks of a GGUF file.")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "model.safetensors"
+        path = Path(folder) / ("model.safetensors" if arguments.gguf is None else "model.gguf")
         alone(write_model, path, arguments)  # its memory must not be mistaken for the reader's
         fx = WSLFeatureExtractor()
         fx({"warm.up": torch.randn(10_000)})  # what the libraries allocate once is the interpreter's own
