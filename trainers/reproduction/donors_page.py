@@ -18,7 +18,7 @@ SMALL_ABOUT = (
     "Small architectures, three donors of each trained on 8,000 images of CIFAR-10 for six epochs; the targets have "
     "two thirds of their width (MobileNets: the next published width) and mostly fewer blocks. Fitted on 512 and then "
     "trained on 3,000 other images for five epochs; scratch with the best of three learning rates. Untrained: "
-    "validation accuracy; the last columns: test accuracy, mean and deviation over donors."
+    "validation accuracy; the last columns: test accuracy, mean and deviation over donors. One seed of the training."
 )
 
 
