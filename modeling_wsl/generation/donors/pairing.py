@@ -58,10 +58,10 @@ class _Node:
             yield from child.shapes()
 
     def kind(self, prefix: str = "") -> frozenset[str]:
-        """What lies below: relative names with the number of axes."""
+        """What lies below, whatever the number of blocks: relative names with the number of axes."""
         own = set() if self.name is None else {f"{prefix}/{len(self.shape)}"}
         for part, child in self.children.items():
-            own |= child.kind(f"{prefix}.{part}")
+            own |= child.kind(f"{prefix}.{'#' if part.isdigit() else part}")
         return frozenset(own)
 
 

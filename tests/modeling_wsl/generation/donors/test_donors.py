@@ -104,6 +104,10 @@ GROWING = {
         timm.create_model("mobilenetv2_035", num_classes=4),  # 8, 8, 16 wide where the other one is 8, 16, 16
         timm.create_model("mobilenetv2_050", num_classes=4),
     ),
+    "stages of many more blocks": lambda: (
+        timm.create_model("resnet18", channels=[4, 6, 8, 10], layers=[1, 1, 2, 1], num_classes=4),
+        timm.create_model("resnet18", channels=[6, 8, 12, 20], layers=[2, 3, 6, 2], num_classes=4),
+    ),
     "concatenated": lambda: (densenet(8), densenet(12)),
     "more groups": lambda: (resnext(4, 16, (1, 1, 1, 1)), resnext(8, 16, (2, 1, 1, 1))),
     "wider groups": lambda: (resnext(4, 16, (1, 1, 1, 1)), resnext(4, 32, (1, 1, 1, 1))),
