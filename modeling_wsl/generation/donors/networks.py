@@ -16,6 +16,7 @@ from torch.nn import functional
 from transformers import PreTrainedModel
 
 from ...checkpoints.checkpoint import open_checkpoint
+from ...checkpoints.reference import exists
 from ..anchors import AnchorSource, match_anchors
 from ..generated_model import GeneratedModel
 from ..targets import Target, resolve_target
@@ -82,7 +83,9 @@ def open_donor(
 
 def _architecture(source: AnchorSource, options: Mapping[str, Any]) -> Target:
     known = {name: options[name] for name in ("revision", "token") if options.get(name) is not None}
-    target = resolve_target(source, **known) if isinstance(source, str | PathLike) else None
+    # A folder that is there is meant, also where timm has an architecture of its name: its weights are read.
+    named = Path(source) if isinstance(source, str) and exists(source) else source
+    target = resolve_target(named, **known) if isinstance(source, str | PathLike) else None
     if target is None or target.library == "plain":
         name = source if isinstance(source, str | PathLike) else f"<{type(source).__name__}>"
         raise ValueError(

@@ -10,6 +10,7 @@ from torch.nn import functional
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM, pipeline
 
 from modeling_wsl.generation.donors.generation import DonorSettings, generate_from_donors
+from modeling_wsl.generation.targets import resolve_target
 
 
 class Block(nn.Module):
@@ -278,3 +279,12 @@ def test_few_images_are_warned_about(caplog):
     logging.getLogger("transformers").propagate = True
     generate_from_donors(ResNet(8, 1), ResNet(16, 1), DonorSettings(images=images(8), progress=False))
     assert "8 images are few for a fit" in caplog.text
+
+
+def test_a_folder_is_meant_where_timm_has_an_architecture_of_its_name(tmp_path, monkeypatch):
+    target = resolve_target("resnet10t", 3, {"stem_width": 4, "channels": [4, 4, 8, 8]})
+    (tmp_path / "resnet10t").mkdir()
+    target.save(target.build(0).state_dict(), tmp_path / "resnet10t")
+    monkeypatch.chdir(tmp_path)
+    (model,) = generate_from_donors(target, ["resnet10t"], DonorSettings(progress=False))
+    assert model.provenance["output_error"] < 1e-5
